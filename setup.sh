@@ -1,0 +1,40 @@
+# Sourced by quickstart.sh and test.sh: finds Python, makes .venv, installs what the file named in $1 pins.
+# A second run finds the same pins installed and returns at once.
+
+find_python() {
+    local candidate
+    for candidate in python3 python python3.11 python3.12 python3.13; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "需要 Python 3.11 或更新的版本：请从 python.org 安装，或运行 apt install python3 / conda create -n sft python=3.11" >&2
+    return 1
+}
+
+set_up() {
+    local requirements=$1 stamp=.venv/installed-$1.txt python
+    if cmp -s "$requirements" "$stamp" && cmp -s requirements.txt .venv/installed-base.txt; then
+        return
+    fi
+    python=$(find_python) || return 1
+    [ -x .venv/bin/python ] || [ -x .venv/Scripts/python.exe ] || "$python" -m venv .venv || {
+        echo "无法建立 .venv：Debian/Ubuntu 请先 apt install python3-venv" >&2
+        return 1
+    }
+    activate
+    echo "安装依赖（$requirements）……" >&2
+    python -m pip install --quiet --disable-pip-version-check -r "$requirements" || {
+        echo "安装失败：请检查网络或 pip 镜像设置后重新运行" >&2
+        return 1
+    }
+    cp requirements.txt .venv/installed-base.txt
+    cp "$requirements" "$stamp"
+}
+
+activate() {
+    # Git Bash on Windows keeps the scripts elsewhere.
+    if [ -f .venv/Scripts/activate ]; then source .venv/Scripts/activate; else source .venv/bin/activate; fi
+    export PYTHONUTF8=1
+}
