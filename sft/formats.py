@@ -1,0 +1,550 @@
+"""Read what people have into raw rows of the two original shapes, each with its line number.
+
+Classification: ``{"text", "category"?, "output"}`` (zh_cls_fudan-news). NER: ``{"text", "entities": [{"start_idx",
+"end_idx", "entity_text", "entity_label"}]}`` (CCFBDCI), ends exclusive, in code points. Rows are read one at a time;
+a row that cannot be read comes as a ``RowError`` in its place. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import orjson
+
+from sft.ner import CCFBDCI_LABELS
+from sft.records import InputError, RowError
+from sft.text import detect_encoding, read_literal, shown
+
+_TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "句子")
+_LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "分类")
+_ENTITY_COLUMNS = ("entities", "label", "labels", "实体", "标签")
+_SAMPLE_CHARACTERS = 1 << 20
+_MOST_SENTENCE_LINES = 100_000
+_TAG = re.compile(r"O|[BIEMS][-_].+")
+
+Row = tuple[int, bytes | str, dict | RowError]  # line number from 1, the line as it stands, what it says
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input file and how it is to be read.
+
+    Attributes:
+        task: ``classification`` or ``ner``.
+        format: fudan, jsonl, csv, tsv; ccfbdci, spans, doccano, cluener, conll.
+        detail: what else was recognised, for the summary: the tag scheme of CoNLL, unquoted TSV.
+        text_column, label_column: the names of the two columns or fields.
+        options_column: where classification rows bring options of their own, ``""`` if they do not.
+        ccfbdci_labels: nine of ten entities in the first rows of a CCFBDCI file have one of its four labels.
+    """
+
+    path: Path
+    task: str
+    format: str
+    encoding: str
+    detail: str = ""
+    text_column: str = "text"
+    label_column: str = "output"
+    options_column: str = ""
+    ccfbdci_labels: bool = False
+
+    def describe(self) -> str:
+        """Format and encoding, for the summary."""
+        encoding = "UTF-8（有 BOM）" if self.encoding == "utf-8-sig" else self.encoding.upper()
+        return f"{self.format}{f'（{self.detail}）' if self.detail else ''}，{encoding}"
+
+
+# ---- recognising a file ----
+
+
+def classification_source(
+    path: Path,
+    *,
+    format: str = "auto",
+    encoding: str = "auto",
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> Source:
+    """How to read a classification file.
+
+    Raises:
+        InputError: it cannot be read, is in no known format, or its columns cannot be told.
+    """
+    encoding = _encoding(path, encoding)
+    sample = _sample(path, encoding)
+    if format == "auto":
+        format = _delimited(path, sample) or "jsonl"
+    delimited = format in ("csv", "tsv")
+    detail = "引号按原文" if format == "tsv" and not _is_quoted(sample) else ""
+    columns = _header(path, sample, format, detail) if delimited else _fields(path, sample)
+    columns = columns or ["text", "category", "output"]  # no line is JSON: each will be rejected with its reason
+
+    text_column = _column(path, columns, text_column, _TEXT_COLUMNS, "--text_column", "文本")
+    # In fudan's rows `category` is the list of options; elsewhere it is the label.
+    label_names = ("output",) if {"category", "output"} <= set(columns) else _LABEL_COLUMNS
+    label_column = _column(path, columns, label_column, label_names, "--label_column", "标签")
+    options_column = "options" if "options" in columns else ""
+    if "category" in columns and label_column == "output":
+        options_column = "category"
+    if not delimited and (text_column, label_column, options_column) == ("text", "output", "category"):
+        format = "fudan"
+    elif format == "fudan":
+        format = "jsonl"
+    return Source(path, "classification", format, encoding, detail, text_column, label_column, options_column)
+
+
+def ner_source(
+    path: Path,
+    *,
+    format: str = "auto",
+    encoding: str = "auto",
+    text_column: str | None = None,
+    label_column: str | None = None,
+) -> Source:
+    """How to read a NER file.
+
+    Raises:
+        InputError: it cannot be read, is in no known format, or its columns cannot be told.
+    """
+    encoding = _encoding(path, encoding)
+    sample = _sample(path, encoding)
+    if format == "conll" or (format == "auto" and _is_tagged(path, sample)):
+        return Source(path, "ner", "conll", encoding, _tag_scheme(sample))
+    if format == "auto":
+        format = _delimited(path, sample) or "auto"
+    delimited = format in ("csv", "tsv")
+    detail = "引号按原文" if format == "tsv" and not _is_quoted(sample) else ""
+    columns = _header(path, sample, format, detail) if delimited else _fields(path, sample)
+    columns = columns or ["text", "entities"]  # no line is JSON: each will be rejected with its reason
+
+    text_column = _column(path, columns, text_column, _TEXT_COLUMNS, "--text_column", "文本")
+    label_column = _column(path, columns, label_column, _ENTITY_COLUMNS, "--label_column", "实体")
+    if format == "auto":
+        format = _entity_notation(sample, label_column)
+    four = format == "ccfbdci" and _has_ccfbdci_labels(sample)
+    return Source(path, "ner", format, encoding, detail, text_column, label_column, ccfbdci_labels=four)
+
+
+def _encoding(path: Path, encoding: str) -> str:
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}：是一个目录；请给出其中的文件，如 {path / 'train.jsonl'}")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}：不是普通文件；请先把数据存成文件")
+        return detect_encoding(path, encoding)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}：没有这个文件；请检查路径") from error
+    except OSError as error:
+        raise InputError(f"{path}：无法读取（{error.strerror}）") from error
+
+
+def _sample(path: Path, encoding: str) -> list[str]:
+    """The first lines that are not blank, about a megabyte of them, as far as they decode.
+
+    Raises:
+        InputError: there are none; a file may hold a byte order mark and nothing else.
+    """
+    lines, size = [], 0
+    with path.open(encoding=encoding, newline="\n", errors="replace") as file:
+        for line in file:
+            if line.strip(" \t\r\n"):
+                lines.append(line)
+            size += len(line)
+            if size > _SAMPLE_CHARACTERS:
+                break
+    if not lines:
+        raise InputError(f"{path}：文件是空的；请检查下载是否完整")
+    return lines
+
+
+def _delimited(path: Path, sample: list[str]) -> str | None:
+    """``csv`` or ``tsv`` by the file's name, else by its first line; None when that line begins like JSON."""
+    ending = path.suffix.lower()[1:]
+    first = sample[0].strip()
+    if ending in ("csv", "tsv"):
+        return ending
+    if first.startswith("[") or first == "{":
+        raise InputError(f"{path}:1：需要每行一个 JSON 对象；可以这样转换：jq -c '.[]?' {path} > 新文件.jsonl")
+    if first.startswith("{") or ending in ("json", "jsonl"):
+        return None
+    if "\t" in first or "," in first:
+        return "tsv" if "\t" in first else "csv"
+    raise InputError(f"{path}:1：认不出格式（第一行是 {first[:40]!r}）；请用 --format 指明")
+
+
+def _is_quoted(sample: list[str]) -> bool:
+    """Whether a TSV uses CSV's quoting. Many do not, and have quotation marks in their texts."""
+    widths = {line.count("\t") for line in sample}
+    try:
+        return len(widths) > 1 or {len(cells) - 1 for cells in csv.reader(sample, "excel-tab", strict=True)} == widths
+    except csv.Error:
+        return False
+
+
+def _header(path: Path, sample: list[str], format: str, detail: str) -> list[str]:
+    try:
+        header = next(_csv_reader(iter(sample), format, detail), [])
+    except csv.Error as error:
+        raise InputError(f"{path}:1：表头读不出来（{error}）；请检查引号") from error
+    if len(set(header)) < len(header):
+        raise InputError(f"{path}:1：表头有重名的列（{'、'.join(header)}）；请改成不同的名字")
+    return header
+
+
+def _fields(path: Path, sample: list[str]) -> list[str]:
+    """The fields that most of the first rows have."""
+    fields = Counter(tuple(row) for row in _sample_objects(sample))
+    return list(fields.most_common(1)[0][0]) if fields else []
+
+
+def _sample_objects(sample: Iterable[str]) -> Iterator[dict]:
+    for line in sample:
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue  # it will be rejected when it is read
+        if type(row) is dict:
+            yield row
+
+
+def _column(
+    path: Path, columns: Sequence[str], chosen: str | None, names: tuple[str, ...], flag: str, what: str
+) -> str:
+    """The one column that is ``chosen``, or that has one of the usual names."""
+    found = [column for column in columns if column == chosen or (not chosen and column.strip().lower() in names)]
+    if len(found) == 1:
+        return found[0]
+    listed = "、".join(columns[:20])
+    if chosen:
+        raise InputError(f"{path}:1：没有 {flag} 给出的列 {chosen!r}；有的列是 {listed}")
+    problem = f"有几列都像{what}（{'、'.join(found)}）" if found else f"认不出哪一列是{what}（有 {listed[:200]!r}）"
+    raise InputError(f"{path}:1：{problem}；请用 {flag} 指明")
+
+
+def _entity_notation(sample: list[str], column: str) -> str:
+    for row in _sample_objects(sample):
+        value = row.get(column)
+        if type(value) is dict:
+            return "cluener"
+        if type(value) is list and value:
+            if type(value[0]) is not dict:
+                return "doccano"
+            return "ccfbdci" if "start_idx" in value[0] else "spans"
+    return "ccfbdci"
+
+
+def _has_ccfbdci_labels(sample: list[str]) -> bool:
+    """A mistyped label must not turn the four into a set of raw ones, hence nine of ten."""
+    labels = []
+    for row in _sample_objects(sample):
+        entities = row.get("entities")
+        items = entities if type(entities) is list else ()
+        labels += [str(item.get("entity_label")) for item in items if type(item) is dict]
+    return sum(label.strip() in CCFBDCI_LABELS for label in labels) >= 0.9 * len(labels)
+
+
+def _is_tagged(path: Path, sample: list[str]) -> bool:
+    """Whether nine of ten of the first lines end in a BIO, BIOES or BMES tag."""
+    lines = sample[:200]
+    tagged = sum(bool(_TAG.fullmatch(_split_tag(line)[1])) for line in lines)
+    return path.suffix.lower() not in (".csv", ".tsv") and tagged > 0.9 * len(lines)
+
+
+def _tag_scheme(sample: list[str]) -> str:
+    prefixes = {_split_tag(line)[1][:1] for line in sample}
+    if "M" in prefixes:
+        return "BMES"
+    return "BIOES" if prefixes & {"E", "S"} else "BIO"
+
+
+# ---- reading rows ----
+
+
+def read_rows(source: Source) -> Iterator[Row]:
+    """Every row of a file in the original shapes; blank lines are no rows.
+
+    Raises:
+        InputError: the file cannot be read to its end.
+    """
+    if source.format == "conll":
+        rows = _read_conll(source)
+    elif source.format in ("csv", "tsv"):
+        rows = _read_csv(source)
+    else:
+        rows = _read_json_lines(source)
+    as_they_are = source.format in ("fudan", "conll") or (
+        source.format == "ccfbdci" and (source.text_column, source.label_column) == ("text", "entities")
+    )
+    if not as_they_are:
+        rows = _in_original_shape(rows, source)
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source.path}：不是完整的 {source.encoding}（{error.reason}）；请另存为 UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{source.path}：读到一半出错（{error.strerror}）") from error
+
+
+def _in_original_shape(rows: Iterator[Row], source: Source) -> Iterator[Row]:
+    for number, line, row in rows:
+        if type(row) is dict:
+            try:
+                row = _entity_row(source, row) if source.task == "ner" else _label_row(source, row)
+            except RowError as error:
+                row = error
+        yield number, line, row
+
+
+def _label_row(source: Source, row: dict) -> dict:
+    options = row.get(source.options_column) if source.options_column else None
+    return {"text": row.get(source.text_column), "category": options, "output": row.get(source.label_column)}
+
+
+def _entity_row(source: Source, row: dict) -> dict:
+    """A CCFBDCI row from CLUENER's, doccano's or span notation; in a CSV, notation stands in the cell as a string."""
+    text, value = row.get(source.text_column), row.get(source.label_column)
+    if source.format in ("csv", "tsv"):
+        try:
+            value = read_literal(value) if value.strip() else []
+        except ValueError:
+            raise RowError(source.label_column, "应是 JSON 或 Python 写法的实体列表") from None
+    if type(text) is str and type(value) is dict:
+        value = list(_cluener_entities(value, source.label_column))
+    elif type(text) is str and type(value) is list:
+        value = [_span_entity(item, source.label_column) for item in value]
+    return {"text": text, "entities": value}  # of a type that does not fit, the task will say so
+
+
+def _span_entity(item: object, field: str) -> dict:
+    if type(item) is dict:
+        if "start_idx" in item:
+            return item
+        start, end = item.get("start", item.get("start_offset")), item.get("end", item.get("end_offset"))
+        return {"start_idx": start, "end_idx": end, "entity_text": item.get("text"), "entity_label": item.get("label")}
+    if type(item) in (list, tuple) and len(item) == 3:
+        return {"start_idx": item[0], "end_idx": item[1], "entity_label": item[2]}
+    raise RowError(field, f"认不出的实体 {shown(item)}；应如 [起, 止, 标签]")
+
+
+def _cluener_entities(value: dict, field: str) -> Iterator[dict]:
+    """CLUENER: ``{label: {surface: [[start, last], …]}}``, the last character included."""
+    for label, surfaces in value.items():
+        if type(surfaces) is not dict:
+            raise RowError(field, f"{label} 应是 {{实体: [[起, 止]]}}，实际是 {shown(surfaces)}")
+        for surface, places in surfaces.items():
+            for place in places if type(places) is list else [None]:
+                if type(place) is not list or len(place) != 2 or not all(type(edge) is int for edge in place):
+                    raise RowError(field, f"{surface} 的位置应是 [[起, 止]]，实际是 {shown(places)}")
+                start, last = place
+                yield {"start_idx": start, "end_idx": last + 1, "entity_text": surface, "entity_label": label}
+
+
+# ---- JSON lines ----
+
+
+def _read_json_lines(source: Source) -> Iterator[Row]:
+    loads = orjson.loads
+    for number, line in _numbered_lines(source):
+        try:
+            row = loads(line)
+        except orjson.JSONDecodeError as error:
+            if not line.isspace():
+                yield number, line, _why_not_json(line, error)
+            continue
+        if type(row) is not dict:
+            row = RowError("", f"应是一个 JSON 对象，实际是 {type(row).__name__}")
+        elif line.count(b":" if type(line) is bytes else ":") != len(
+            row
+        ):  # nested, or colons in the text, or repeated
+            row = _repeated_key(line, row) or row
+        yield number, line, row
+
+
+def _numbered_lines(source: Source) -> Iterator[tuple[int, bytes | str]]:
+    """Lines end at LF alone: U+2028 and its like may stand in a text. UTF-8 stays bytes, for orjson reads those."""
+    if source.encoding == "utf-16":
+        with source.path.open(encoding="utf-16", newline="\n", errors="surrogatepass") as file:
+            yield from enumerate(file, start=1)
+        return
+    with source.path.open("rb", buffering=1 << 20) as file:
+        if source.encoding == "utf-8-sig":
+            file.seek(3)
+        for number, line in enumerate(file, start=1):
+            if source.encoding == "gb18030":
+                with suppress(UnicodeDecodeError):  # as bytes it goes on to be rejected
+                    line = line.decode("gb18030")
+            yield number, line
+
+
+def _repeated_key(line: bytes | str, row: dict) -> RowError | None:
+    """The error of a key that stands twice in one object with different values; orjson would keep the last."""
+    if line.count(b'":' if type(line) is bytes else '":') == _key_count(row):
+        return None
+    repeated = []
+
+    def as_dict(pairs: list[tuple[str, object]]) -> dict:
+        result = dict(pairs)
+        repeated.extend(key for key, value in pairs if result[key] != value)
+        return result
+
+    try:
+        json.loads(line, object_pairs_hook=as_dict)
+    except (ValueError, RecursionError):
+        return None  # orjson has read it; what only this parser dislikes is no fault of the row
+    return RowError(repeated[0], "同一个键出现两次，值不相同") if repeated else None
+
+
+def _key_count(row: dict) -> int:
+    """How many keys a row has, two levels deep. Where the line shows another number it is worth a closer look."""
+    count = len(row)
+    for value in row.values():
+        if type(value) is list:
+            count += sum([len(item) for item in value if type(item) is dict])
+        elif type(value) is dict:
+            count += len(value) + sum([len(item) for item in value.values() if type(item) is dict])
+    return count
+
+
+def _why_not_json(line: bytes | str, error: orjson.JSONDecodeError) -> RowError:
+    """What is wrong with a line, by the slower parser that tells more."""
+    if isinstance(line, bytes):
+        try:
+            line = line.decode("utf-8")
+        except UnicodeDecodeError as undecodable:
+            return RowError("", f"第 {undecodable.start + 1} 个字节解不开（文件若是 GBK，请加 --encoding gb18030）")
+    try:
+        row = json.loads(line, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as precise:
+        return RowError("", f"不是合法的 JSON（第 {precise.pos + 1} 个字符：{precise.msg}）")
+    except ValueError as precise:
+        return RowError("", f"不是合法的 JSON（{precise}）")
+    except RecursionError:
+        return RowError("", "JSON 嵌套太深")
+    for field, value in row.items() if type(row) is dict else [("", row)]:
+        if type(value) is str and re.search("[\ud800-\udfff]", value):
+            return RowError(field, "含有不成对的代理字符（如 \\ud800），不是合法的 Unicode")
+    return RowError("", f"不是合法的 JSON（{error.msg}）")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} 不是 JSON 的数")
+
+
+# ---- CSV and TSV ----
+
+
+def _csv_reader(lines: Iterator[str], format: str, detail: str) -> Iterator[list[str]]:
+    csv.field_size_limit(1 << 30)
+    quoting = csv.QUOTE_NONE if detail else csv.QUOTE_MINIMAL
+    return csv.reader(lines, delimiter="\t" if format == "tsv" else ",", quoting=quoting, strict=True)
+
+
+def _read_csv(source: Source) -> Iterator[Row]:
+    with source.path.open(encoding=source.encoding, newline="", errors="surrogateescape") as file:
+        reader = _csv_reader(file, source.format, source.detail)
+        header = next(reader)
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "end of data" in str(error):  # the rest of the file has become one cell: not a row to skip quietly
+                    raise InputError(f"{source.path}:{number}：引号没有闭合，一直到文件末尾；请补上引号") from error
+                yield number, "", RowError("", f"不是合法的 CSV（{error}）")
+                continue
+            line = ",".join(cells)
+            if not _is_decoded(line):
+                yield number, line, RowError("", "有解不开的字节（文件若是 GBK，请加 --encoding gb18030）")
+            elif len(cells) == len(header):
+                yield number, line, dict(zip(header, cells, strict=True))
+            elif cells:
+                yield number, line, RowError("", f"有 {len(cells)} 列，表头有 {len(header)} 列")
+
+
+def _is_decoded(text: str) -> bool:
+    """Whether no byte of the text was left undecoded ("surrogateescape")."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ---- CoNLL ----
+
+
+def _read_conll(source: Source) -> Iterator[Row]:
+    """Sentences of one character (or token) and its tag a line, parted by blank lines."""
+    with source.path.open(encoding=source.encoding, newline="\n", errors="surrogateescape") as file:
+        numbered = enumerate(file, start=1)
+        while sentence := list(islice(_sentence(numbered), _MOST_SENTENCE_LINES)):
+            if len(sentence) == _MOST_SENTENCE_LINES:
+                raise InputError(f"{source.path}:{sentence[0][0]}：一句话超过 {len(sentence)} 行；句子之间应有空行")
+            try:
+                row = _from_tags(sentence, source.detail)
+            except RowError as error:
+                row = error
+            yield sentence[0][0], "".join(line for _, line in sentence), row
+
+
+def _sentence(numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """The lines of the next sentence; none at the end of the file."""
+    begun = False
+    for number, line in numbered:
+        if line.strip(" \t\r\n") and not line.startswith("-DOCSTART-"):
+            begun = True
+            yield number, line
+        elif begun:
+            return
+
+
+def _split_tag(line: str) -> tuple[str, str]:
+    """First and last column; a line that begins with a blank has the blank itself as its character."""
+    columns = line.rstrip(" \t\r\n").split("\t" if "\t" in line else " ")
+    return (columns[0] or " ", columns[-1]) if len(columns) > 1 else (columns[0], "")
+
+
+def _from_tags(sentence: list[tuple[int, str]], scheme: str) -> dict:
+    """A CCFBDCI row from a sentence's lines.
+
+    In BIO an ``I-`` that continues nothing begins an entity, as conlleval and seqeval read it. In BIOES and BMES a
+    broken transition is an error: those tags say where an entity ends, and a guess would invent a boundary.
+
+    Raises:
+        RowError: a tag that is none of the scheme's, or a broken transition.
+    """
+    text, spans, strict = "", [], scheme != "BIO"  # spans: [start, end, label]
+    inside = False  # the last span goes on
+    for number, line in sentence:
+        token, tag = _split_tag(line)
+        if not _is_decoded(line):
+            raise RowError("", f"第 {number} 行有解不开的字节（文件若是 GBK，请加 --encoding gb18030）")
+        if not _TAG.fullmatch(tag) or (tag[0] in "EMS" and not strict):
+            raise RowError("tag", f"第 {number} 行的标记 {tag!r} 不属于 {scheme}")
+        prefix, label = tag[0], tag[2:]
+        goes_on = inside and prefix in "IME" and label == spans[-1][2]
+        if strict and not goes_on and (inside or prefix in "IME"):
+            raise RowError("tag", f"第 {number} 行的标记 {tag!r} 接不上前一行")
+        if goes_on:
+            spans[-1][1] += len(token)
+        elif prefix != "O":
+            spans.append([len(text), len(text) + len(token), label])
+        text += token
+        inside = prefix in "BIM"
+    if strict and inside:
+        raise RowError("tag", f"第 {sentence[-1][0]} 行：句子结束了，实体 {spans[-1][2]} 还没有结束")
+    entities = [
+        {"start_idx": start, "end_idx": end, "entity_text": text[start:end], "entity_label": label}
+        for start, end, label in spans
+    ]
+    return {"text": text, "entities": entities}

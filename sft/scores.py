@@ -1,0 +1,61 @@
+"""Scores of predictions against gold. Labels by scikit-learn; entity spans counted here, as none of its scores do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+
+def label_scores(golds: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
+    """Accuracy, macro-F1 over the gold labels, and each gold label's F1; None is a wrong answer.
+
+    Both sequences have one entry a row. Macro-F1 averages over the labels that occur in ``golds``.
+    """
+    from sklearn.metrics import accuracy_score, f1_score
+
+    labels = sorted(set(golds))
+    answers = [prediction if prediction is not None else "" for prediction in predictions]
+    by_label = f1_score(golds, answers, labels=labels, average=None, zero_division=0)
+    return {
+        "accuracy": float(accuracy_score(golds, answers)),
+        "macro_f1": float(f1_score(golds, answers, labels=labels, average="macro", zero_division=0)),
+        **{f"f1_{label}": float(f1) for label, f1 in zip(labels, by_label, strict=True)},
+    }
+
+
+def span_scores(
+    golds: Sequence[Sequence[dict]], predictions: Sequence[Sequence[dict]], labels: Sequence[str]
+) -> dict[str, float]:
+    """Exact-match precision, recall and F1 of entity spans: micro, macro over ``labels``, and for each label.
+
+    Args:
+        golds, predictions: one sequence of ``{"start", "end", "label"}`` a row. A span counts once a row.
+        labels: the task's labels; a label with neither gold nor predicted spans is left out of the macro mean.
+    """
+    right, gold_count, predicted_count = Counter(), Counter(), Counter()
+    for gold_entities, predicted_entities in zip(golds, predictions, strict=True):
+        gold = {(entity["start"], entity["end"], entity["label"]) for entity in gold_entities}
+        predicted = {(entity["start"], entity["end"], entity["label"]) for entity in predicted_entities}
+        right.update(label for _, _, label in gold & predicted)
+        gold_count.update(label for _, _, label in gold)
+        predicted_count.update(label for _, _, label in predicted)
+
+    precision, recall, f1 = _precision_recall_f1(right.total(), predicted_count.total(), gold_count.total())
+    by_label = {
+        label: _precision_recall_f1(right[label], predicted_count[label], gold_count[label])
+        for label in labels
+        if gold_count[label] or predicted_count[label]
+    }
+    result = {"precision": precision, "recall": recall, "f1": f1}
+    result["macro_f1"] = sum(f1 for _, _, f1 in by_label.values()) / len(by_label) if by_label else 0.0
+    for label, figures in by_label.items():
+        result |= {
+            f"{name}_{label}": value for name, value in zip(("precision", "recall", "f1"), figures, strict=True)
+        }
+    return result
+
+
+def _precision_recall_f1(right: int, predicted: int, gold: int) -> tuple[float, float, float]:
+    precision = right / predicted if predicted else 0.0
+    recall = right / gold if gold else 0.0
+    return precision, recall, 2 * right / (predicted + gold) if predicted + gold else 0.0

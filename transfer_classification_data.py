@@ -1,0 +1,121 @@
+"""Turn raw classification rows into records for training.
+
+python transfer_classification_data.py
+python transfer_classification_data.py --input_file raw.csv --test_ratio 0.2
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+from sft.convert_flags import conversion_parser, parse
+
+DESCRIPTION = """把分类的原始数据转换成训练用的记录，分成训练集和测试集。
+不给 --input_file 时用 data/ 或 data/zh_cls_fudan-news/ 里的 train.jsonl，同一目录的 test.jsonl 作为官方测试集。"""
+FORMATS = ("fudan", "jsonl", "csv", "tsv")
+LABELS = "没有自带选项的行所用的选项，如 体育,军事（默认：数据里出现过的全部标签）"
+FOLDERS = (Path("data"), Path("data/zh_cls_fudan-news"))
+NOT_FOUND = (
+    "data/train.jsonl：没有这个文件；请先下载："
+    "modelscope download --dataset swift/zh_cls_fudan-news --local_dir ./data，或用 --input_file 给出自己的数据"
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; returns its exit code: 0 done, 1 failed, 2 wrong usage or bad input."""
+    parser = conversion_parser(
+        Path(__file__).name,
+        DESCRIPTION,
+        formats=FORMATS,
+        output_file="data/train_cls.jsonl",
+        test_file="data/test_cls.jsonl",
+        labels=LABELS,
+    )
+    arguments = parse(parser, argv)
+
+    from sft.conversion import rejected_path, summary
+    from sft.records import InputError
+
+    try:
+        report = convert(arguments)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename or arguments.output_file}：{error.strerror}；请检查磁盘空间和权限", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("中断了，没有写出任何文件", file=sys.stderr)
+        return 130
+    for line in summary(report, rejected_path(arguments.output_file)):
+        print(line, file=sys.stderr)
+    print(f"写好了 {arguments.output_file} 和 {arguments.test_file}", file=sys.stderr)
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> dict:
+    """Recognise the input, convert it, and return the report."""
+    from sft.conversion import classification_recipe, convert_files
+    from sft.formats import classification_source
+
+    train, test = input_files(arguments)
+    sources = [
+        classification_source(
+            path,
+            format=arguments.format,
+            encoding=arguments.encoding,
+            text_column=arguments.text_column,
+            label_column=arguments.label_column,
+        )
+        for path in (train, test)
+        if path
+    ]
+    return convert_files(
+        classification_recipe(sources, arguments.labels),
+        sources[0],
+        sources[1] if test else None,
+        output_file=arguments.output_file,
+        test_file=arguments.test_file,
+        test_ratio=arguments.test_ratio,
+        seed=arguments.seed,
+        stop_at_bad_row=arguments.on_bad_row == "error",
+        progress=Progress(),
+    )
+
+
+def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The raw rows, and the official test split where there is one."""
+    from sft.records import InputError
+
+    if arguments.input_file:
+        return arguments.input_file, arguments.input_test_file
+    for folder in FOLDERS:
+        train, test = folder / "train.jsonl", folder / "test.jsonl"
+        if train.is_file():
+            return train, arguments.input_test_file or (test if test.is_file() else None)
+    raise InputError(NOT_FOUND)
+
+
+class Progress:
+    """Says how far a long conversion is: in place on a terminal, else a line now and then."""
+
+    def __init__(self) -> None:
+        self.in_place = sys.stderr.isatty()
+        self.started = time.monotonic()
+        self.next = self.started + (0.2 if self.in_place else 2)
+
+    def __call__(self, path: Path, rows: int) -> None:
+        now = time.monotonic()
+        if now >= self.next:
+            self.next = now + (0.2 if self.in_place else 10)
+            line = f"{path}：已读 {rows:,} 行（{now - self.started:.0f} 秒）"
+            print(f"\r{line}\033[K" if self.in_place else line, end="\r" if self.in_place else "\n", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half-written files are cleared away
+    sys.exit(main())
