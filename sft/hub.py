@@ -1,0 +1,163 @@
+"""The base model's folder: one that is there, or one fetched from the ModelScope hub.
+
+A name is a path or a hub id (``Owner/Name``), and both can look alike: ``qwen/Qwen2.5-1.5B-Instruct`` is the folder
+the readme downloads into, ``Qwen/Qwen2.5-1.5B-Instruct`` the id it comes from. So: what exists is a path; of what does
+not, ``Owner/Name`` is a hub id unless ``Owner`` is the models folder or a folder that exists here, letter for letter.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import orjson
+
+from sft.network import reachable
+from sft.records import InputError, RunError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_ID = "Qwen/Qwen2.5-1.5B-Instruct"
+DEMO_MODEL = "qwen/demo"
+CONNECT_SECONDS = 10
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+# Other formats of the same weights: never read here, and the pickled ones can run code when they are.
+UNUSED_FILES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.tflite", "*.pdparams"]
+
+
+def resolve_model(name_or_path: str, models_dir: Path) -> Path:
+    """The folder of the model called ``name_or_path``: config, tokenizer and safetensors weights are all there.
+
+    A hub id is downloaded once into ``models_dir/<Name>``; later calls find it there and need no network.
+
+    Raises:
+        InputError: no such folder, a folder something is missing from, or an id the hub does not know.
+        RunError: the download failed.
+    """
+    folder = Path(name_or_path).expanduser()
+    if folder.exists():
+        _require_complete(folder)
+        return folder
+    if not _is_hub_id(name_or_path, models_dir):
+        raise InputError(f"{name_or_path}：没有这个模型文件夹；{_advice(folder)}")
+    folder = models_dir / name_or_path.split("/")[1]
+    if _problem(folder) is not None:
+        _download(name_or_path, folder)
+        _require_complete(folder)
+    return folder
+
+
+def _is_hub_id(name: str, models_dir: Path) -> bool:
+    if HUB_ID.fullmatch(name) is None:
+        return False
+    owner = name.split("/")[0]
+    # Names are compared, not looked up: where case is ignored, Path("Qwen").is_dir() finds the folder qwen/.
+    return owner != models_dir.name and all(owner != entry.name for entry in Path.cwd().iterdir() if entry.is_dir())
+
+
+def _require_complete(folder: Path) -> None:
+    problem = _problem(folder)
+    if problem is not None:
+        raise InputError(f"{folder}：{problem}；{_advice(folder)}")
+
+
+def _advice(folder: Path) -> str:
+    """What to type to get a model into ``folder``, with and without a network."""
+    hub_id, local_dir = DEFAULT_ID, f"qwen/{DEFAULT_ID.split('/')[1]}"
+    if folder.name.startswith("Qwen"):
+        hub_id, local_dir = f"Qwen/{folder.name}", folder.as_posix()
+    if not local_dir.startswith(("/", ".", "~")):
+        local_dir = f"./{local_dir}"
+    return (
+        f"请先下载：modelscope download --model {hub_id} --local_dir {shlex.quote(local_dir)}；"
+        f"不能联网就用自带的演示模型：--model_name_or_path {DEMO_MODEL}"
+    )
+
+
+def _problem(folder: Path) -> str | None:
+    """What keeps ``folder`` from being a whole model, None when nothing does."""
+    try:
+        return _missing_part(folder)
+    except OSError as error:
+        return f"无法读取（{error.strerror}）"
+
+
+def _missing_part(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return "不是文件夹"
+    if not (folder / "config.json").is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        return "这是 LoRA 适配器，不是底座模型（缺少 config.json）" if adapter else "缺少 config.json"
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        return "缺少分词器（tokenizer.json）"
+    return _weights_problem(folder)
+
+
+def _weights_problem(folder: Path) -> str | None:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        return "权重只有 pickle 格式（.bin），只接受 safetensors" if pickled else "缺少权重（*.safetensors）"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = set(orjson.loads(index.read_bytes())["weight_map"].values())
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            return f"{index.name} 已损坏"
+        missing = sorted(shards - {path.name for path in weights})
+        if missing:
+            return f"缺少权重 {missing[0]}（共缺 {len(missing)} 个）"
+    for path in weights:
+        if not _has_declared_size(path):
+            return f"{path.name} 不完整或已损坏"
+    return None
+
+
+def _has_declared_size(path: Path) -> bool:
+    """Whether a safetensors file is as long as its header says: a cut download is not."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        if header_length > size - 8:
+            return False
+        try:
+            header = orjson.loads(file.read(header_length))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError):
+            return False
+    return size == 8 + header_length + max(ends, default=0)
+
+
+def _download(hub_id: str, folder: Path) -> None:
+    """Fetch ``hub_id`` into ``folder``; modelscope checks every file's SHA-256.
+
+    Raises:
+        InputError: the hub has no such model, or does not show it.
+        RunError: no network, or a file that did not arrive whole.
+    """
+    # The client greets on whatever stream it likes; stdout is for results.
+    with redirect_stdout(sys.stderr):
+        import requests
+        from modelscope import snapshot_download
+        from modelscope_hub.config import HubConfig
+        from modelscope_hub.errors import HubError
+
+        endpoint = HubConfig().endpoint
+        # Without this, five retries take the client 45 s to say the same.
+        if not reachable(endpoint, CONNECT_SECONDS):
+            raise RunError(f"{hub_id}：{CONNECT_SECONDS} 秒内连不上 {endpoint}，请检查网络或代理；或{_advice(folder)}")
+        logger.info("从 ModelScope 下载 %s 到 %s", hub_id, folder)
+        try:
+            snapshot_download(hub_id, local_dir=str(folder), ignore_patterns=UNUSED_FILES)
+        except requests.HTTPError as error:
+            raise InputError(f"{hub_id}：ModelScope 上没有这个模型，或需要先登录（{_first_line(error)}）") from error
+        except (HubError, requests.RequestException, OSError) as error:
+            raise RunError(f"{hub_id}：下载失败（{_first_line(error)}）；再运行一次会接着下载") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
