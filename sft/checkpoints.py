@@ -1,0 +1,115 @@
+"""Checkpoints that are whole or absent: a manifest of hashes, written last, names the run they belong to.
+
+transformers writes checkpoints in place and resumes from whatever stands there (transformers issues 27925, 35782);
+here a checkpoint counts only when every file has the hash its manifest names, and only for the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+import orjson
+
+from sft.records import InputError, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+MICRO_BATCH = "max_tokens_per_micro_batch"
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path, run: dict) -> None:
+    """Flush every file of ``folder`` to disk and write its manifest, last."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            files[path.relative_to(folder).as_posix()] = {"sha256": file_hash(path), "bytes": path.stat().st_size}
+    write_json(folder / MANIFEST, {"run": run, "files": files})
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, None when it is whole."""
+    try:
+        manifest = orjson.loads((folder / MANIFEST).read_bytes())
+        files = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"没有完整的 {MANIFEST}"
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"缺少 {name}"
+        if path.stat().st_size != entry["bytes"] or file_hash(path) != entry["sha256"]:
+            return f"{name} 已损坏"
+    return None
+
+
+def newest_whole(output_dir: Path) -> Path | None:
+    """The checkpoint with the most steps that is whole; damaged ones are named in the log and passed over."""
+    found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _step(path))]
+    for _, path in sorted(found, reverse=True):
+        reason = fault(path)
+        if reason is None:
+            return path
+        logger.warning("%s：%s，跳过", path, reason)
+    return None
+
+
+def _step(path: Path) -> re.Match | None:
+    return re.fullmatch(r"checkpoint-(\d+)", path.name)
+
+
+def to_resume(resume_from_checkpoint: str, output_dir: Path, run: dict) -> Path | None:
+    """The checkpoint that ``--resume_from_checkpoint`` (``true`` or a path) means, checked against this run.
+
+    ``run``'s micro-batch size, which decides rounding but not mathematics, becomes that of the checkpoint.
+    None when ``true`` finds no whole checkpoint: a run killed before its first one starts over, said in the log.
+
+    Raises:
+        InputError: the one named is damaged, or it belongs to other data, another model or other settings.
+    """
+    if resume_from_checkpoint.lower() in ("true", "1", "yes"):
+        checkpoint = newest_whole(output_dir)
+        if checkpoint is None:
+            logger.warning("%s：还没有完整的检查点，从头开始训练", output_dir)
+            return None
+    else:
+        checkpoint = Path(resume_from_checkpoint)
+        reason = fault(checkpoint)
+        if reason is not None:
+            raise InputError(f"{checkpoint}：{reason}，不能续训；用 --resume_from_checkpoint true 选最新的完整检查点")
+    saved = read_json(checkpoint / MANIFEST)["run"]
+    run[MICRO_BATCH] = saved.get(MICRO_BATCH, run.get(MICRO_BATCH))  # another machine's memory changes nothing
+    changed = sorted(name for name in saved.keys() | run.keys() if saved.get(name) != run.get(name))
+    if changed:
+        differences = "；".join(f"{name}：{saved.get(name)} → {run.get(name)}" for name in changed)
+        raise InputError(f"{checkpoint}：与这次运行不一致（{differences}）；请改回原来的设置，或去掉续训从头开始")
+    return checkpoint
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Delete what a killed save left behind; it was never a checkpoint."""
+    for path in output_dir.glob(".saving-*"):
+        shutil.rmtree(path)
+
+
+def remove_all(output_dir: Path) -> None:
+    """Delete the checkpoints and results of an earlier run, so that nothing of it is taken for this one's."""
+    for path in output_dir.glob("checkpoint-*"):
+        if _step(path):
+            shutil.rmtree(path)
+    for path in output_dir.glob("*_results.json"):
+        path.unlink()
+    (output_dir / "metrics.jsonl").unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""What a run would see and cost, before it runs: rows as the model sees them, lengths, steps, memory, time."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from sft.arguments import Arguments
+from sft.encoding import EncodedRow, LengthReport
+
+# One long row must fit anyway; beyond the larger figure a bigger micro-batch is no faster.
+MICRO_BATCH_TOKENS = (1024, 16384)
+
+
+def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write rows to stdout as the model sees them: the prompt, then what is supervised in 【】, token by token."""
+    for row in rows:
+        supervised = "".join(f"【{tokenizer.decode([token_id])}】" for token_id in row.answer_ids)
+        sys.stdout.write(
+            f"── 第 {row.row} 行：提示 {len(row.prompt_ids)} 个词元，学习 {len(row.answer_ids)} 个词元（【】内）\n"
+            f"{tokenizer.decode(row.prompt_ids)}{supervised}\n"
+        )
+
+
+def describe_lengths(report: LengthReport, max_length: int) -> str:
+    """One line about lengths in tokens, and what was cut or split."""
+    lengths = sorted(report.lengths)
+    long = lengths[int(0.95 * (len(lengths) - 1))]
+    line = f"长度（词元）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
+    if report.shortened_rows:
+        line += f"；{len(report.shortened_rows)} 条超过 --max_length {max_length}"
+        if report.dropped_tokens:
+            line += f"，只截正文，共截去 {report.dropped_tokens} 个词元"
+        else:
+            line += f"，按句拆成 {report.pieces} 条"
+    return line
+
+
+def show_plan(rows: Sequence[EncodedRow], base_folder: Path, dtype: torch.dtype, arguments: Arguments) -> None:
+    """Write steps, tokens and estimated memory and time to stdout."""
+    training = arguments.training
+    micro_batch_rows = training.per_device_train_batch_size * training.world_size
+    steps_an_epoch = math.ceil(math.ceil(len(rows) / micro_batch_rows) / training.gradient_accumulation_steps)
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(steps_an_epoch * training.num_train_epochs)
+    tokens = sum(len(row) for row in rows) * steps / steps_an_epoch
+    parameters, layers, hidden, intermediate, vocabulary = shape_of(base_folder)
+    recompute = bool(training.gradient_checkpointing or training.activation_checkpointing)
+    widest = sorted(len(row) for row in rows)[-training.per_device_train_batch_size :]
+    answers = max(len(row.answer_ids) for row in rows)
+    memory_gb = estimate_memory_bytes(
+        parameters, layers, hidden, intermediate, vocabulary, dtype.itemsize,
+        len(widest) * widest[-1], len(widest) * answers, recompute,
+    ) / 1e9  # fmt: skip
+    flops = (6 if recompute else 4) * parameters * tokens  # frozen base: forward and the gradient of inputs only
+    seconds = flops / (0.5 * measure_flops(training.device, dtype))  # half the matrix rate is what training reaches
+    sys.stdout.write(
+        f"数据      {len(rows)} 条，{sum(len(row) for row in rows)} 个词元，"
+        f"其中学习 {sum(len(row.answer_ids) for row in rows)} 个\n"
+        f"步数      {steps}（每步 {micro_batch_rows * training.gradient_accumulation_steps} 条）\n"
+        f"数值      {str(dtype).removeprefix('torch.')}，{training.device}\n"
+        f"内存估计  {memory_gb:.1f} GB\n"
+        f"时间估计  {seconds / 60:.1f} 分钟（按本机矩阵乘法速度的一半估算，不含验证）\n"
+        "检查通过，没有开始训练\n"
+    )
+
+
+def shape_of(folder: Path) -> tuple[int, int, int, int, int]:
+    """``(parameters, layers, hidden size, intermediate size, vocabulary)`` from config and weight headers."""
+    config = json.loads((folder / "config.json").read_bytes())
+    parameters = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return (
+        parameters,
+        config["num_hidden_layers"],
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["vocab_size"],
+    )
+
+
+def estimate_memory_bytes(
+    parameters: int,
+    layers: int,
+    hidden: int,
+    intermediate: int,
+    vocabulary: int,
+    itemsize: int,
+    tokens: int,
+    supervised_tokens: int,
+    recompute: bool,
+) -> float:
+    """Rough peak of one micro-batch: weights, kept activations, and float32 logits where there is an answer.
+
+    A layer keeps about 16 hidden-sized and 5 intermediate-sized tensors a token; with recomputation one hidden-sized
+    tensor a layer, and one layer whole. Logits exist three times: as they are, in float32, and as a gradient.
+    """
+    layer_bytes = tokens * itemsize * (16 * hidden + 5 * intermediate)
+    activations = layer_bytes + layers * tokens * itemsize * hidden if recompute else layers * layer_bytes
+    return parameters * itemsize + activations + supervised_tokens * vocabulary * (itemsize + 4 + 4)
+
+
+def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a plain matrix product on ``device``."""
+    size = 4096 if device.type == "cuda" else 1024
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    left @ right
+    start, repeats = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.3:
+        (left @ right)[0, 0].item()  # waits for a device that works on its own
+        repeats += 1
+    return 2 * size**3 * repeats / (time.perf_counter() - start)
+
+
+def fitting_tokens(shape: tuple[int, int, int, int, int], dtype: torch.dtype, training: TrainingArguments) -> int:
+    """How many tokens of one micro-batch fit into what is free beside the weights, supervised ones a quarter."""
+    if training.device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(training.device)
+    else:
+        import psutil
+
+        free_bytes = psutil.virtual_memory().available
+    recompute = bool(training.gradient_checkpointing or training.activation_checkpointing)
+    unit = 4096
+    unit_bytes = estimate_memory_bytes(0, *shape[1:], dtype.itemsize, unit, unit // 4, recompute)
+    tokens = 0.6 * (free_bytes - shape[0] * dtype.itemsize) / (unit_bytes / unit)
+    return int(min(max(tokens, MICRO_BATCH_TOKENS[0]), MICRO_BATCH_TOKENS[1]))

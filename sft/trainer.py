@@ -1,0 +1,288 @@
+"""transformers' Trainer with this project's loss, evaluation by real predictions, and checkpoints that are whole."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from accelerate.utils import gather_object
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_utils import rotate_checkpoints
+
+from sft import checkpoints
+from sft.batches import collate_padded, padded_tokens, split_rows, supervised_loss
+from sft.decoding import Limits, predict
+from sft.encoding import EncodedRow, Task
+from sft.prediction import score_predictions
+from sft.records import RunError, read_json, write_json
+from sft.tree import collate_tree, tree_tokens
+
+logger = logging.getLogger(__name__)
+
+TOKEN_COUNTS = "token_counts.json"  # in a checkpoint: tokens executed and logical so far
+
+
+class SftTrainer(Trainer):
+    """Trains on `EncodedRow`s and evaluates on records, by loss and by what `sft.decoding.predict` answers.
+
+    Args:
+        task: the task, for prompts, parsing and scores.
+        validation_records: whole records to predict; empty for none.
+        validation_rows: the same records encoded, for the loss.
+        limits: the lengths of predictions, as `predict.py` will use them.
+        run: what a checkpoint must match to be resumed (see `checkpoints.to_resume`).
+        as_tree: lay batches out as prefix trees instead of padding them.
+        max_tokens_per_micro_batch: a batch with more is computed in pieces, with the same result.
+    """
+
+    loss_is_scaled_for_ga = True  # supervised_loss divides by the supervised tokens of the whole step
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        validation_records: Sequence[dict],
+        validation_rows: Sequence[EncodedRow],
+        limits: Limits,
+        run: dict,
+        as_tree: bool,
+        max_tokens_per_micro_batch: int,
+        **keywords,
+    ) -> None:
+        super().__init__(data_collator=self._collate, eval_dataset=list(validation_rows) or None, **keywords)
+        self.task = task
+        self.validation_records = validation_records
+        self.validation_rows = validation_rows
+        self.limits = limits
+        self.run = run
+        self.as_tree = as_tree
+        self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
+        self.executed_tokens = self.logical_tokens = 0  # trained on since the start, padding and sharing counted
+        self.timed_tokens, self.timed_since = 0, time.perf_counter()
+        self.step_rows: list[int] = []  # the rows of the step under way, to name them when something is not finite
+        self._folder_of_checkpoints: str | None = None
+        for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
+            self.remove_callback(callback)
+        self.add_callback(StopOnNonFinite(self))
+        self.add_callback(LogLines() if self.args.disable_tqdm else ProgressOnStderr())
+
+    def _collate(self, rows: Sequence[dict]) -> dict[str, object]:
+        """The pieces a batch is computed in, and all its labels, by which the Trainer counts supervised tokens."""
+        encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], row["row"]) for row in rows]
+        labels = torch.tensor([[token for row in encoded for token in row.answer_ids]])
+        lengths = torch.tensor([len(row) for row in encoded])
+        return {"pieces": self._pieces(encoded), "labels": labels, "shift_labels": labels, "lengths": lengths}
+
+    def _pieces(self, rows: Sequence[EncodedRow]) -> list[dict]:
+        if self.as_tree:
+            return [collate_tree(piece) for piece in split_rows(rows, self.max_tokens_per_micro_batch, tree_tokens)]
+        pad_id = self.processing_class.pad_token_id
+        pieces = split_rows(rows, self.max_tokens_per_micro_batch, padded_tokens)
+        return [collate_padded(piece, pad_id) for piece in pieces]
+
+    # ---- loss ----
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """Forward and backward of one batch, piece by piece; gradients meet between processes at the last one."""
+        *before, last = inputs["pieces"]
+        loss = torch.zeros((), device=self.args.device)
+        for piece in before:
+            with self.accelerator.no_sync(model):
+                loss += super().training_step(model, piece, num_items_in_batch)
+        loss += super().training_step(model, last, num_items_in_batch)
+        self.executed_tokens += sum(piece["input_ids"].numel() for piece in inputs["pieces"])
+        self.logical_tokens += int(inputs["lengths"].sum())
+        return loss
+
+    def floating_point_ops(self, inputs) -> int:
+        """What transformers estimates, over the pieces of a batch."""
+        return sum(super(SftTrainer, self).floating_point_ops(piece) for piece in inputs["pieces"])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with tokens and tokens a second beside every training loss."""
+        if "loss" in logs or "train_loss" in logs:
+            logs |= {"executed_tokens": self.executed_tokens, "logical_tokens": self.logical_tokens}
+        if "loss" in logs:
+            now = time.perf_counter()
+            logs["tokens_per_second"] = (self.logical_tokens - self.timed_tokens) / (now - self.timed_since)
+            self.timed_tokens, self.timed_since = self.logical_tokens, now
+        super().log(logs, start_time)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy over the supervised tokens of the whole optimizer step, over accumulation and processes."""
+        rows = inputs["rows"].tolist()
+        self.step_rows += rows
+        loss = supervised_loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
+        if not math.isfinite(loss.item()):
+            raise RunError(
+                f"第 {self.state.global_step + 1} 步的损失是 {loss.item()}，已停止；"
+                f"这一批是训练集第 {_lines(rows)} 行；可试 --dtype float32 或更小的 --learning_rate"
+            )
+        return loss
+
+    # ---- evaluation ----
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss and metrics of predictions on the validation records; logged, and given to the callbacks."""
+        metrics = self.measure(self.validation_records, self.validation_rows, metric_key_prefix)[0]
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measure(
+        self, records: Sequence[dict], rows: Sequence[EncodedRow], prefix: str
+    ) -> tuple[dict[str, float], list[dict]]:
+        """``({prefix_loss, prefix_<metric>, …}, predictions)`` of records; processes share the work."""
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        loss_sum, supervised_tokens = self._loss_sum(rows[mine])
+        model = self.accelerator.unwrap_model(self.model)
+        predicted = list(predict(model, self.processing_class, self.task, records[mine], self.limits))
+        shares = gather_object([(loss_sum, supervised_tokens, predicted)])
+        predictions: list[dict] = [{}] * len(records)
+        for rank, (_, _, share) in enumerate(shares):
+            predictions[rank :: self.accelerator.num_processes] = share
+        metrics = score_predictions(self.task, [self.task.gold(record) for record in records], predictions) or {}
+        metrics["loss"] = sum(share[0] for share in shares) / max(1, sum(share[1] for share in shares))
+        return {f"{prefix}_{name}": value for name, value in metrics.items()}, predictions
+
+    @torch.no_grad()
+    def _loss_sum(self, rows: Sequence[EncodedRow]) -> tuple[float, int]:
+        """``(summed loss, supervised tokens)`` of rows."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        loss_sum = sum(supervised_loss(model, self._prepare_inputs(piece), 1).item() for piece in self._pieces(rows))
+        model.train(was_training)
+        return loss_sum, sum(len(row.answer_ids) for row in rows)
+
+    # ---- checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | None = None, **keywords):
+        """As transformers', with the token counts of the checkpoint."""
+        if resume_from_checkpoint is not None:
+            self.executed_tokens, self.logical_tokens = read_json(Path(resume_from_checkpoint) / TOKEN_COUNTS)
+            self.timed_tokens = self.logical_tokens
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
+
+    def _get_output_dir(self, trial) -> str:
+        return self._folder_of_checkpoints or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write the checkpoint beside, seal it with its manifest, rename it; then let older ones go."""
+        output_dir = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        beside, final = output_dir / f".saving-{name}", output_dir / name
+        if (final / checkpoints.MANIFEST).is_file() and checkpoints.fault(final) is None:
+            return  # the end of an epoch can ask for the step that was just saved
+        self._folder_of_checkpoints = str(beside)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._folder_of_checkpoints = None
+        self.accelerator.wait_for_everyone()  # every process writes its own random state
+        if self.state.best_global_step is not None:
+            self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
+        if self.args.should_save:
+            self.state.save_to_json(str(beside / name / "trainer_state.json"))
+            write_json(beside / name / TOKEN_COUNTS, [self.executed_tokens, self.logical_tokens])
+            checkpoints.seal(beside / name, self.run)
+            shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+            (beside / name).rename(final)
+            beside.rmdir()
+            rotate_checkpoints(
+                output_dir=str(output_dir),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self.accelerator.wait_for_everyone()
+
+
+def _lines(rows: Sequence[int]) -> str:
+    return "、".join(str(row) for row in sorted(set(rows))[:20])
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Stops the run before a NaN or Inf gradient reaches the weights, naming the rows of the step."""
+
+    def __init__(self, trainer: SftTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_
+    ) -> None:
+        rows, self.trainer.step_rows = self.trainer.step_rows, []
+        if args.fp16:
+            return  # the loss scaler meets Inf by design, and skips the step itself
+        gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise RunError(
+                f"第 {state.global_step + 1} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_lines(rows)} 行；"
+                "可试 --dtype float32 或更小的 --learning_rate"
+            )
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one kills as usual."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        logger.warning("收到 %s：完成这一步并保存检查点后停止", signal.Signals(number).name)
+
+    def on_step_end(self, args, state, control: TrainerControl, **_) -> None:
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_epoch_end(self, args, state, control: TrainerControl, **_) -> None:
+        self.on_step_end(args, state, control)
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class LogLines(TrainerCallback):
+    """One line on the log for every report of the Trainer's."""
+
+    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
+        if state.is_world_process_zero and logs:
+            logger.info("%s", log_line(state, logs))
+
+
+class ProgressOnStderr(ProgressCallback):
+    """transformers' progress bar, with the report lines above it on stderr: stdout is for results."""
+
+    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs:
+            self.training_bar.write(log_line(state, logs), file=sys.stderr)
+
+
+def log_line(state: TrainerState, logs: dict[str, float]) -> str:
+    """A report of the Trainer's for a person."""
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in logs.items()}
+    return f"[{state.global_step}/{state.max_steps}] " + "  ".join(f"{name} {value}" for name, value in shown.items())

@@ -1,0 +1,57 @@
+"""LoRA 微调：命名实体识别。
+
+python train_qwen2_ner.py --train_file data/train_ner.jsonl --output_dir output/Qwen2.5-NER
+python train_qwen2_ner.py --train_file data/train_ner.jsonl --output_dir output/Qwen2.5-NER --dry_run
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; print the results as JSON on stdout.
+
+    Returns:
+        0 done, 1 the run failed, 2 wrong usage or input, 128 + n stopped by signal n.
+    """
+    from sft.arguments import parse_arguments
+    from sft.ner import Ner
+
+    arguments = parse_arguments(
+        "LoRA 微调：命名实体识别",
+        argv,
+        train_file="data/train_ner.jsonl",
+        output_dir="output/Qwen2.5-NER",
+        metric_for_best_model=f"eval_{Ner.metric}",
+    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+    from sft.records import InputError, RunError
+    from sft.training import Interrupted, fine_tune
+
+    try:
+        results = fine_tune(Ner, arguments)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except Interrupted as stop:
+        print(f"已停止；续训加 --resume_from_checkpoint true（{arguments.training.output_dir}）", file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        return 130
+    if results is not None and arguments.training.process_index == 0:  # of several processes one reports
+        print(json.dumps(results, ensure_ascii=False, indent=2))
+        print(f'下一步：python predict.py --adapter {arguments.training.output_dir} --text "……"', file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # --preview on a GBK console: half characters, emoji
+    sys.exit(main())
