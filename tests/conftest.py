@@ -1,0 +1,108 @@
+"""What several tests share: a tokenizer of Qwen2's form and the two tasks. No network, nothing kept on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and peft are imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: tiny models gain nothing from threads
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # cores may be shared
+settings.load_profile("busy")
+
+SHARED_TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "qwen" / "Qwen2.5-1.5B-Instruct"
+
+# Qwen2's own split of text into words.
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Qwen2.5's template as far as these tasks use it; like the real one it names <tool_call>, which is not special.
+CHAT_TEMPLATE = (
+    "{% if tools %}{{ '<tool_call></tool_call>' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = (
+    "类型选项：体育、军事、体育新闻、经济\n文本：昨天国家队在上海赢了比赛。",
+    "南京大学的张伟昨天到了上海，见到了菲律宾总统埃斯特拉达。",
+    '{"entity_text": "菲律宾", "entity_label": "地理实体"}\n{"entity_text": "张伟", "entity_label": "人名"}',
+    "你是一个文本分类领域的专家，你会接收到几个分类选项和一段文本，请从选项中选出文本的正确类型，只输出类型本身。",
+    "你是一个文本实体识别领域的专家，你需要从给定的句子中按出现顺序提取地理实体、人名、组织、地点实体。",
+    "没有找到任何实体 Military Space <|im_end|> <tool_call> user assistant system",
+)
+
+
+def build_tokenizer():
+    """A byte-level BPE in Qwen2's form, learned from ``CORPUS``; no two runs differ."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=480, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<tool_call>", "</tool_call>")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer as a folder on disk; not to be written to."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path):
+    """The tokenizer as ``sft.model.load_tokenizer`` gives it; not to be changed."""
+    from sft.model import load_tokenizer
+
+    return load_tokenizer(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def real_tokenizer():
+    """Qwen2.5's own tokenizer, where the real data stands beside the repository."""
+    if not SHARED_TOKENIZER.is_dir():
+        pytest.skip(f"no real tokenizer in {SHARED_TOKENIZER}")
+    from sft.model import load_tokenizer
+
+    return load_tokenizer(SHARED_TOKENIZER)
+
+
+@pytest.fixture
+def classification():
+    """The classification task with labels of which one is the beginning of another."""
+    from sft.classification import Classification
+
+    return Classification(labels=("体育", "体育新闻", "军事", "经济"), system_prompt="请选出类型。")
+
+
+@pytest.fixture
+def ner():
+    """The NER task with a short instruction."""
+    from sft.ner import Ner
+
+    return Ner(labels=("地理实体", "人名"), system_prompt="请提取实体。")

@@ -1,0 +1,111 @@
+"""Tiny random models of the supported architectures, and one that always answers right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from sft.arguments import LINEAR_PROJECTIONS
+from sft.encoding import encode_texts
+from sft.ner import NO_ENTITY, entity_line
+
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.3,  # far from uniform, so that options and tokens differ
+}
+CONFIGS = {
+    "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen3": (Qwen3Config, {"head_dim": 8, "tie_word_embeddings": True}),
+    "llama": (LlamaConfig, {}),
+    "sliding_qwen2": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),
+    "sliding_mistral": (MistralConfig, {"sliding_window": 12}),
+}
+WHOLE = ("qwen2", "qwen3", "llama")  # every layer sees everything
+NAMES = ("张伟", "上海", "菲律宾")  # what the `Oracle` knows
+SLIDING = ("sliding_qwen2", "sliding_mistral")
+
+
+def tiny_model(architecture: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
+    """A random two-layer model, the same for the same arguments."""
+    config_type, special = CONFIGS[architecture]
+    torch.manual_seed(seed)
+    config = config_type(**SIZES | special, bos_token_id=None, eos_token_id=None)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=dtype).eval()
+
+
+def with_random_lora(model: PreTrainedModel, seed: int = 1) -> PeftModel:
+    """``model`` with an adapter on every projection whose B is not zero, as after some training."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=LINEAR_PROJECTIONS)
+    model = get_peft_model(model, config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """Model and tokenizer as a folder that `sft.model.load_base` and `load_tokenizer` read."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Oracle:
+    """A model that answers with every one of ``NAMES`` in the sentence, each token as sure as the one before."""
+
+    training = False
+    device = torch.device("cpu")
+    margin = 9.0  # of the right token's logit over the others
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.sentences: list[str] = []
+
+    def eval(self) -> None:
+        pass
+
+    def train(self, mode: bool) -> None:
+        pass
+
+    def answer(self, sentence: str) -> str:
+        found = sorted((start, name) for name in NAMES for start in starts_of(name, sentence))
+        return "\n".join(entity_line(name, "人名") for _, name in found) or NO_ENTITY
+
+    def generate(self, input_ids, attention_mask, logits_processor, max_new_tokens, eos_token_id, **_):
+        scripts = []
+        for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
+            prompt = self.tokenizer.decode(ids[mask])
+            sentence = prompt.split("<|im_start|>user\n")[1].removesuffix("<|im_end|>\n<|im_start|>assistant\n")
+            self.sentences.append(sentence)
+            scripts.append([*encode_texts([self.answer(sentence)], self.tokenizer)[0], eos_token_id])
+        for step in range(min(max_new_tokens, max(map(len, scripts)))):
+            tokens = torch.tensor([script[step] if step < len(script) else 0 for script in scripts])
+            logits = self.margin * torch.nn.functional.one_hot(tokens, len(self.tokenizer)).float()
+            input_ids = torch.cat([input_ids, logits_processor(input_ids, logits).argmax(-1, keepdim=True)], 1)
+        return input_ids
+
+    def token_probability(self) -> float:
+        return torch.tensor([self.margin, *[0.0] * (len(self.tokenizer) - 1)]).softmax(0)[0].item()
+
+
+def starts_of(name: str, text: str) -> list[int]:
+    return [start for start in range(len(text)) if text.startswith(name, start)]

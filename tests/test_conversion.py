@@ -1,0 +1,291 @@
+"""Splitting and accounting: nothing is lost, no text is on both sides, and the same command gives the same files.
+
+Run: pytest tests/test_conversion.py
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import transfer_classification_data
+import transfer_ner_data
+from sft.classification import Classification
+from sft.ner import Ner
+from sft.records import FORMAT_VERSION, read_task_records, settings_path
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the real data of ../shared/data is not there")
+
+
+def convert(main, folder: Path, raw: bytes | Path, *flags: str, test: bytes | Path | None = None) -> dict:
+    """Run a script on raw rows; returns its report, with the accounting checked against the files."""
+    inputs = {"--input_file": raw, "--input_test_file": test}
+    command = [f"--output_file={folder / 'train.jsonl'}", f"--test_file={folder / 'test.jsonl'}", *flags]
+    for flag, rows in inputs.items():
+        if isinstance(rows, bytes):
+            path = folder / f"raw{flag}.jsonl"
+            path.write_bytes(rows)
+            rows = path
+        command += [f"{flag}={rows}"] if rows else []
+    assert main(command) == 0
+    report = json.loads((folder / "train.report.json").read_bytes())
+    train, test_rows = records(folder, "train"), records(folder, "test")
+    assert report["read"] == report["converted"] + report["rejected"] + report["merged"] + report["leaked"]
+    assert report["converted"] == len(train) + len(test_rows)
+    assert not {row["text"] for row in train} & {row["text"] for row in test_rows}
+    assert report["texts_on_both_sides"] == 0
+    assert report["texts"]["train"] == len({row["text"] for row in train})
+    assert report["texts"]["test"] == len({row["text"] for row in test_rows})
+    return report
+
+
+def records(folder: Path, side: str) -> list[dict]:
+    return [orjson.loads(line) for line in (folder / f"{side}.jsonl").read_bytes().split(b"\n")[:-1]]
+
+
+def lines(rows: list[dict]) -> bytes:
+    return b"".join(orjson.dumps(row) + b"\n" for row in rows)
+
+
+def articles(count: int) -> list[dict]:
+    labels = ["体育", "军事", "财经"]
+    return [
+        {"text": f"第{number}篇", "category": str(labels), "output": labels[number % 7 % 3]} for number in range(count)
+    ]
+
+
+def share_of_test(report: dict, ratio: float) -> None:
+    """Each stratum within one row of its share (a text with two annotations may bring a row more)."""
+    for rows in report["split"].values():
+        assert abs(rows["test"] - ratio * sum(rows.values())) <= 1 + report["conflicts"]
+
+
+row = st.builds(
+    lambda text, output, valid: {"text": text, "category": ["甲", "乙"], "output": output if valid else "丙"},
+    st.sampled_from([f"文本{number}" for number in range(30)]) | st.text(max_size=3),
+    st.sampled_from(["甲", "乙"]),
+    st.sampled_from([True] * 9 + [False]),
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(row, max_size=60), st.sampled_from([0.1, 0.3, 0.5, 0.9]), st.integers(0, 5))
+def test_every_row_is_accounted_for(rows, ratio, seed):
+    with TemporaryDirectory() as name:
+        filler = articles(60)
+        report = convert(
+            transfer_classification_data.main,
+            Path(name),
+            lines(filler + rows),
+            f"--test_ratio={ratio}",
+            f"--seed={seed}",
+        )
+        bad = sum(row["output"] == "丙" or not row["text"].strip() for row in rows)
+        assert (report["read"], report["rejected"]) == (60 + len(rows), bad)
+        distinct = {(row["text"], row["output"]) for row in rows if row["output"] != "丙" and row["text"].strip()}
+        assert report["converted"] == 60 + len(distinct)
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.25, 0.3, 0.5, 0.77])
+def test_each_stratum_has_its_share_however_the_file_is_ordered(ratio, tmp_path):
+    rows = articles(1000)
+    for ordered in (rows, sorted(rows, key=lambda row: row["output"])):
+        report = convert(transfer_classification_data.main, tmp_path, lines(ordered), f"--test_ratio={ratio}")
+        share_of_test(report, ratio)
+
+
+def test_test_rows_come_from_everywhere_in_the_file(tmp_path):
+    """The original took the first tenth, where the rows were different ones."""
+    convert(transfer_classification_data.main, tmp_path, lines(articles(1000)))
+    places = [int(row["text"][1:-1]) for row in records(tmp_path, "test")]
+    assert all(5 <= sum(tenth <= place < tenth + 100 for place in places) <= 15 for tenth in range(0, 1000, 100))
+    assert len({place % 10 for place in places}) > 5, "not every tenth row"
+
+
+def test_split_depends_on_the_seed_and_on_nothing_else(tmp_path):
+    def split(*flags: str) -> bytes:
+        convert(transfer_classification_data.main, tmp_path, lines(articles(300)), *flags)
+        return (tmp_path / "test.jsonl").read_bytes()
+
+    random.seed(1)
+    state, first = random.getstate(), split()
+    assert random.getstate() == state, "the global random state is the caller's"
+    random.seed(2)
+    assert split() == first
+    assert split("--seed=7") != first == split("--seed=42")
+
+
+def test_rows_added_at_the_end_move_no_row_to_the_other_side(tmp_path):
+    convert(transfer_classification_data.main, tmp_path, lines(articles(300)))
+    before = {row["text"] for row in records(tmp_path, "test")}
+    convert(transfer_classification_data.main, tmp_path, lines(articles(600)))
+    after = {row["text"] for row in records(tmp_path, "test")}
+    assert {text for text in after if int(text[1:-1]) < 300} == before
+
+
+def test_the_same_text_with_another_label_stays_on_its_side_and_is_shown(tmp_path, capsys):
+    rows = articles(50)
+    twice = [{**row, "output": "财经" if row["output"] != "财经" else "体育"} for row in rows[:10]]
+    report = convert(transfer_classification_data.main, tmp_path, lines(rows + twice + twice))
+    assert (report["conflicts"], report["merged"], report["converted"]) == (10, 10, 60)
+    assert report["conflict_examples"][0] | {"text": "第0篇"} == report["conflict_examples"][0]
+    assert "第0篇" in capsys.readouterr().err
+
+
+def test_an_official_test_file_is_kept_and_train_rows_in_it_are_dropped(tmp_path):
+    rows = articles(50)
+    test = [*rows[:5], rows[0], {**rows[1], "output": "财经"}]
+    report = convert(transfer_classification_data.main, tmp_path, lines(rows), test=lines(test))
+    assert [row["text"] for row in records(tmp_path, "test")] == [row["text"] for row in test]
+    assert (report["leaked"], report["repeated"], report["conflicts"]) == (5, 1, 1)
+    assert len(records(tmp_path, "train")) == 45
+
+
+def test_records_are_what_the_task_renders(tmp_path):
+    """Training refuses records that it would render otherwise; conversion must never write such."""
+    for main, raw, of_settings in (
+        (transfer_classification_data.main, lines(articles(30)), Classification.from_settings),
+        (transfer_classification_data.main, lines([{"text": r["text"], "label": r["output"]} for r in articles(30)]),
+         Classification.from_settings),
+        (transfer_ner_data.main, lines(sentences(30)), Ner.from_settings),
+        (transfer_ner_data.main, lines([{"text": f"到北京{n}", "label": [[1, 3, "城市"]]} for n in range(30)]),
+         Ner.from_settings),
+    ):  # fmt: skip
+        convert(main, tmp_path, raw)
+        for side in ("train", "test"):
+            path = tmp_path / f"{side}.jsonl"
+            kept = json.loads(settings_path(path).read_bytes())
+            assert kept.pop("format_version") == FORMAT_VERSION
+            task = of_settings(kept)
+            assert task.settings() == kept
+            read_task_records(path, task)
+
+
+def sentences(count: int) -> list[dict]:
+    rows = []
+    for number in range(count):
+        start = len(f"第{number}次到")
+        item = {"start_idx": start, "end_idx": start + 2, "entity_text": "北京", "entity_label": "GPE"}
+        rows.append({"text": f"第{number}次到北京", "entities": [item] if number % 3 else []})
+    return rows
+
+
+def test_record_has_the_agreed_fields_in_order(tmp_path):
+    convert(transfer_classification_data.main, tmp_path, lines(articles(30)))
+    assert list(records(tmp_path, "train")[0]) == ["messages", "task", "text", "options", "label"]
+    convert(transfer_ner_data.main, tmp_path, lines(sentences(30)))
+    record = records(tmp_path, "train")[-1]
+    assert list(record) == ["messages", "task", "text", "entities"]
+    assert [message["role"] for message in record["messages"]] == ["system", "user", "assistant"]
+    assert record["entities"][0]["label"] == "地理实体"
+
+
+def test_labels_of_other_data_are_its_own_the_most_frequent_first(tmp_path):
+    labels = ["城市"] * 30 + ["人"] * 20 + ["书"] * 20
+    rows = [{"text": f"到北京{number}", "label": [[1, 3, label]]} for number, label in enumerate(labels)]
+    convert(transfer_ner_data.main, tmp_path, lines(rows))
+    assert json.loads((tmp_path / "train.task.json").read_bytes())["labels"] == ["城市", "书", "人"]
+
+
+def test_ccfbdci_labels_survive_a_mistyped_one(tmp_path):
+    """One row with a label of its own must not turn the four Chinese names into raw labels."""
+    rows = sentences(60)
+    rows[1]["entities"][0]["entity_label"] = "GEP"
+    report = convert(transfer_ner_data.main, tmp_path, lines(rows))
+    assert report["rejected_fields"] == {"entity_label": 1}
+    assert "--labels" in (tmp_path / "train.rejected.jsonl").read_text()
+    settings = json.loads((tmp_path / "train.task.json").read_bytes())
+    assert settings["labels"] == ["地理实体", "地点", "组织", "人名"]
+
+
+def test_nfc_is_counted_and_merges_what_becomes_equal(tmp_path):
+    rows = [*articles(30), {"text": "Cafe\u0301", "category": ["a", "b"], "output": "a"}]
+    rows.append({"text": "Café", "category": ["a", "b"], "output": "a"})
+    report = convert(transfer_classification_data.main, tmp_path, lines(rows))
+    assert (report["composed"], report["merged"]) == (1, 1)
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+    """Stood in for by a limit on the size of files."""
+    (tmp_path / "raw.jsonl").write_bytes(lines(articles(5000)))
+    command = [sys.executable, str(ROOT / "transfer_classification_data.py"), "--input_file=raw.jsonl"]
+    command += ["--output_file=out/train.jsonl", "--test_file=out/test.jsonl"]
+    limit = 1_000_000
+    result = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 1 and result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("script", ["transfer_classification_data.py", "transfer_ner_data.py"])
+def test_help_needs_the_standard_library_alone_and_answers_at_once(script):
+    command = [sys.executable, "-S", "-X", "importtime", str(ROOT / script), "--help"]  # -S: no site-packages at all
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 0 and "--on_bad_row" in result.stdout
+    total_microseconds = sum(int(line.split("|")[0].split(":")[1]) for line in result.stderr.splitlines()[1:])
+    assert total_microseconds < 500_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """At most 200 MB and 100 bytes a row, whatever a row weighs: here 300,000 rows, each text different."""
+    with (tmp_path / "raw.jsonl").open("wb") as file:
+        for number in range(300_000):
+            row = {"text": f"第{number}号到北京", "entities": []}
+            start = len(row["text"]) - 2
+            row["entities"] = [
+                {"start_idx": start, "end_idx": start + 2, "entity_text": "北京", "entity_label": "GPE"}
+            ]
+            file.write(orjson.dumps(row) + b"\n")
+    probe = (
+        "import re, sys, transfer_ner_data; assert transfer_ner_data.main(sys.argv[1:]) == 0;"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"  # ru_maxrss is inherited
+    )
+    command = [sys.executable, "-c", probe, f"--input_file={tmp_path / 'raw.jsonl'}"]
+    command += [f"--output_file={tmp_path / 'train.jsonl'}", f"--test_file={tmp_path / 'test.jsonl'}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(result.stdout) * 1024 < 100e6 + 100 * 300_000  # half of what is allowed: the interpreter takes 30 MB
+
+
+@needs_shared
+@pytest.mark.shared
+def test_real_ccfbdci_adds_up(tmp_path):
+    raw = SHARED / "ner" / "ccfbdci.jsonl"
+    report = convert(transfer_ner_data.main, tmp_path, raw)
+    assert report["read"] == sum(1 for _ in raw.open("rb")) and report["rejected"] == 0
+    share_of_test(report, 0.1)
+    empty = {
+        side: sum(not row["entities"] for row in records(tmp_path, side)) / len(records(tmp_path, side))
+        for side in ("train", "test")
+    }
+    assert abs(empty["train"] - empty["test"]) < 0.005
+
+
+@needs_shared
+@pytest.mark.shared
+@pytest.mark.parametrize("official", [True, False])
+def test_real_court_rows_add_up(official, tmp_path):
+    train, test = (SHARED / "classification" / f"court_{side}.jsonl" for side in ("train", "test"))
+    report = convert(transfer_classification_data.main, tmp_path, train, test=test if official else None)
+    assert report["rejected"] == 0
+    if official:
+        assert len(records(tmp_path, "test")) == sum(1 for _ in test.open("rb"))
+    else:
+        share_of_test(report, 0.1)

@@ -1,0 +1,116 @@
+"""The notebooks: as committed they hold no outputs and no logic of their own; run, they train and predict."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from checkout import REPOSITORY, copy_checkout, shorten_samples, stranger
+from nbclient import NotebookClient
+
+NOTEBOOKS = ("qwen_classification.ipynb", "qwen_ner.ipynb")
+SMALL = """ROWS, STEPS, TEST_ROWS = 24, 2, 8"""
+REPORT = """
+figures = {"predictions": predictions, "before": len(before), "errors": len(errors), "metrics": metrics()}
+print(json.dumps(figures))
+"""
+
+
+def read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(REPOSITORY / name, as_version=nbformat.NO_CONVERT)
+
+
+def code_of(name: str) -> list[str]:
+    return [cell.source for cell in read(name).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_committed_without_outputs(name):
+    notebook = read(name)
+    nbformat.validate(notebook)
+    assert notebook.nbformat == 4
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_cells_are_short_and_each_has_its_words(name):
+    assert all(len(source.splitlines()) <= 12 for source in code_of(name))
+    kinds = [cell.cell_type for cell in read(name).cells]
+    assert kinds[0] == "markdown"
+    assert kinds.count("markdown") * 1.5 > kinds.count("code")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_package_does_the_work(name):
+    """No functions, no classes, no prompts, no training loop: the same calls as the scripts make."""
+    source = "\n".join(code_of(name))
+    kinds = {type(node) for node in ast.walk(ast.parse(source))}
+    assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.While, ast.For, ast.Try}
+    assert "你是" not in source
+    imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
+    assert {"sft.encoding", "sft.inference", "sft.preview"} <= imported
+    assert not imported & {"transformers", "peft", "torch", "datasets"}
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_another_model_takes_one_changed_cell(name):
+    """The model, its numbers and the size of the run are named in the first code cell and nowhere else."""
+    first, *rest = code_of(name)
+    assigned = {target.id for node in ast.parse(first).body for target in node.targets}
+    assert {"MODEL", "DTYPE", "LEARNING_RATE", "ROWS", "STEPS"} <= assigned
+    assert all("qwen/demo" not in source and "data/sample" not in source for source in rest)
+    reassigned = {node.id for node in ast.walk(ast.parse("\n".join(rest))) if stores(node)}
+    assert not assigned & reassigned
+
+
+def stores(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
+    folder = copy_checkout(tmp_path / "clone")
+    shorten_samples(folder, 40)
+    notebook = nbformat.read(folder / name, as_version=4)
+    parameters = [n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(parameters) == 1
+    notebook.cells.insert(parameters[0] + 1, nbformat.v4.new_code_cell(SMALL))
+    notebook.cells.append(nbformat.v4.new_code_cell(REPORT))
+    environment = stranger(tmp_path / "home")
+    for variable in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(variable)
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not any(output.output_type == "error" for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs), "the loss curve is shown"
+    report = json.loads(notebook.cells[-1].outputs[-1].text)
+    assert len(report["predictions"]) == 8
+    assert report["before"] == 2
+    assert report["metrics"]["rows"] == 8
+    right = report["metrics"].get("accuracy", report["metrics"].get("f1"))
+    assert (report["errors"] == 0) == (right == 1)
+    (output_dir,) = (folder / "output").glob("notebook_*")
+    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 2
+    assert (output_dir / "adapter_model.safetensors").is_file()
+    assert_loss_was_learned_from(output_dir)
+
+
+def assert_loss_was_learned_from(output_dir: Path) -> None:
+    """LoRA's second matrices start as zeros; after a step they are not."""
+    from safetensors.torch import load_file
+
+    weights = load_file(output_dir / "adapter_model.safetensors")
+    assert all(tensor.abs().max() > 0 for name, tensor in weights.items() if "lora_B" in name)

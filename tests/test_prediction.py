@@ -1,0 +1,360 @@
+"""Prediction from the user's side: rows in every form, their own text and offsets, and every row accounted for."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import Oracle, save_model, tiny_model, with_random_lora
+
+import predict
+from sft.classification import Classification
+from sft.decoding import Limits
+from sft.inference import Loaded, load_for_prediction, predict_rows
+from sft.ner import Ner
+from sft.prediction import read_file, read_lines, to_output, to_record
+from sft.records import InputError, RowError
+
+ROOT = Path(predict.__file__).parent
+TEXTS = ["昨天，张伟到了上海", 'a "b" c', "𠮷"]
+FORMS = {
+    "txt": "\n".join(TEXTS),
+    "jsonl": "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in TEXTS),
+    "csv": 'id,text\n1,"昨天，张伟到了上海"\n2,"a ""b"" c"\n3,𠮷\n',
+    "tsv": 'text\tid\n昨天，张伟到了上海\t1\n"a ""b"" c"\t2\n𠮷\t3\n',
+    "CSV": '内容\n昨天，张伟到了上海\n\n"a ""b"" c"\n𠮷\n',
+}
+
+
+def texts_of(rows) -> list[str]:
+    return [row["text"] for row in rows]
+
+
+def outcomes(rows) -> list[str]:
+    """Each row's text, or what is wrong with it."""
+    return [str(row) if isinstance(row, RowError) else row["text"] for row in rows]
+
+
+class TestForms:
+    @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "bom"])
+    @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["lf", "crlf"])
+    @pytest.mark.parametrize("ending", FORMS)
+    def test_every_form_of_a_file_gives_the_same_texts(self, tmp_path, ending, newline, mark):
+        path = tmp_path / f"rows.{ending}"
+        path.write_text(mark + FORMS[ending], encoding="utf-8", newline=newline)
+        assert texts_of(read_file(path)) == TEXTS
+
+    def test_standard_input_is_lines_of_text_or_json(self):
+        lines = '\ufeff张伟\n\n{"text": "上海"}\n  \nc\r\n'.encode()
+        assert texts_of(read_lines(io.BytesIO(lines))) == ["张伟", "上海", "c"]
+
+    def test_a_table_keeps_its_other_columns(self, tmp_path):
+        path = tmp_path / "rows.csv"
+        path.write_text("正文,output,category\n国家队赢了,体育,\"['体育', '军事']\"\n", encoding="utf-8")
+        record = to_record(next(iter(read_file(path))), Classification(labels=("经济",)))
+        assert (record["text"], record["label"], list(record["options"])) == ("国家队赢了", "体育", ["体育", "军事"])
+
+    def test_a_cell_may_be_long_and_have_line_ends(self, tmp_path):
+        text = "长文\n" * 50_000
+        path = tmp_path / "rows.csv"
+        path.write_text(f'text\n"{text}"\n短\n', encoding="utf-8")
+        assert texts_of(read_file(path)) == [text, "短"]
+
+
+class TestBadInput:
+    def test_an_unquoted_comma_is_an_error_in_its_place_not_a_shifted_column(self, tmp_path):
+        path = tmp_path / "rows.csv"
+        path.write_text("text\n你好,世界\n张伟\n", encoding="utf-8")
+        bad, good = outcomes(read_file(path))
+        assert "第 2 行有 2 列，表头有 1 列" in bad
+        assert good == "张伟"
+
+    def test_bad_lines_are_errors_in_their_place(self):
+        lines = b'{"text": \n\xb0\xa1\xb0\xa2\n{"text": "\xe5\xbc\xa0"}\n'
+        assert [isinstance(row, RowError) for row in read_lines(io.BytesIO(lines))] == [True, True, False]
+
+    @pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
+    def test_a_gbk_file_is_refused_at_once_with_what_to_do(self, tmp_path, ending):
+        path = tmp_path / f"rows.{ending}"
+        path.write_text(FORMS[ending].replace("𠮷", "吉"), encoding="gbk")
+        with pytest.raises(InputError, match=r"gb18030.*iconv"):
+            read_file(path)
+
+    def test_bad_bytes_in_one_row_of_a_table_are_an_error_in_its_place(self, tmp_path, classification):
+        path = tmp_path / "rows.csv"
+        path.write_bytes("text\n张伟\n上海\n".encode() + b"\xb0\xa1\n" + "菲律宾\n".encode())
+        records = [to_record(row, classification) for row in read_file(path)]
+        assert [isinstance(record, RowError) for record in records] == [False, False, True, False]
+        assert "UTF-8" in str(records[2])
+
+    def test_a_table_without_a_text_column_is_refused_at_once(self, tmp_path):
+        path = tmp_path / "rows.csv"
+        path.write_text("标题,正确\n一,二\n", encoding="utf-8")
+        with pytest.raises(InputError, match=r"没有文本列.*标题、正确"):
+            read_file(path)
+
+    def test_a_folder_or_a_missing_file_is_refused_at_once(self, tmp_path):
+        for path in (tmp_path, tmp_path / "none.txt"):
+            with pytest.raises(InputError, match="无法读取"):
+                read_file(path)
+
+    @pytest.mark.parametrize(
+        "row", [{}, {"text": None}, {"text": 3}, {"text": ["a"]}, {"text": " \n"}, {"text": "a\ud800"}], ids=str
+    )
+    def test_a_row_without_usable_text_says_so(self, classification, row):
+        record = to_record(row, classification)
+        assert isinstance(record, RowError)
+        assert to_output(record, {}, classification)["error"].startswith("text: ")
+
+    @pytest.mark.parametrize(
+        "entities", ["x", [3], [{}], [{"start": 0, "end": 99, "label": "人名"}], {"a": 1}], ids=str
+    )
+    @pytest.mark.parametrize("extra", [{}, {"messages": []}], ids=["raw", "record"])
+    def test_broken_gold_does_not_keep_a_row_from_its_prediction(self, ner, entities, extra):
+        record = to_record({"text": "张伟", "entities": entities} | extra, ner)
+        assert record == {"text": "张伟", "original": "张伟"}
+
+    def test_a_broken_label_does_not_cost_a_row_its_options(self, classification):
+        for row in (
+            {"text": "a", "category": ["左", "右"], "output": "上"},
+            {"text": "a", "options": ["左", "右"], "label": 3, "messages": []},
+        ):
+            record = to_record(row, classification)
+            assert list(classification.options(record)) == ["左", "右"]
+            assert classification.gold(record) is None
+
+
+# Words that normalising changes: one to one, two to one, three to one, one to two; and some that it does not.
+WORDS = ("豈", "e\u0301", "\u1112\u1161\u11ab", "\u0958", "A\u030a\u0323", "张伟", "a", "𠮷", "한", "é")
+
+
+class TestUsersOwnText:
+    @settings(max_examples=100, deadline=None)
+    @given(words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=10), chosen=st.sets(st.integers(0, 9)))
+    def test_gold_comes_out_as_it_went_in(self, words, chosen):
+        ner = Ner(labels=("人名",), system_prompt="")
+        text, raw, given_gold = "", [], []
+        for index, word in enumerate(words):
+            start, end = len(text), len(text) + len(word)
+            text += word
+            if index in chosen:
+                raw.append({"start_idx": start, "end_idx": end, "entity_text": word, "entity_label": "人名"})
+                given_gold.append({"start": start, "end": end, "text": word, "label": "人名"})
+        record = to_record({"text": text, "entities": raw}, ner)
+        assert unicodedata.is_normalized("NFC", record["text"])
+        output = to_output(record, {"entities": record["entities"]}, ner)
+        assert output == {"text": text, "entities": given_gold, "gold": {"entities": given_gold}}
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        original=st.text(st.sampled_from([*"".join(WORDS), "\u0301", "\u1100", "\u1161", "。"]), min_size=1),
+        span=st.tuples(st.integers(0, 30), st.integers(1, 5)),
+    )
+    def test_any_predicted_span_is_a_slice_of_the_users_text(self, original, span):
+        ner = Ner(labels=("人名",), system_prompt="")
+        record = to_record({"text": original}, ner)
+        text = record["text"]
+        start = span[0] % len(text)
+        end = min(len(text), start + span[1])
+        entity = {"start": start, "end": end, "text": text[start:end], "label": "人名", "score": 0.5}
+        output = to_output(record, {"entities": [entity]}, ner)
+        (shown,) = output["entities"]
+        assert output["text"] == original
+        assert original[shown["start"] : shown["end"]] == shown["text"]
+        assert text[start:end] in unicodedata.normalize("NFC", shown["text"])
+        assert shown["score"] == 0.5
+        if text == original:
+            assert shown == entity
+
+    def test_an_entity_in_decomposed_text_is_found_and_shown_decomposed(self, tokenizer, ner):
+        original = "e\u0301\u1112\u1161\u11ab豈张伟e\u0301"
+        loaded = Loaded(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, 4))
+        lines, _ = predict_rows(loaded, [{"text": original}])
+        (entity,) = orjson.loads(next(lines))["entities"]
+        assert (entity["start"], entity["end"], entity["text"]) == (6, 8, "张伟")
+
+
+def check_outputs(outputs: list[dict], texts: list[str | None]) -> None:
+    """One output a row, in order; None stands for a row with an error."""
+    assert [None if "error" in output and "text" not in output else output["text"] for output in outputs] == texts
+
+
+class TestPredictRows:
+    @pytest.mark.parametrize("batch_size", [1, 3])
+    def test_every_row_has_its_line_in_order_and_metrics_are_the_tasks_own(self, tokenizer, ner, batch_size):
+        gold = [{"start_idx": 0, "end_idx": 2, "entity_label": "人名"}]
+        rows = [
+            {"text": "张伟到上海", "entities": gold},
+            RowError("", "不是合法的 JSON"),
+            {"text": "没有"},
+            {"text": ""},
+            {"text": "小明。", "entities": gold},
+            {"text": "无", "entities": []},
+        ] * 20
+        loaded = Loaded(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, batch_size))
+        lines, metrics = predict_rows(loaded, iter(rows))
+        outputs = [orjson.loads(line) for line in lines]
+        check_outputs(outputs, ["张伟到上海", None, "没有", None, "小明。", "无"] * 20)
+        assert [output["error"] for output in outputs[1:4:2]] == ["不是合法的 JSON", "text: 文本是空的"]
+        judged = [output for output in outputs if "gold" in output]
+        score = ner.score([output["gold"] for output in judged], judged)
+        assert metrics() == {"rows": 60, **score, "unparsable": 0.0}
+        assert (score["precision"], score["recall"]) == (1 / 2, 1 / 2)
+
+    def test_without_gold_there_are_no_metrics(self, tokenizer, ner):
+        loaded = Loaded(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, 2))
+        lines, metrics = predict_rows(loaded, [{"text": "张伟"}])
+        assert "gold" not in orjson.loads(next(lines))
+        assert metrics() is None
+
+    def test_rows_too_long_for_the_model_are_errors_with_their_text(self, tokenizer, classification):
+        loaded = Loaded(tiny_model("qwen2"), tokenizer, classification, Limits(20, 8, 2))
+        lines, metrics = predict_rows(loaded, [{"text": "军", "output": "军事"}])
+        output = orjson.loads(next(lines))
+        assert output["text"] == "军"
+        assert "超过 20" in output["error"]
+        assert metrics() is None
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer, tmp_path_factory) -> Path:
+    """A folder as training leaves it: adapter, tokenizer, task.json; its base model beside it."""
+    folder = tmp_path_factory.mktemp("output")
+    base = save_model(tiny_model("qwen2"), tokenizer, folder / "base")
+    adapter = folder / "adapter"
+    save_model(with_random_lora(tiny_model("qwen2")), tokenizer, adapter)
+    settings = Classification(labels=("体育", "军事", "经济")).settings()
+    settings |= {"base_model": str(base), "dtype": "float32", "max_length": 200, "max_new_tokens": 8}
+    (adapter / "task.json").write_bytes(orjson.dumps(settings))
+    return adapter
+
+
+ROWS = [{"text": "国家队赢了", "output": "体育"}, {"text": ""}, {"text": "打仗", "output": "军事"}, {"text": "钱"}]
+
+
+@pytest.fixture
+def rows_file(tmp_path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"\n".join(map(orjson.dumps, ROWS)))
+    return path
+
+
+def one_line(text: str) -> bool:
+    return text.count("\n") == 1 and text.endswith("\n")
+
+
+class TestCommandLine:
+    def test_a_file_gives_a_line_for_each_row_and_metrics_on_stderr(self, trained, rows_file, capsys):
+        assert predict.main(["--adapter", str(trained), "--input_file", str(rows_file)]) == 0
+        captured = capsys.readouterr()
+        outputs = [json.loads(line) for line in captured.out.splitlines()]
+        check_outputs(outputs, ["国家队赢了", None, "打仗", "钱"])
+        judged = [output for output in outputs if "gold" in output]
+        metrics = json.loads(captured.err[captured.err.index("{") :])
+        task = Classification(labels=("体育", "军事", "经济"))
+        assert metrics == {"rows": 2, **task.score([output["gold"] for output in judged], judged), "unparsable": 0.0}
+
+    def test_an_output_file_holds_the_same_lines_and_stdout_the_metrics(self, trained, rows_file, tmp_path, capsys):
+        predict.main(["--adapter", str(trained), "--input_file", str(rows_file)])
+        expected = capsys.readouterr().out
+        out = tmp_path / "new" / "predictions.jsonl"
+        arguments = ["--adapter", str(trained), "--input_file", str(rows_file), "--output_file", str(out)]
+        assert predict.main(arguments) == 0
+        assert out.read_text(encoding="utf-8") == expected
+        assert json.loads(capsys.readouterr().out)["rows"] == 2
+
+    def test_standard_input_and_text_are_predicted_alike(self, trained, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("打仗\n".encode())))
+        assert predict.main(["--adapter", str(trained)]) == 0
+        from_stdin = capsys.readouterr().out
+        assert predict.main(["--adapter", str(trained), "--text", "打仗"]) == 0
+        assert capsys.readouterr().out == from_stdin
+        assert json.loads(from_stdin)["label"] in ("体育", "军事", "经济")
+
+    def test_base_only_leaves_the_adapter_out(self, trained, capsys):
+        outputs = []
+        base = ["--task_file", str(trained / "task.json")]
+        for flags in (["--adapter", str(trained)], ["--adapter", str(trained), "--base_only"], ["--base_only", *base]):
+            assert predict.main([*flags, "--text", "打仗"]) == 0
+            outputs.append(json.loads(capsys.readouterr().out)["scores"])
+        assert outputs[1] == outputs[2] != outputs[0]
+
+    def test_a_missing_adapter_is_one_line_and_exit_code_2(self, tmp_path, capsys):
+        assert predict.main(["--adapter", str(tmp_path / "none"), "--text", "a"]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert one_line(captured.err)
+        assert "--adapter" in captured.err
+
+    @pytest.mark.parametrize(
+        "content", [b"{", b"[]", b'{"task": "poetry"}', b'{"task": "ner"}', b'{"task": "ner", "labels": 3}'], ids=repr
+    )
+    def test_a_broken_task_file_is_one_line_and_exit_code_2(self, tmp_path, capsys, content):
+        (tmp_path / "task.json").write_bytes(content)
+        assert predict.main(["--adapter", str(tmp_path), "--text", "a"]) == 2
+        captured = capsys.readouterr()
+        assert one_line(captured.err)
+        assert "task.json" in captured.err
+
+    def test_a_bad_input_file_is_found_before_the_model_is_loaded(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("sft.inference.load_for_prediction", lambda **_: pytest.fail("loaded"))
+        (tmp_path / "rows.csv").write_text("a\nb\n", encoding="utf-8")
+        for name in ("rows.csv", "none.txt"):
+            assert predict.main(["--adapter", "x", "--input_file", str(tmp_path / name)]) == 2
+            assert one_line(capsys.readouterr().err)
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            [],
+            ["--adapter", "x", "--texts", "a"],
+            ["--adap", "x"],
+            ["--adapter", "x", "--batch_size", "0"],
+            ["--adapter", "x", "--text", "a", "--input_file", "b"],
+            ["--adapter", "x", "--dtype", "int8"],
+        ],
+        ids=" ".join,
+    )
+    def test_wrong_usage_is_one_line_and_exit_code_2(self, flags, capsys):
+        with pytest.raises(SystemExit) as exit_info:
+            predict.main(flags)
+        assert exit_info.value.code == 2
+        assert one_line(capsys.readouterr().err)
+
+    def test_help_needs_no_torch_and_half_a_second(self):
+        resource = pytest.importorskip("resource")  # not on Windows
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-X", "importtime", "predict.py", "--help"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0
+        assert "--adapter" in done.stdout
+        modules = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+        assert "argparse" in modules
+        assert not modules & {"torch", "transformers", "peft", "pandas"}
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_predictions_use_the_lengths_and_numbers_of_training(trained):
+    loaded = load_for_prediction(adapter=trained)
+    assert loaded.limits == Limits(max_length=200, max_new_tokens=8, batch_size=16)
+    assert str(loaded.model.dtype) == "torch.float32"
+    assert load_for_prediction(adapter=trained, max_length=99, batch_size=2).limits == Limits(99, 8, 2)
+
+
+def test_an_adapter_trained_in_float16_is_usable_on_a_cpu(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    settings = orjson.loads((trained / "task.json").read_bytes()) | {"dtype": "float16"}
+    path = tmp_path / "task.json"
+    path.write_bytes(orjson.dumps(settings))
+    assert str(load_for_prediction(base_only=True, task_file=path).model.dtype) != "torch.float16"
+    with pytest.raises(InputError, match="float16"):
+        load_for_prediction(base_only=True, task_file=path, dtype="float16")

@@ -1,0 +1,110 @@
+"""NFC with offsets that move along, and telling encodings apart. Run: pytest tests/test_text.py"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft.ner import Ner
+from sft.records import RowError
+from sft.text import detect_encoding, read_literal, shifted_offsets
+
+# What NFC does something to, among what it leaves alone: marks, Jamo, compatibility ideographs, marks that reorder.
+TRICKY = st.text(
+    st.sampled_from("ae北京，\u0301\u0323\u0327\u1100\u1161\u11a8\uac00\uf900\u212b\u2126\u0344\u0f73\u0958🙂")
+)
+
+
+@given(TRICKY | st.text())
+def test_offsets_cover_the_normalised_text_in_order(text):
+    offsets = shifted_offsets(text)
+    assert len(offsets) == len(text) + 1
+    assert offsets[0][0] == 0 and offsets[-1] == (len(unicodedata.normalize("NFC", text)),) * 2
+    assert [start for start, _ in offsets] == sorted(start for start, _ in offsets)
+    assert [end for _, end in offsets] == sorted(end for _, end in offsets)
+    assert all(start <= end for start, end in offsets)
+
+
+@given(TRICKY, TRICKY, TRICKY)
+def test_an_entity_keeps_its_text_up_to_nfc(before, surface, after):
+    """A span that begins with a whole character is afterwards what it was before, normalised."""
+    surface = f"北{surface}"
+    text = f"{before}，{surface}。{after}"
+    start = len(before) + 1
+    moved_start = shifted_offsets(text)[start][0]
+    moved_end = shifted_offsets(text)[start + len(surface)][1]
+    composed = unicodedata.normalize("NFC", text)
+    assert composed[moved_start:moved_end] == unicodedata.normalize("NFC", surface)
+
+
+@given(TRICKY.filter(str.strip), st.data())
+def test_a_converted_entity_is_the_text_at_its_offsets(text, data):
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    row = {"text": text, "entities": [{"start_idx": start, "end_idx": end, "entity_label": "X"}]}
+    record = Ner.convert(row)
+    (entity,) = record["entities"]
+    assert unicodedata.is_normalized("NFC", record["text"])
+    assert record["text"][entity["start"] : entity["end"]] == entity["text"] != ""
+    assert unicodedata.is_normalized("NFC", entity["text"])
+
+
+def test_every_code_point_that_nfc_changes_keeps_its_place():
+    changing = [chr(code) for code in range(0x110000) if not unicodedata.is_normalized("NFC", chr(code))]
+    changing = [character for character in changing if not 0xD800 <= ord(character) < 0xE000]
+    assert len(changing) > 1000
+    for character in changing:
+        text = f"甲{character}乙"
+        row = {"text": text, "entities": [{"start_idx": 2, "end_idx": 3, "entity_text": "乙", "entity_label": "X"}]}
+        assert Ner.convert(row)["entities"][0]["text"] == "乙"
+
+
+def test_overlap_that_normalisation_makes_is_rejected():
+    """Two entities that share a character once it is composed cannot both keep it."""
+    items = [
+        {"start_idx": 0, "end_idx": 1, "entity_label": "X"},
+        {"start_idx": 1, "end_idx": 3, "entity_label": "X"},
+    ]
+    with pytest.raises(RowError, match="重叠"):
+        Ner.convert({"text": "e\u0301京", "entities": items})
+
+
+@given(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5)))
+def test_gb18030_and_utf8_are_told_apart(text):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        for encoding in ("utf-8", "gb18030"):
+            path.write_bytes(f'{{"text": "昨天他们到北京去了{text}"}}\n'.encode(encoding))
+            assert detect_encoding(path) == encoding
+
+
+def test_a_few_bad_bytes_do_not_make_utf8_gb18030(tmp_path):
+    (tmp_path / "a").write_bytes("北京\n上海\n广州\n".encode() + b"\xb1\xb1\n")
+    assert detect_encoding(tmp_path / "a") == "utf-8"
+
+
+def test_a_character_across_the_edge_of_the_sample_is_no_bad_byte(tmp_path):
+    for shift in range(3):
+        (tmp_path / "a").write_bytes(b"x" * shift + "长".encode() * 400_000)
+        assert detect_encoding(tmp_path / "a") == "utf-8"
+
+
+@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"]))))
+def test_a_list_reads_back_from_either_notation(options):
+    assert read_literal(repr(options)) == options
+    assert read_literal(json.dumps(options)) == options
+    assert read_literal(json.dumps(options, ensure_ascii=False)) == options
+
+
+@pytest.mark.parametrize(
+    "text", ["", "体育", "[", "[1", "__import__('os')", "[" * 100_000, "['a' + 1]", "\x00", "a\nb"]
+)
+def test_what_is_no_literal_is_a_value_error(text):
+    with pytest.raises(ValueError, match="neither"):
+        read_literal(text)

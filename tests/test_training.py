@@ -1,0 +1,363 @@
+"""Training runs as a user starts them: what they leave behind, resuming, stopping, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import predict
+import train_qwen2_classification
+import train_qwen2_ner
+from sft.classification import Classification
+from sft.ner import Ner
+from sft.records import FORMAT_VERSION, settings_path, write_json
+from tests.models import save_model, tiny_model
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LABELS = ("体育", "军事", "经济")
+LAST_STEP = 10
+
+
+def write_records(path: Path, task, records: list[dict]) -> Path:
+    """Records as the transfer scripts write them."""
+    lines = []
+    for record in records:
+        messages = [*task.prompt(record), {"role": "assistant", "content": task.answer(record)}]
+        lines.append(json.dumps({"messages": messages, "task": task.name, **record}, ensure_ascii=False))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json(settings_path(path), {"format_version": FORMAT_VERSION, **task.settings()})
+    return path
+
+
+def articles(count: int, seed: int) -> list[dict]:
+    rng = random.Random(seed)
+    return [
+        {"text": "".join(rng.choices("国家队赢了比赛坦克演习股市上涨。", k=rng.randint(5, 30))), "label": label}
+        | {"options": list(LABELS)}
+        for label in rng.choices(LABELS, k=count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """``train_cls.jsonl`` (40 rows), ``test_cls.jsonl`` (12), ``train_ner.jsonl`` and their settings."""
+    folder = tmp_path_factory.mktemp("data")
+    write_records(folder / "train_cls.jsonl", Classification(LABELS), articles(40, 0))
+    write_records(folder / "test_cls.jsonl", Classification(LABELS), articles(12, 1))
+    entities = [{"start": 0, "end": 2, "text": "张伟", "label": "人名"}]
+    sentences = [{"text": f"张伟到了上海{n}次。", "entities": entities if n % 3 else []} for n in range(16)]
+    write_records(folder / "train_ner.jsonl", Ner.with_labels(["人名", "地点"]), sentences)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer) -> Path:
+    """A random two-layer Qwen2."""
+    return save_model(tiny_model("qwen2"), tokenizer, tmp_path_factory.mktemp("base") / "tiny")
+
+
+def flags(base: Path, data: Path, output_dir: Path, *more: str) -> list[str]:
+    """Ten steps, a checkpoint and an evaluation every two; dropout on, so that random state matters."""
+    return [
+        *("--model_name_or_path", str(base), "--train_file", str(data / "train_cls.jsonl"), "--dtype", "float32"),
+        *("--output_dir", str(output_dir), "--swanlab_mode", "disabled", "--disable_tqdm", "true"),
+        *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--num_train_epochs", "2"),
+        *("--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps", "--save_steps", "2"),
+        *("--logging_steps", "1", "--learning_rate", "1e-2", "--lora_dropout", "0.1", "--save_total_limit", "3"),
+        *("--validation_ratio", "0.1", *more),
+    ]
+
+
+def train(arguments: list[str]) -> int:
+    """Run the classification script in this process, on one thread as the killed runs are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return train_qwen2_classification.main(arguments)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(base, data, tmp_path_factory) -> Path:
+    """An undisturbed run."""
+    output_dir = tmp_path_factory.mktemp("finished") / "run"
+    assert train(flags(base, data, output_dir)) == 0
+    return output_dir
+
+
+def metrics_of(output_dir: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    timed = re.compile("time|second|train_loss|total_flos")
+    return [{name: value for name, value in row.items() if not timed.search(name)} for row in rows]
+
+
+# ---- what a run leaves behind ----
+
+
+def test_a_run_leaves_everything_a_user_and_predict_need(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja", "task.json",
+        "trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json",
+        "metrics.jsonl", "loss.png", "README.md",
+    }  # fmt: skip
+    assert not list(finished.glob(".*"))
+    steps = [row["step"] for row in metrics_of(finished) if "loss" in row]
+    assert steps == list(range(1, LAST_STEP + 1))
+
+
+def test_predict_gives_the_metrics_that_training_reported(finished, data, tmp_path, capsys):
+    output = tmp_path / "predictions.jsonl"
+    arguments = [
+        "--adapter",
+        str(finished),
+        "--input_file",
+        str(data / "test_cls.jsonl"),
+        "--output_file",
+        str(output),
+    ]
+    assert predict.main(arguments) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    reported = json.loads((finished / "test_results.json").read_text())
+    for name in ("accuracy", "macro_f1", "unparsable"):
+        assert predicted[name] == reported[f"test_{name}"]
+    assert len(output.read_text().splitlines()) == 12
+
+
+@pytest.mark.parametrize("disable_tqdm", ["true", "false"])
+def test_results_go_to_stdout_as_json_and_logs_to_stderr(disable_tqdm, base, data, tmp_path, capsys):
+    arguments = flags(base, data, tmp_path / "run", "--max_steps", "1", "--disable_tqdm", disable_tqdm)
+    assert train(arguments) == 0
+    assert "test_accuracy" in json.loads(capsys.readouterr().out)
+
+
+def test_the_best_checkpoint_by_the_generated_metric_is_what_is_saved(finished):
+    rows = [row for row in metrics_of(finished) if "eval_macro_f1" in row]
+    best = max(rows, key=lambda row: (row["eval_macro_f1"], -row["step"]))
+    state = json.loads((finished / "trainer_state.json").read_text())
+    assert state["best_global_step"] == best["step"]
+    saved = load_file(finished / "adapter_model.safetensors")
+    of_best = load_file(Path(state["best_model_checkpoint"]) / "adapter_model.safetensors")
+    assert all(torch.equal(saved[name], of_best[name]) for name in of_best)
+
+
+def test_ner_trains_and_predicts(base, data, tmp_path, capsys):
+    output_dir = tmp_path / "ner"
+    arguments = ["--model_name_or_path", str(base), "--train_file", str(data / "train_ner.jsonl"), "--max_steps", "1"]
+    arguments += ["--output_dir", str(output_dir), "--swanlab_mode", "disabled", "--dtype", "float32"]
+    assert train_qwen2_ner.main(arguments) == 0
+    assert predict.main(["--adapter", str(output_dir), "--text", "张伟到了上海。"]) == 0
+    assert '"entities":' in capsys.readouterr().out
+
+
+def test_the_same_flags_give_the_same_adapter(finished, base, data, tmp_path):
+    assert train(flags(base, data, tmp_path / "again")) == 0
+    ours, theirs = (folder / "adapter_model.safetensors" for folder in (tmp_path / "again", finished))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+# ---- killed and resumed ----
+
+
+def killed(where: str, step: int, arguments: list[str]) -> None:
+    command = [sys.executable, str(REPOSITORY / "tests" / "killed_run.py"), where, str(step), *arguments]
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [("step", 7), ("file", 6), ("manifest", 8), ("rename", 4)],
+)
+def test_a_run_killed_anywhere_resumes_to_the_same_adapter(where, step, finished, base, data, tmp_path):
+    arguments = flags(base, data, tmp_path / "run")
+    killed(where, step, arguments)
+    assert train([*arguments, "--resume_from_checkpoint", "true"]) == 0
+    ours, theirs = (folder / "adapter_model.safetensors" for folder in (tmp_path / "run", finished))
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert metrics_of(tmp_path / "run") == metrics_of(finished)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(1, LAST_STEP + 1))
+def test_a_run_killed_after_any_step_resumes_to_the_same_adapter(step, finished, base, data, tmp_path):
+    test_a_run_killed_anywhere_resumes_to_the_same_adapter("step", step, finished, base, data, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_last_whole_one(damage, finished, base, data, tmp_path, caplog):
+    arguments = flags(base, data, tmp_path / "run")
+    assert train([*arguments, "--max_steps", "8", "--test_file", "none"]) == 0
+    victim = tmp_path / "run" / "checkpoint-8" / "optimizer.pt"
+    content = victim.read_bytes()
+    if damage == "delete":
+        victim.unlink()
+    else:
+        victim.write_bytes(content[:100] if damage == "truncate" else content[:-9] + b"\0" + content[-8:])
+    (tmp_path / "run" / "all_results.json").unlink()
+    assert train([*arguments, "--max_steps", "8", "--resume_from_checkpoint", "true"]) == 0
+    assert "checkpoint-8" in caplog.text and "optimizer.pt" in caplog.text
+
+
+@pytest.mark.parametrize("change", [("--learning_rate", "2e-2"), ("--lora_r", "4"), ("--seed", "1")])
+def test_resuming_with_other_settings_is_refused_by_name(change, finished, base, data, capsys):
+    arguments = flags(base, data, finished, "--resume_from_checkpoint", "true", *change)
+    assert train(arguments) == 2
+    assert change[0].removeprefix("--") in capsys.readouterr().err
+
+
+def test_resuming_with_other_data_or_another_model_is_refused(finished, base, data, tmp_path, tokenizer, capsys):
+    write_records(tmp_path / "train_cls.jsonl", Classification(LABELS), articles(40, 5))
+    assert train(flags(base, tmp_path, finished, "--resume_from_checkpoint", "true")) == 2
+    assert "train_file" in capsys.readouterr().err
+    other = save_model(tiny_model("qwen2", seed=3), tokenizer, tmp_path / "other")
+    assert train(flags(other, data, finished, "--resume_from_checkpoint", "true")) == 2
+    assert "model" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_overwritten_only_when_asked(base, data, tmp_path, capsys):
+    arguments = flags(base, data, tmp_path / "run", "--max_steps", "2", "--test_file", "none")
+    assert train(arguments) == 0
+    before = (tmp_path / "run" / "adapter_model.safetensors").read_bytes()
+    assert train([*arguments, "--seed", "7"]) == 2
+    assert "--overwrite_output_dir" in capsys.readouterr().err
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() == before
+    assert train([*arguments, "--seed", "7", "--overwrite_output_dir"]) == 0
+    assert (tmp_path / "run" / "adapter_model.safetensors").read_bytes() != before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to send")
+def test_sigterm_saves_a_checkpoint_and_exits_with_143(base, data, tmp_path):
+    output_dir = tmp_path / "run"
+    arguments = flags(base, data, output_dir, "--num_train_epochs", "2000")
+    command = [sys.executable, str(REPOSITORY / "train_qwen2_classification.py"), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (output_dir / "checkpoint-2").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "--resume_from_checkpoint true" in errors and "Traceback" not in errors
+    last = json.loads((output_dir / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert (output_dir / f"checkpoint-{last}" / "manifest.json").is_file()
+
+
+# ---- refused, or stopped ----
+
+
+def test_nan_stops_the_run_at_that_step_and_names_the_row(base, data, tmp_path, tokenizer, capsys):
+    rows = articles(12, 2)
+    rows[8]["text"] += "龘"  # its bytes are tokens no other row has
+    write_records(tmp_path / "train_cls.jsonl", Classification(LABELS), rows)
+    poisoned = save_model(tiny_model("llama"), tokenizer, tmp_path / "poisoned")  # its head is not the embedding
+    weights = load_file(poisoned / "model.safetensors")
+    common = set(tokenizer("".join(row["text"] for row in articles(12, 2))).input_ids)
+    only = [token for token in tokenizer("龘").input_ids if token not in common]
+    weights["model.embed_tokens.weight"][only[0]] = float("nan")
+    save_file(weights, poisoned / "model.safetensors", {"format": "pt"})
+    arguments = flags(poisoned, tmp_path, tmp_path / "run", "--validation_ratio", "0", "--eval_strategy", "no")
+    arguments += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1"]
+    assert train(arguments) == 1
+    error = capsys.readouterr().err
+    assert "第 9 行" in error and "nan" in error and "Traceback" not in error
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
+    from types import SimpleNamespace
+
+    from sft.records import RunError
+    from sft.trainer import StopOnNonFinite
+
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([1.0, float("inf")])
+    trainer = SimpleNamespace(model=SimpleNamespace(parameters=lambda: [parameter]), step_rows=[3, 1])
+    with pytest.raises(RunError, match=r"第 5 步.*1、3"):
+        StopOnNonFinite(trainer).on_pre_optimizer_step(
+            SimpleNamespace(fp16=False), SimpleNamespace(global_step=4), None
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--train_file", "absent.jsonl"], "transfer_"),
+        (["--model_name_or_path", "qwen/absent"], "modelscope download"),
+        (["--per_device", "3"], "--per_device"),
+        (["--lr", "3"], "--lr"),
+        (["--warmup_ratio", "0.1"], "--warmup_steps"),
+        (["--learning_rate", "fast"], "--learning_rate"),
+        (["--dtype", "float16"], "float16"),
+        (["--lora_target_modules", "nothing_like_it"], "--lora_target_modules"),
+        (["--max_length", "20"], "--max_length"),
+        (["--swanlab_project", "名字 不行"], "--swanlab_project"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_with_exit_code_2(change, said, base, data, tmp_path, capsys):
+    try:
+        code = train(flags(base, data, tmp_path / "run", "--swanlab_mode", "offline", *change))
+    except SystemExit as stop:  # argparse's own
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2 and captured.out == ""
+    last = captured.err.strip().splitlines()[-1]
+    assert said in last and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"task": "ner"}, "task"),
+        ({"messages": []}, "messages"),
+        ({"label": None}, "messages"),
+    ],
+)
+def test_records_that_training_would_not_render_the_same_are_refused_with_their_line(
+    record, said, base, data, tmp_path, capsys
+):
+    path = write_records(tmp_path / "train_cls.jsonl", Classification(LABELS), articles(3, 0))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | record, ensure_ascii=False)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert train(flags(base, tmp_path, tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert "train_cls.jsonl:2" in error and said in error
+
+
+# ---- looking before leaping ----
+
+
+def test_preview_shows_what_is_supervised_and_trains_nothing(base, data, tmp_path, capsys):
+    assert train(flags(base, data, tmp_path / "run", "--preview", "2")) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("──") == 2 and shown.count("【<|im_end|>】") == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_counts_the_steps_that_training_takes(base, data, tmp_path, capsys, finished):
+    assert train(flags(base, data, tmp_path / "run", "--dry_run")) == 0
+    assert f"步数      {LAST_STEP}（每步 8 条）" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_rows_are_held_out_by_text_and_by_seed():
+    from sft.training import hold_out
+
+    rows = [(line, {"text": f"文本{line % 30}"}) for line in range(90)]
+    train_rows, validation = hold_out(rows, 0.2, 100, seed=1)
+    assert {row["text"] for _, row in train_rows}.isdisjoint({row["text"] for _, row in validation})
+    assert len({row["text"] for _, row in validation}) == 6 and len(train_rows) + len(validation) == 90
+    assert hold_out(rows[::-1], 0.2, 100, seed=1)[1][::-1] == validation
+    assert hold_out(rows, 0.2, 100, seed=2)[1] != validation
