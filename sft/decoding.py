@@ -28,6 +28,8 @@ class Limits:
     max_length: int
     max_new_tokens: int
     batch_size: int
+    constrained: bool = True  # only well-formed answers; False: whatever the model says
+    max_tokens: int | None = None  # in memory at once, padding included; None: as many as fit
 
 
 def predict(

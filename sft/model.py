@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from sft.arguments import LoraArguments
+from sft.checkpoints import file_hash
 from sft.records import InputError
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,12 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     # Qwen ships temperature 0.7 and repetition_penalty 1.1; answers here repeat keys and names, and must be greedy.
     model.generation_config = GenerationConfig(do_sample=False)
     return model
+
+
+def model_hash(folder: Path) -> str:
+    """The hashes of a model's config and weights, or of an adapter's."""
+    files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
+    return "-".join(file_hash(path)[:8] for path in files)
 
 
 def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:

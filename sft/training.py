@@ -19,7 +19,7 @@ from sft.curves import draw_loss_curve
 from sft.decoding import Limits
 from sft.encoding import EncodedRow, Task, encode_rows
 from sft.hub import resolve_model
-from sft.model import add_lora, load_base, load_tokenizer, resolve_dtype
+from sft.model import add_lora, load_base, load_tokenizer, model_hash, resolve_dtype
 from sft.model_card import write_model_card
 from sft.records import (
     FORMAT_VERSION,
@@ -303,12 +303,6 @@ def describe_run(arguments: Arguments, base_folder: Path, dtype: str) -> dict:
         run |= {"validation_ratio": data.validation_ratio, "max_validation_rows": data.max_validation_rows}
     settings = arguments.training.to_dict()
     return run | {name: settings[name] for name in RESUMED_SETTINGS} | {"processes": arguments.training.world_size}
-
-
-def model_hash(folder: Path) -> str:
-    """One hash over the base model's config and weights."""
-    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-    return "-".join(checkpoints.file_hash(path)[:8] for path in files)
 
 
 def prepare_output(output_dir: Path, run: dict, arguments: Arguments) -> Path | None:
