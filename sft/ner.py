@@ -157,6 +157,7 @@ class Ner:
             "entities": entities,
             "unparsable": any(result["unparsable"] for result in results),
             "problems": {kind: sum(result["problems"][kind] for result in results) for kind in PROBLEMS},
+            "answer": "\n".join(result["answer"] for result in results),
         }
 
     def parse(self, answer: str, record: dict) -> dict:
