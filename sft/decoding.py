@@ -1,10 +1,11 @@
-"""Predictions: options scored in one pass over a tree of them, free text by greedy decoding; both batched, in order.
+"""Predictions: options scored in one pass over a tree of them, entities by constrained greedy decoding; in order.
 
 Everything that predicts (evaluation while training, `predict.py`, the notebooks) goes through `predict`.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,21 +16,33 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.attention import sees_everything
+from sft.automaton import answer_format, can_write
+from sft.constrained import Bounds, decode
 from sft.encoding import Task, encode_prompts, encode_texts, terminator_id
+from sft.ragged import say_once
 from sft.records import RowError
+from sft.vocabulary import Vocabulary, vocabulary_of
+
+logger = logging.getLogger(__name__)
 
 WINDOW_BATCHES = 16  # rows are sorted by length within a window of so many batches, to pad less
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a record is read, and how much may be answered, in tokens; and how many rows run together."""
+    """How much of a record is read, and how much may be answered, in tokens; and how many rows run together.
+
+    Attributes:
+        max_new_tokens: of an answer in free text; in a constrained one no entity begins after so many.
+        constrained: only well-formed answers; false for what the model says by itself.
+        max_tokens: how many tokens may be in memory together; None leaves it to the other three.
+    """
 
     max_length: int
     max_new_tokens: int
     batch_size: int
-    constrained: bool = True  # only well-formed answers; False: whatever the model says
-    max_tokens: int | None = None  # in memory at once, padding included; None: as many as fit
+    constrained: bool = True
+    max_tokens: int | None = None
 
 
 def predict(
@@ -65,13 +78,12 @@ def _predict_window(model, tokenizer, task: Task, records: Sequence[dict], limit
     pieces = [piece for pieces in pieces_of if isinstance(pieces, list) for piece in pieces]
     prompts = encode_prompts(pieces, task, tokenizer)
     by_length = sorted(range(len(pieces)), key=lambda index: len(prompts[index]))
+    answers = _answer(
+        model, tokenizer, task, [pieces[index] for index in by_length], [prompts[index] for index in by_length], limits
+    )
     results: list[dict] = [{}] * len(pieces)
-    for indices in groups(by_length, limits.batch_size):
-        answers = _answer(
-            model, tokenizer, task, [pieces[index] for index in indices], [prompts[index] for index in indices], limits
-        )
-        for index, result in zip(indices, answers, strict=True):
-            results[index] = result
+    for index, result in zip(by_length, answers, strict=True):
+        results[index] = result
     remaining = iter(results)
     return [
         task.merge(pieces, [next(remaining) for _ in pieces]) if isinstance(pieces, list) else {"error": str(pieces)}
@@ -108,10 +120,41 @@ def _fit_one(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Li
         return error
 
 
-def _answer(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> list[dict]:
-    if task.options(records[0]) is None:
-        return _generate(model, tokenizer, task, records, prompts, limits)
-    return _choose(model, tokenizer, task, records, prompts)
+def _answer(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> Iterator[dict]:
+    """The results of records in the order given, the shortest first."""
+    if not records:
+        return
+    free_text = task.options(records[0]) is None
+    if free_text and limits.constrained and (vocabulary := _vocabulary_for(tokenizer, task)) is not None:
+        yield from _extract(model, vocabulary, task, records, prompts, limits)
+        return
+    for start in range(0, len(records), limits.batch_size):
+        batch = records[start : start + limits.batch_size], prompts[start : start + limits.batch_size]
+        if free_text:
+            yield from _generate(model, tokenizer, task, *batch, limits)
+        else:
+            yield from _choose(model, tokenizer, task, *batch)
+
+
+def _vocabulary_for(tokenizer, task: Task) -> Vocabulary | None:
+    """The tokenizer's vocabulary; None, said once, where constrained answers cannot be written with it."""
+    vocabulary = vocabulary_of(tokenizer)
+    if vocabulary is None or not can_write(answer_format(task.labels), vocabulary):
+        say_once(logger, f"{tokenizer.name_or_path}：这种分词器写不出受约束的答案，改为自由生成再解析")
+        return None
+    return vocabulary
+
+
+def _extract(model, vocabulary: Vocabulary, task: Task, records, prompts, limits: Limits) -> Iterator[dict]:
+    """The entities of each record, by a well-formed answer."""
+    bounds = Bounds(limits.batch_size, limits.max_new_tokens, limits.max_tokens)
+    texts = [record["text"] for record in records]
+    answers = decode(model, vocabulary, task.labels, texts, prompts, bounds)
+    for record, answer in zip(records, answers, strict=True):
+        result = task.parse(answer.text, record)
+        for entity in result["entities"]:
+            entity["score"] = answer.scores[entity.pop("line")]
+        yield result | {"answer": answer.text}
 
 
 def _choose(model, tokenizer, task: Task, records, prompts: list[list[int]]) -> list[dict]:

@@ -158,6 +158,7 @@ class Ner:
             "entities": entities,
             "unparsable": any(result["unparsable"] for result in results),
             "problems": {kind: sum(result["problems"][kind] for result in results) for kind in PROBLEMS},
+            "answer": "\n".join(result["answer"] for result in results),
         }
         answers = [result["answer"] for result in results if "answer" in result]
         return merged | {"answer": "\n".join(answers)} if answers else merged
