@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 30  # margins
-SQUARE, SQUARE_MARGIN = 300, 40
+SQUARE, SQUARE_MARGIN = 300, 46
 MOST_BARS = 40
 FEW_POINTS = 40  # of a curve with no more, each is marked
 MOST_POINTS = 600  # of one curve; of a longer one every second, third, … is drawn

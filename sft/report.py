@@ -9,9 +9,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ import orjson
 from sft.charts import reliability
 from sft.intervals import RESAMPLES
 from sft.label_findings import BINS, LabelFindings
-from sft.records import whole_file
+from sft.records import InputError, whole_file
 from sft.report_strings import STRINGS
 from sft.span_errors import KINDS
 from sft.span_findings import SpanFindings
@@ -29,10 +31,12 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from sft.encoding import Task
+    from sft.inference import Loaded
 
 Findings = LabelFindings | SpanFindings
 Fact = tuple[str, object]  # a key of STRINGS; a value as it is, or (key of STRINGS, its arguments)
+
+logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).with_name("templates")
 ROWS_BUDGET_BYTES = 1_500_000  # of a page that stays under 2 MB
@@ -42,40 +46,65 @@ CONVERSION_FIGURES = (
 
 
 def reporting(
-    lines: Iterable[bytes], path: Path, task: Task, *, name: str, base: str, adapter: Path | None, dtype: str
+    lines: Iterable[bytes], path: Path, loaded: Loaded, *, name: str, adapter: Path | None
 ) -> Iterator[bytes]:
     """Hand on the output lines of a prediction as they come; when they are used up, write the page about them.
 
+    A page that cannot be written then is told and no more: the predictions are what counts.
+
     Args:
         lines: as `sft.prediction.to_output` has them, in JSON.
+        name: what was predicted.
+        adapter: what with; None is the base model alone.
 
     Raises:
-        InputError: ``path`` cannot be written.
+        InputError: at once, if ``path`` is a folder or its folder cannot be made.
     """
-    findings = task.findings()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个 --report") from error
+    if path.is_dir():
+        raise InputError(f"{path}：是一个目录；请给出文件名，如 --report {path / 'report.html'}")
+    return _passing(lines, path, loaded, name, adapter)
+
+
+def _passing(lines: Iterable[bytes], path: Path, loaded: Loaded, name: str, adapter: Path | None) -> Iterator[bytes]:
+    findings = loaded.task.findings()
     for line in lines:
         row = orjson.loads(line)
         findings.add(row.get("text", ""), row.get("gold"), row)
         yield line
-    rows = "rows_failed" if findings.failed else "rows_predicted"
+    rows = {"rows": figure(findings.rows), "failed": figure(findings.failed)}
     page = {
         "kind": "report_prediction",
         "name": name,
         "facts": [
-            ("base", base),
+            ("base", loaded.model.config.name_or_path),
             ("adapter", ("no_adapter", {}) if adapter is None else str(adapter)),
-            ("data", (rows, {"rows": figure(findings.rows), "failed": figure(findings.failed)})),
-            ("numbers", dtype),
+            ("data", ("rows_failed" if findings.failed else "rows_predicted", rows)),
+            ("numbers", str(loaded.model.dtype).removeprefix("torch.")),
         ],
         "scores": {"predicted": estimates} if (estimates := findings.estimates()) else {},
         "charts": None,
         "data": None,
         "settings": None,
     }
-    write_page(path, page, "predicted", findings)
+    with only_told(path):
+        write_page(path, page, "predicted", findings)
 
 
 # ---- the page ----
+
+
+@contextmanager
+def only_told(path: Path) -> Iterator[None]:
+    """Whatever fails in making a page is told in one line and no more: the results it is about come first."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("%s 没有写成（%s）；结果不受影响", path, reason)
 
 
 def write_page(path: Path, page: dict, split: str | None, findings: Findings | None) -> None:
@@ -118,6 +147,9 @@ def render(page: dict, split: str | None, findings: Findings | None) -> str:
         capped=any(group["shown"] < group["seen"] for group in shown.values()),
         reliability=reliability(found["calibration"]["bins"]) if found and found.get("calibration") else None,
         written=time.strftime("%Y-%m-%d %H:%M"),
+        point_interval=any(
+            low is not None and low == high for split in page["scores"].values() for _, low, high in split.values()
+        ),
         resamples=RESAMPLES,
         bins=BINS,
         conversion_figures=CONVERSION_FIGURES,

@@ -38,7 +38,6 @@ STRINGS: dict[str, tuple[str, str]] = {
     "peak_memory": ("内存峰值", "Peak memory"),
     "peak_memory_cuda": ("显存峰值", "Peak GPU memory"),
     "numbers": ("数值类型", "Number format"),
-    "metrics": ("成绩", "Scores"),
     "metric": ("指标", "Score"),
     "before": ("验证集，微调前", "Validation, before"),
     "after": ("验证集，微调后", "Validation, after"),
@@ -47,6 +46,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "interval_note": (
         "方括号里是 95% 自助法区间：对行有放回重抽 {resamples} 次，种子固定。",
         "In brackets: 95% bootstrap intervals, {resamples} resamples of rows with a fixed seed.",
+    ),
+    "interval_point": (
+        "区间缩成一点，只是因为这些行全对或全错：重抽看不到没见过的行。",
+        "An interval of one point only means that all rows were right, or all wrong: resampling sees no new rows.",
     ),
     "no_interval": ("（没有区间）", "(no interval)"),
     "before_missing": (
@@ -60,7 +63,6 @@ STRINGS: dict[str, tuple[str, str]] = {
     "precision": ("精确率", "Precision"),
     "recall": ("召回率", "Recall"),
     "f1_short": ("F1", "F1"),
-    "unparsable": ("不合格式的答案", "Unparsable answers"),
     # curves
     "curves": ("曲线", "Curves"),
     "chart_loss": ("损失", "Loss"),
@@ -81,7 +83,6 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     # results
     "results": ("结果", "Results"),
-    "results_of": ("以下是{split}的结果", "Results on: {split}"),
     "by_label": ("各标签", "By label"),
     "label": ("标签", "Label"),
     "gold": ("标注", "Gold"),
@@ -124,11 +125,13 @@ STRINGS: dict[str, tuple[str, str]] = {
     "row_by_row": ("逐条看", "Row by row"),
     "rows_labels": ("逐条看：最有把握的错误在前", "Row by row: the most confident mistakes first"),
     "rows_spans": ("逐条看", "Row by row"),
-    "shown_of": (
-        "这一页列出：有错的 {wrong} / {wrong_seen} 条，全对的 {right} / {right_seen} 条，"
-        "没有标注的 {unjudged} / {unjudged_seen} 条。",
-        "Listed here: {wrong} of {wrong_seen} rows with errors, {right} of {right_seen} right ones, {unjudged} of "
-        "{unjudged_seen} without gold.",
+    "shown_judged": (
+        "这里列出有错的 {wrong} / {wrong_seen} 条，全对的 {right} / {right_seen} 条。",
+        "Listed here: {wrong} of {wrong_seen} rows with errors, {right} of {right_seen} right ones.",
+    ),
+    "shown_unjudged": (
+        "这里列出没有标注的 {shown} / {seen} 条。",
+        "Listed here: {shown} of {seen} rows without gold.",
     ),
     "shown_cap_labels": (
         "放不下的是把握较小的错误，和随机略去的其他行。",
@@ -158,7 +161,6 @@ STRINGS: dict[str, tuple[str, str]] = {
     "gold_line": ("标注", "Gold"),
     "predicted_line": ("预测", "Predicted"),
     "both_line": ("标注与预测相同", "Gold and predicted alike"),
-    "no_spans": ("没有实体", "No spans"),
     "gold_is": ("标注", "gold"),
     "predicted_is": ("预测", "predicted"),
     # data
@@ -173,7 +175,6 @@ STRINGS: dict[str, tuple[str, str]] = {
         "is --max_length {cut}.",
     ),
     "cut": ("截断", "Cut"),
-    "tokens_axis": ("词元", "Tokens"),
     "none_cut": ("没有超长的行。", "No row was too long."),
     "rows_cut": (
         "{rows} 条超长，只截正文，共截去 {tokens} 个词元：训练文件第 {lines} 行。",

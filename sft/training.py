@@ -31,6 +31,7 @@ from sft.records import (
     settings_path,
     write_json,
 )
+from sft.report import only_told
 from sft.run_report import write_run_report
 from sft.tracking import Tracking, start_tracking
 from sft.trainer import SftTrainer, StopOnSignal
@@ -204,9 +205,9 @@ def report_run(
     arguments: Arguments,
     resumed: bool,
 ) -> None:
-    """Write ``report.html``. All else has been written by now, so whatever fails here is told and no more."""
+    """Write ``report.html``; all else has been written by now."""
     output_dir = Path(arguments.training.output_dir)
-    try:
+    with only_told(output_dir / "report.html"):
         write_run_report(
             output_dir,
             task=trainer.task,
@@ -219,9 +220,6 @@ def report_run(
             steps=trainer.state.global_step,
             resumed=resumed,
         )
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning("%s 没有写成（%s）；训练结果不受影响", output_dir / "report.html", reason)
 
 
 def choose_batching(base: PreTrainedModel, batching: str, longest_tokens: int) -> bool:
