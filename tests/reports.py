@@ -16,7 +16,9 @@ from sft.run_report import write_run_report
 
 LABELS = ("体育", "军事", "经济", "教育")
 ENTITY_LABELS = ("地理实体", "地点", "组织", "人名")
-HOSTILE = "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed=1'>&lt;“\"'`{{7*7}}\u2028\u2029😀"
+HOSTILE = (
+    "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed=1'>&lt;“\"'`{{7*7}}\u2028\u2029😀"
+)
 CHARACTERS = "昨天国家队在上海赢了比赛，菲律宾总统埃斯特拉达访问南京大学。坦克演习股市上涨"
 TASK_JSON = {"base_model": "qwen/demo", "dtype": "float32", "max_length": 64, "max_new_tokens": 64, "version": "0"}
 RESULTS = {
@@ -71,8 +73,15 @@ def entity(text: str, start: int, end: int, label: str) -> dict:
     return {"start": start, "end": end, "text": text[start:end], "label": label}
 
 
-def write_report(folder: Path, task: Classification | Ner, test: tuple[list, list], **changes) -> Path:
-    """``report.html`` of a finished run with these test rows; everything a report can have is there."""
+def write_report(
+    folder: Path, task: Classification | Ner, test: tuple[list, list], *, bare: bool = False, **changes
+) -> Path:
+    """``report.html`` of a finished run with these test rows; everything a report can have is there.
+
+    Args:
+        bare: leave out what the run and the conversion wrote.
+        changes: other arguments for `write_run_report`.
+    """
     make = label_rows if task.name == "classification" else span_rows
     train, (validation, after) = make(200, 1)[0], make(50, 2)
     before = make(50, 3)[1]
@@ -99,7 +108,10 @@ def write_report(folder: Path, task: Classification | Ner, test: tuple[list, lis
         "steps": 59,
         "resumed": False,
     }
-    write_json(conversion_report_path(folder / "train.jsonl"), CONVERSION)
+    if bare:
+        (folder / "metrics.jsonl").unlink()
+    else:
+        write_json(conversion_report_path(folder / "train.jsonl"), CONVERSION)
     write_run_report(folder, **keywords | changes)
     return folder / "report.html"
 

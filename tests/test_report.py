@@ -305,20 +305,17 @@ def test_markup_in_every_row_does_not_burst_the_size(tmp_path):
 
 
 def test_what_is_missing_is_said_to_be_missing(tmp_path):
-    records, _ = span_rows(20)
-    path = write_report(
-        tmp_path,
-        NER,
-        ([], []),
-        predictions={},
-        splits={"train": list(enumerate(records)), "validation": [], "test": []},
-    )
-    (tmp_path / "train.report.json").unlink()
-    text = Page(path).text
-    assert "没有标注，无从评分" not in text.replace("没有验证集", "")  # there is the score at the start
+    train, _ = span_rows(20)
+    splits = {"train": list(enumerate(train, 1)), "validation": [], "test": []}
+    keywords = {"predictions": {}, "splits": splits}
+    text = Page(write_report(tmp_path / "full", NER, ([], []), **keywords)).text
+    assert "没有：既没有测试集也没有验证集" in text
     assert "没有可看的行" in text
-    write_report(tmp_path / "none", NER, ([], []), predictions={})
-    assert "没有" in text
+    assert "没有转换的记录" not in text
+    bare = Page(write_report(tmp_path / "bare", NER, ([], []), bare=True, **keywords)).text
+    assert "没有转换的记录（train.report.json）" in bare
+    assert "没有微调前的成绩" not in bare  # there are no scores at all, which is said instead
+    assert bare.count("没有") > text.count("没有")
 
 
 def test_a_resumed_run_shows_the_scores_at_its_start_without_interval(tmp_path):
