@@ -40,6 +40,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     writing.add_argument(
         "--output_file", type=Path, help="结果写到这里（每行一条 JSON，顺序同输入，随跑随写）；默认标准输出"
     )
+    writing.add_argument("--report", type=Path, help="把成绩、错误和逐条对照另写成一页 HTML")
     writing.add_argument("--resume", action="store_true", help="接着上次没跑完的写；输入、适配器和设置须与上次相同")
     writing.add_argument("--overwrite", action="store_true", help="盖掉没跑完的结果，或不是 predict.py 写的文件")
 
