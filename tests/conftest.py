@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: tiny models ga
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.browser import browser, chromium  # noqa: F401  fixtures
+
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # cores may be shared
 settings.load_profile("busy")
 
