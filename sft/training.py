@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 import sft
-from sft import checkpoints, preview
+from sft import checkpoints, preview, summary
 from sft.arguments import Arguments
 from sft.attention import can_express, use_tree_attention
 from sft.curves import draw_loss_curve
@@ -125,11 +125,17 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         project=tracking_arguments.swanlab_project,
         experiment=tracking_arguments.swanlab_experiment or output_dir.name,
         log_dir=Path(tracking_arguments.swanlab_logdir),
-        config={**run, "output_dir": str(output_dir)},
+        config=shown_settings(run, arguments),
         metrics_path=output_dir / "metrics.jsonl",
     )
     trainer.add_callback(MetricsLog(output_dir / "metrics.jsonl", step_of(checkpoint)))
     trainer.add_callback(tracking.callback)
+    logger.info(
+        "%s",
+        summary.before_training(
+            task, rows, len(validation), len(test), model, as_tree, checkpoint, tracking.where, arguments
+        ),
+    )
 
     outcome = "crashed"
     try:
@@ -303,6 +309,13 @@ def describe_run(arguments: Arguments, base_folder: Path, dtype: str) -> dict:
         run |= {"validation_ratio": data.validation_ratio, "max_validation_rows": data.max_validation_rows}
     settings = arguments.training.to_dict()
     return run | {name: settings[name] for name in RESUMED_SETTINGS} | {"processes": arguments.training.world_size}
+
+
+def shown_settings(run: dict, arguments: Arguments) -> dict:
+    """What SwanLab shows of a run's settings: those of `describe_run`, with names of files instead of their hashes."""
+    data = arguments.data
+    files = {"train_file": data.train_file, "validation_file": data.validation_file}
+    return run | files | {"model": arguments.model.model_name_or_path, "output_dir": arguments.training.output_dir}
 
 
 def model_hash(folder: Path) -> str:
