@@ -65,8 +65,8 @@ class Tracking:
         """Log numbers under the names given; NaN and infinity are left out."""
         self.attempt(_log_metrics, metrics, step)
 
-    def log_texts(self, name: str, texts: Sequence[str], step: int) -> None:
-        """Log sample predictions, one text each, under one name."""
+    def log_texts(self, name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
+        """Log ``(caption, text)`` pairs, such as sample predictions, under one name."""
         self.attempt(_log_texts, name, texts, step)
 
     def replay(self, rows: Sequence[dict]) -> None:
@@ -239,10 +239,11 @@ def _log_metrics(metrics: Mapping[str, object], step: int) -> None:
     swanlab.log(finite_numbers(metrics), step=step)
 
 
-def _log_texts(name: str, texts: Sequence[str], step: int) -> None:
+def _log_texts(name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
     import swanlab
 
-    swanlab.log({name: [swanlab.Text(text) for text in texts]}, step=step)
+    # Texts without captions break the local dashboard's page: it shows none of them.
+    swanlab.log({name: [swanlab.Text(text, caption=caption) for caption, text in texts]}, step=step)
 
 
 def _replay(rows: Sequence[dict]) -> None:

@@ -175,7 +175,8 @@ def train_and_test(
         write_json(output_dir / "task.json", task_json)
         write_json(output_dir / "train_results.json", results)
     if trainer.validation_records:
-        results |= trainer.evaluate()
+        # Of the best weights, which may not be the last: not logged, for the curve is of what was there at each step.
+        results |= trainer.measure(trainer.validation_records, trainer.validation_rows, "eval")[0]
         write_results(trainer, "eval", results)
     if test:
         records = [record for _, record in test]
@@ -377,10 +378,14 @@ def write_results(trainer: SftTrainer, split: str, results: dict[str, float]) ->
         write_json(Path(trainer.args.output_dir) / f"{split}_results.json", figures)
 
 
-def sample_texts(task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int) -> list[str]:
-    """Some predictions for a person to read: the text, what was predicted, and what is right."""
+def sample_texts(
+    task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int
+) -> list[tuple[str, str]]:
+    """Some predictions for a person to read: 对 or 错, and the text, what was predicted, what is right."""
     chosen = random.Random(seed).sample(range(len(records)), min(count, len(records)))
-    return [
-        f"文本：{records[index]['text']}\n预测：{task.show(predictions[index])}\n正确：{task.show(task.gold(records[index]))}"
-        for index in sorted(chosen)
-    ]
+    samples = []
+    for index in sorted(chosen):
+        predicted, gold = task.show(predictions[index]), task.show(task.gold(records[index]))
+        text = f"文本：{records[index]['text']}\n预测：{predicted}\n正确：{gold}"
+        samples.append(("对" if predicted == gold else "错", text))
+    return samples
