@@ -33,6 +33,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--input_file", type=Path, help="原始数据或转换后的 jsonl、csv/tsv，或每行一段文本；都不给则读标准输入"
     )
     parser.add_argument("--output_file", type=Path, help="结果写到这里（每行一条 JSON，顺序同输入）；默认标准输出")
+    parser.add_argument("--report", type=Path, help="把成绩、错误和逐条对照另写成一页 HTML")
     parser.add_argument("--base_only", action="store_true", help="不加载适配器，看微调之前的模型")
     parser.add_argument("--task_file", type=Path, help="没有 --adapter 时的任务设置：data/*.task.json")
     parser.add_argument("--model_name_or_path", help="基座模型；默认用训练时的那个")
@@ -114,6 +115,12 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
     )
     rows = tqdm(islice(rows, arguments.max_rows), desc="预测", unit="条", disable=not sys.stderr.isatty())
     outputs, metrics = predict_rows(loaded, rows)
+    if arguments.report is not None:
+        from sft.report import reporting
+
+        name = arguments.input_file.name if arguments.input_file else "predict.py"
+        adapter = None if arguments.base_only else arguments.adapter
+        outputs = reporting(outputs, arguments.report, loaded, name=name, adapter=adapter)
     if arguments.output_file is None:
         for line in outputs:
             print(line.decode())

@@ -6,11 +6,14 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sft import scores
 from sft.records import RowError
 from sft.text import clean_text, read_literal
+
+if TYPE_CHECKING:
+    from sft.label_findings import LabelFindings
 
 SYSTEM_PROMPT = (
     "你是一个文本分类领域的专家，你会接收到几个分类选项和一段文本，请从选项中选出文本的正确类型，只输出类型本身。"
@@ -139,6 +142,12 @@ class Classification:
     def gold(self, record: dict) -> dict | None:
         """The right result as a prediction would have it, None where the row has none."""
         return {"label": record["label"]} if record.get("label") is not None else None
+
+    def findings(self) -> LabelFindings:
+        """What a report collects about predictions."""
+        from sft.label_findings import LabelFindings
+
+        return LabelFindings(self.labels)
 
     def show(self, result: dict) -> str:
         """A result for a person to read."""

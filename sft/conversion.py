@@ -22,7 +22,7 @@ import orjson
 from sft.classification import Classification
 from sft.formats import Source, read_rows
 from sft.ner import CCFBDCI_LABELS, Ner
-from sft.records import FORMAT_VERSION, InputError, RowError, settings_path, whole_file
+from sft.records import FORMAT_VERSION, InputError, RowError, conversion_report_path, settings_path, whole_file
 
 SIDES = ("train", "test")
 TRAIN, TEST = 0, 1
@@ -162,7 +162,7 @@ def convert_files(
     for path in record_files:
         if path.is_dir():
             raise InputError(f"{path}：是一个目录；请给出文件名，如 {path / 'train.jsonl'}")
-    report_file, rejected_file = _beside(output_file, "report.json"), rejected_path(output_file)
+    report_file, rejected_file = conversion_report_path(output_file), rejected_path(output_file)
     outputs = [*record_files, *map(settings_path, record_files), report_file, rejected_file]
     _check_places(outputs, [source.path for source in (train_source, test_source) if source])
 
@@ -193,11 +193,7 @@ def convert_files(
 
 def rejected_path(output_file: Path) -> Path:
     """Where the rejected rows stand."""
-    return _beside(output_file, "rejected.jsonl")
-
-
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(f"{path.stem}.{ending}")
+    return output_file.with_name(f"{output_file.stem}.rejected.jsonl")
 
 
 def _json(value: object) -> bytes:

@@ -76,6 +76,7 @@ class SftTrainer(Trainer):
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.executed_tokens = self.logical_tokens = 0  # trained on since the start, padding and sharing counted
         self.timed_tokens, self.timed_since = 0, time.perf_counter()
+        self.predictions: dict[str, list[dict]] = {}  # of the validation records, before training and latest
         self.step_rows: list[int] = []  # the rows of the step under way, to name them when something is not finite
         self._folder_of_checkpoints: str | None = None
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
@@ -141,7 +142,10 @@ class SftTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss and metrics of predictions on the validation records; logged, and given to the callbacks."""
-        metrics = self.measure(self.validation_records, self.validation_rows, metric_key_prefix)[0]
+        started = time.perf_counter()
+        metrics, predictions = self.measure(self.validation_records, self.validation_rows, metric_key_prefix)
+        self.predictions["before" if self.state.global_step == 0 else "after"] = predictions
+        self.timed_since += time.perf_counter() - started  # tokens a second are those of training
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -181,6 +185,7 @@ class SftTrainer(Trainer):
         if resume_from_checkpoint is not None:
             self.executed_tokens, self.logical_tokens = read_json(Path(resume_from_checkpoint) / TOKEN_COUNTS)
             self.timed_tokens = self.logical_tokens
+            self.args.eval_on_start = False  # it was, and a second evaluation of a step would count as patience
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
 
     def _get_output_dir(self, trial) -> str:

@@ -17,8 +17,9 @@ from sft.arguments import Arguments
 from sft.attention import can_express, use_tree_attention
 from sft.curves import draw_loss_curve
 from sft.decoding import Limits
-from sft.encoding import EncodedRow, Task, encode_rows
+from sft.encoding import EncodedRow, LengthReport, Task, encode_rows
 from sft.hub import resolve_model
+from sft.memory import peak_memory_bytes
 from sft.model import add_lora, load_base, load_tokenizer, resolve_dtype
 from sft.model_card import write_model_card
 from sft.records import (
@@ -30,6 +31,8 @@ from sft.records import (
     settings_path,
     write_json,
 )
+from sft.report import only_told
+from sft.run_report import write_run_report
 from sft.tracking import Tracking, start_tracking
 from sft.trainer import SftTrainer, StopOnSignal
 from sft.trainer_callbacks import MetricsLog
@@ -141,6 +144,9 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     try:
         results = train_and_test(trainer, stop_on_signal, checkpoint, test, tracking, arguments, task_json)
         outcome = "success"
+        if trainer.is_world_process_zero():
+            splits = {"train": train, "validation": validation, "test": test}
+            report_run(trainer, splits, lengths, results, task_json, arguments, checkpoint is not None)
     except (Interrupted, KeyboardInterrupt):
         outcome = "aborted"
         raise
@@ -168,6 +174,7 @@ def train_and_test(
     output_dir = Path(training.output_dir)
     results = dict(trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics)
     results |= {"executed_tokens": trainer.executed_tokens, "logical_tokens": trainer.logical_tokens}
+    results |= {"peak_memory_bytes": peak_memory_bytes(training.device)}
     if stop_on_signal.received is not None:
         raise Interrupted(stop_on_signal.received)
     trainer.save_model()
@@ -182,6 +189,7 @@ def train_and_test(
         records = [record for _, record in test]
         test_rows, _ = encode_rows(test, trainer.task, trainer.processing_class, data.max_length)
         metrics, predictions = trainer.measure(records, test_rows, "test")
+        trainer.predictions["test"] = predictions
         results |= metrics
         trainer.log(metrics)
         write_results(trainer, "test", results)
@@ -193,6 +201,32 @@ def train_and_test(
         draw_loss_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
         write_model_card(output_dir, task_json, results, arguments)
     return results
+
+
+def report_run(
+    trainer: SftTrainer,
+    splits: dict[str, Numbered],
+    lengths: LengthReport,
+    results: dict[str, float],
+    task_json: dict,
+    arguments: Arguments,
+    resumed: bool,
+) -> None:
+    """Write ``report.html``; all else has been written by now."""
+    output_dir = Path(arguments.training.output_dir)
+    with only_told(output_dir / "report.html"):
+        write_run_report(
+            output_dir,
+            task=trainer.task,
+            splits={split: [record for _, record in records] for split, records in splits.items()},
+            predictions=trainer.predictions,
+            lengths=lengths,
+            results=results,
+            task_json=task_json,
+            arguments=arguments,
+            steps=trainer.state.global_step,
+            resumed=resumed,
+        )
 
 
 def choose_batching(base: PreTrainedModel, batching: str, longest_tokens: int) -> bool:
@@ -362,6 +396,7 @@ def settle_training_arguments(validation: Numbered, dtype: torch.dtype, argument
     training.restore_callback_states_from_checkpoint = True  # early stopping goes on counting
     if not validation:
         training.eval_strategy = "no"
+        training.eval_on_start = False
         training.load_best_model_at_end = False
         training.metric_for_best_model = None
 
