@@ -183,7 +183,9 @@ def train_and_test(
         write_json(output_dir / "train_results.json", results)
     if trainer.validation_records:
         # Of the best weights, which may not be the last: not logged, for the curve is of what was there at each step.
-        results |= trainer.measure(trainer.validation_records, trainer.validation_rows, "eval")[0]
+        metrics, predictions = trainer.measure(trainer.validation_records, trainer.validation_rows, "eval")
+        trainer.predictions["after"] = predictions
+        results |= metrics
         write_results(trainer, "eval", results)
     if test:
         records = [record for _, record in test]
