@@ -61,7 +61,7 @@ def _marked(text: str, entities: Sequence[dict], colours: dict[str, str]) -> str
 
 
 def span_error_table(rows: Sequence[dict]) -> pd.DataFrame:
-    """Every error of predicted spans with its kind, the surest first. Columns: 错误 原文 正确 预测 把握."""
+    """Every error of predicted spans with its kind, the surest first. Columns: 错误 正确 预测 把握 原文."""
     import pandas as pd
 
     columns = ["错误", "正确", "预测", "把握", "原文"]
@@ -72,6 +72,11 @@ def span_error_table(rows: Sequence[dict]) -> pd.DataFrame:
             shown = (_shown(row["text"], span) for span in (error.gold, error.predicted))
             lines.append((STRINGS[error.kind][0], *shown, scores.get(error.predicted), _short(row["text"])))
     return pd.DataFrame(lines, columns=columns).sort_values("把握", ascending=False, ignore_index=True)
+
+
+def wrong_rows(rows: Sequence[dict]) -> list[dict]:
+    """The rows of which any predicted span is wrong or any gold one is missed."""
+    return [row for row in rows if _spans(row["gold"]) != _spans(row)]
 
 
 def _shown(text: str, span: Span | None) -> str:
