@@ -32,6 +32,7 @@ class Classification:
     """
 
     name: ClassVar[str] = "classification"
+    title: ClassVar[str] = "文本分类"
     metric: ClassVar[str] = "macro_f1"  # what the best checkpoint is chosen by
 
     labels: tuple[str, ...]

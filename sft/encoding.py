@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from sft.classification import Classification
+from sft.console import progress
 from sft.ner import Ner
 from sft.records import InputError, RowError
 
 Task = Classification | Ner
+
+ENCODED_TOGETHER = 512  # rows that the tokenizer gets at once: enough for all cores, few enough to see progress
 
 
 @dataclass
@@ -109,7 +112,9 @@ def encode_rows(
     """
     report = LengthReport()
     rows = []
-    for (line, record), row in zip(records, _encode(records, task, tokenizer), strict=True):
+    windows = (records[start : start + ENCODED_TOGETHER] for start in range(0, len(records), ENCODED_TOGETHER))
+    encoded = (row for window in windows for row in _encode(window, task, tokenizer))
+    for (line, record), row in zip(progress(records, "编码"), encoded, strict=True):
         report.lengths.append(len(row))
         if len(row) <= max_length:
             rows.append(row)

@@ -55,6 +55,7 @@ class Ner:
     """
 
     name: ClassVar[str] = "ner"
+    title: ClassVar[str] = "命名实体识别"
     metric: ClassVar[str] = "f1"  # what the best checkpoint is chosen by
 
     labels: tuple[str, ...]

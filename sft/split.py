@@ -30,7 +30,7 @@ _PROGRESS_ROWS = 4096
 _RAW_SHOWN = 500
 
 Gold = tuple[str, Sequence[str], bytes]
-Progress = Callable[[Path, int], None]  # called now and then with the file and the rows read so far
+Progress = Callable[[Path, int], None]  # called now and then with the file and the lines read so far
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Splitter:
         for number, line, raw in read_rows(source):
             account.read += 1
             if not account.read % _PROGRESS_ROWS:
-                self.progress(source.path, account.read)
+                self.progress(source.path, number)
             try:
                 if type(raw) is RowError:
                     raise raw

@@ -6,7 +6,6 @@ import logging
 import math
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from accelerate.utils import gather_object
 from transformers import (
     PrinterCallback,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -28,10 +26,12 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from sft import checkpoints
 from sft.batches import collate_padded, padded_tokens, split_rows, supervised_loss
+from sft.console import is_watched, progress
 from sft.decoding import Limits, predict
 from sft.encoding import EncodedRow, Task
 from sft.prediction import score_predictions
 from sft.records import RunError, read_json, write_json
+from sft.trainer_callbacks import LogLines, ProgressOnStderr
 from sft.tree import collate_tree, tree_tokens
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class SftTrainer(Trainer):
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
             self.remove_callback(callback)
         self.add_callback(StopOnNonFinite(self))
-        self.add_callback(LogLines() if self.args.disable_tqdm else ProgressOnStderr())
+        self.add_callback(ProgressOnStderr() if is_watched() and not self.args.disable_tqdm else LogLines())
 
     def _collate(self, rows: Sequence[dict]) -> dict[str, object]:
         """The pieces a batch is computed in, and all its labels, by which the Trainer counts supervised tokens."""
@@ -157,7 +157,8 @@ class SftTrainer(Trainer):
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         loss_sum, supervised_tokens = self._loss_sum(rows[mine])
         model = self.accelerator.unwrap_model(self.model)
-        predicted = list(predict(model, self.processing_class, self.task, records[mine], self.limits))
+        predicting = predict(model, self.processing_class, self.task, records[mine], self.limits)
+        predicted = list(progress(predicting, "预测", total=len(records[mine]), hidden=self.args.disable_tqdm))
         shares = gather_object([(loss_sum, supervised_tokens, predicted)])
         predictions: list[dict] = [{}] * len(records)
         for rank, (_, _, share) in enumerate(shares):
@@ -172,7 +173,8 @@ class SftTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        loss_sum = sum(supervised_loss(model, self._prepare_inputs(piece), 1).item() for piece in self._pieces(rows))
+        pieces = progress(self._pieces(rows), "验证损失", "批", hidden=self.args.disable_tqdm)
+        loss_sum = sum(supervised_loss(model, self._prepare_inputs(piece), 1).item() for piece in pieces)
         model.train(was_training)
         return loss_sum, sum(len(row.answer_ids) for row in rows)
 
@@ -269,25 +271,3 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, args, state, control, **_) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class LogLines(TrainerCallback):
-    """One line on the log for every report of the Trainer's."""
-
-    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
-        if state.is_world_process_zero and logs:
-            logger.info("%s", log_line(state, logs))
-
-
-class ProgressOnStderr(ProgressCallback):
-    """transformers' progress bar, with the report lines above it on stderr: stdout is for results."""
-
-    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            self.training_bar.write(log_line(state, logs), file=sys.stderr)
-
-
-def log_line(state: TrainerState, logs: dict[str, float]) -> str:
-    """A report of the Trainer's for a person."""
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in logs.items()}
-    return f"[{state.global_step}/{state.max_steps}] " + "  ".join(f"{name} {value}" for name, value in shown.items())

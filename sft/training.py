@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 import sft
-from sft import checkpoints, preview
+from sft import checkpoints, preview, summary
 from sft.arguments import Arguments
 from sft.attention import can_express, use_tree_attention
 from sft.curves import draw_loss_curve
@@ -128,11 +128,17 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         project=tracking_arguments.swanlab_project,
         experiment=tracking_arguments.swanlab_experiment or output_dir.name,
         log_dir=Path(tracking_arguments.swanlab_logdir),
-        config={**run, "output_dir": str(output_dir)},
+        config=shown_settings(run, arguments),
         metrics_path=output_dir / "metrics.jsonl",
     )
     trainer.add_callback(MetricsLog(output_dir / "metrics.jsonl", step_of(checkpoint)))
     trainer.add_callback(tracking.callback)
+    logger.info(
+        "%s",
+        summary.before_training(
+            task, rows, len(validation), len(test), model, as_tree, checkpoint, tracking.where, arguments
+        ),
+    )
 
     outcome = "crashed"
     try:
@@ -187,7 +193,10 @@ def train_and_test(
         write_json(output_dir / "task.json", task_json)
         write_json(output_dir / "train_results.json", results)
     if trainer.validation_records:
-        results |= trainer.evaluate()
+        # Of the best weights, which may not be the last: not logged, for the curve is of what was there at each step.
+        metrics, predictions = trainer.measure(trainer.validation_records, trainer.validation_rows, "eval")
+        trainer.predictions["after"] = predictions
+        results |= metrics
         write_results(trainer, "eval", results)
     if test:
         records = [record for _, record in test]
@@ -324,6 +333,13 @@ def describe_run(arguments: Arguments, base_folder: Path, dtype: str) -> dict:
     return run | {name: settings[name] for name in RESUMED_SETTINGS} | {"processes": arguments.training.world_size}
 
 
+def shown_settings(run: dict, arguments: Arguments) -> dict:
+    """What SwanLab shows of a run's settings: those of `describe_run`, with names of files instead of their hashes."""
+    data = arguments.data
+    files = {"train_file": data.train_file, "validation_file": data.validation_file}
+    return run | files | {"model": arguments.model.model_name_or_path, "output_dir": arguments.training.output_dir}
+
+
 def prepare_output(output_dir: Path, run: dict, arguments: Arguments) -> Path | None:
     """The checkpoint to resume from, None to start anew; a finished or half-done run is not overwritten unasked.
 
@@ -378,10 +394,14 @@ def write_results(trainer: SftTrainer, split: str, results: dict[str, float]) ->
         write_json(Path(trainer.args.output_dir) / f"{split}_results.json", figures)
 
 
-def sample_texts(task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int) -> list[str]:
-    """Some predictions for a person to read: the text, what was predicted, and what is right."""
+def sample_texts(
+    task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int
+) -> list[tuple[str, str]]:
+    """Some predictions for a person to read: 对 or 错, and the text, what was predicted, what is right."""
     chosen = random.Random(seed).sample(range(len(records)), min(count, len(records)))
-    return [
-        f"文本：{records[index]['text']}\n预测：{task.show(predictions[index])}\n正确：{task.show(task.gold(records[index]))}"
-        for index in sorted(chosen)
-    ]
+    samples = []
+    for index in sorted(chosen):
+        predicted, gold = task.show(predictions[index]), task.show(task.gold(records[index]))
+        text = f"文本：{records[index]['text']}\n预测：{predicted}\n正确：{gold}"
+        samples.append(("对" if predicted == gold else "错", text))
+    return samples
