@@ -159,6 +159,9 @@ class Classification:
         """A result for a person to read."""
         return str(result["label"])
 
+    def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> None:
+        """A row has a label, however improbable, so leaving some out makes no score higher."""
+
     def at_least(self, result: dict, threshold: float) -> dict:
         """The result, without its label where that is less probable than ``threshold``."""
         return result | {"label": None} if result.get("score", 1.0) < threshold else result

@@ -220,6 +220,13 @@ class Ner:
         """A result for a person to read."""
         return "、".join(f"{entity['text']}（{entity['label']}）" for entity in result["entities"]) or NO_ENTITY
 
+    def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> float:
+        """How probable an entity must be for F1 over these rows to be highest."""
+        return scores.best_span_threshold(
+            [gold["entities"] for gold in golds],
+            [prediction["entities"] for prediction in predictions],
+        )
+
     def at_least(self, result: dict, threshold: float) -> dict:
         """The result, without the entities that are less probable than ``threshold``."""
         kept = [entity for entity in result["entities"] if entity.get("score", 1.0) >= threshold]

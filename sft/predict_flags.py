@@ -46,7 +46,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     answers = parser.add_argument_group("答案")
     answers.add_argument("--options", help="分类：每一条都从这些选项里选，如 体育,军事,经济；默认用数据或训练时的")
-    answers.add_argument("--threshold", type=_probability, help="概率低于它的标签给 null，低于它的实体不给")
+    answers.add_argument(
+        "--threshold",
+        type=_probability,
+        help="概率低于它的标签给 null，低于它的实体不给（实体默认用训练时在验证集上选的；0 表示全给）",
+    )
     answers.add_argument(
         "--constrained",
         type=_boolean,

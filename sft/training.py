@@ -194,10 +194,13 @@ def train_and_test(
         write_json(output_dir / "train_results.json", results)
     if trainer.validation_records:
         # Of the best weights, which may not be the last: not logged, for the curve is of what was there at each step.
-        metrics, predictions = trainer.measure(trainer.validation_records, trainer.validation_rows, "eval")
+        metrics, predictions = trainer.validate("eval")
         trainer.predictions["after"] = predictions
         results |= metrics
         write_results(trainer, "eval", results)
+        task_json["threshold"] = trainer.threshold
+        if trainer.is_world_process_zero():
+            write_json(output_dir / "task.json", task_json)
     if test:
         records = [record for _, record in test]
         test_rows, _ = encode_rows(test, trainer.task, trainer.processing_class, data.max_length)
