@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from sft.attention import can_express
 from sft.automaton import Automaton, Label, Run, State, answer_format
 from sft.drafts import Drafter, source_tokens
-from sft.ragged import Cache, Feed, attention, run, say_once
+from sft.ragged import Cache, Feed, attention, common_prefix_tokens, run, say_once
 from sft.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -120,7 +120,7 @@ def _decode_ragged(
     if bounds.max_tokens is not None:
         slots = max(1, min(slots, bounds.max_tokens // longest))
     cache = Cache(slots, max(len(row.unread) for row in rows) + OVERRUN_TOKENS)
-    shared = _shared_tokens(rows)
+    shared = common_prefix_tokens([row.unread for row in rows])
     if shared:
         run(base, cache, [Feed(0, 0, rows[0].unread[:shared])])
         cache.share(shared)
@@ -134,17 +134,6 @@ def _decode_ragged(
         _advance(base, cache, vocabulary, drafter, active, bounds)
         free = sorted(free + [row.slot for row in active if row.done])
         active = [row for row in active if not row.done]
-
-
-def _shared_tokens(rows: Sequence[Row]) -> int:
-    """How many tokens all prompts begin with; each keeps one of its own."""
-    if len(rows) < 2:
-        return 0
-    first, last = min(row.unread for row in rows), max(row.unread for row in rows)
-    shared, most = 0, min(len(row.unread) for row in rows) - 1
-    while shared < most and first[shared] == last[shared]:
-        shared += 1
-    return shared
 
 
 def _advance(

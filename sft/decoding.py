@@ -15,12 +15,12 @@ from itertools import islice
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.attention import sees_everything
 from sft.automaton import answer_format, can_write
 from sft.constrained import Bounds, decode
 from sft.encoding import Task, encode_prompts, encode_texts, terminator_id
 from sft.ragged import say_once
 from sft.records import RowError
+from sft.scoring import log_softmax, score
 from sft.vocabulary import Vocabulary, vocabulary_of
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _answer(model, tokenizer, task: Task, records, prompts: list[list[int]], lim
         if free_text:
             yield from _generate(model, tokenizer, task, *batch, limits)
         else:
-            yield from _choose(model, tokenizer, task, *batch)
+            yield from _choose(model, tokenizer, task, *batch, limits)
 
 
 def _vocabulary_for(tokenizer, task: Task) -> Vocabulary | None:
@@ -157,13 +157,13 @@ def _extract(model, vocabulary: Vocabulary, task: Task, records, prompts, limits
         yield result | {"answer": answer.text}
 
 
-def _choose(model, tokenizer, task: Task, records, prompts: list[list[int]]) -> list[dict]:
+def _choose(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> list[dict]:
     """The most probable option of each record, with the probability of every option (renormalised over them)."""
     results = []
     options_of = [list(task.options(record)) for record in records]
-    for options, log_probabilities in zip(
-        options_of, score_options(model, tokenizer, prompts, options_of), strict=True
-    ):
+    max_tokens = limits.max_tokens or limits.batch_size * limits.max_length
+    scores_of = score_options(model, tokenizer, prompts, options_of, max_tokens)
+    for options, log_probabilities in zip(options_of, scores_of, strict=True):
         probabilities = log_probabilities.softmax(-1).tolist()
         best = max(range(len(options)), key=probabilities.__getitem__)
         results.append(
@@ -177,84 +177,17 @@ def _choose(model, tokenizer, task: Task, records, prompts: list[list[int]]) -> 
     return results
 
 
-@torch.no_grad()
 def score_options(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     options_of: Sequence[Sequence[str]],
+    max_tokens: int | None = None,
 ) -> list[torch.Tensor]:
-    """Log-probability of each option, terminator included, as the answer to each prompt; one tensor a row.
-
-    A row is a tree: its prompt, then every option as a branch that sees the prompt and itself only, with the
-    positions it would have alone. So one pass over prompt + options gives what a pass over each full sequence would.
-    """
+    """Log-probability of each option, terminator included, as the answer to each prompt; one tensor a row."""
     end = terminator_id(tokenizer)
     branches_of = [[[*ids, end] for ids in encode_texts(options, tokenizer)] for options in options_of]
-    longest = max(len(ids) + max(map(len, branches)) - 1 for ids, branches in zip(prompts, branches_of, strict=True))
-    if not sees_everything(model, longest):
-        return [_score_separately(model, ids, branches) for ids, branches in zip(prompts, branches_of, strict=True)]
-    trees = [_tree(ids, branches) for ids, branches in zip(prompts, branches_of, strict=True)]
-    width = max(len(ids) for ids, _, _ in trees)
-    kept = 1 + max(sum(len(branch) - 1 for branch in branches) for branches in branches_of)
-    input_ids = torch.full((len(trees), width), tokenizer.pad_token_id)
-    position_ids = torch.zeros((len(trees), width), dtype=torch.long)
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding sees itself: no empty softmax row
-    for row, (ids, positions, mask) in enumerate(trees):
-        input_ids[row, width - len(ids) :] = torch.tensor(ids)
-        position_ids[row, width - len(ids) :] = torch.tensor(positions)
-        sees[row, width - len(ids) :, width - len(ids) :] = mask
-    logits = model(
-        input_ids=input_ids.to(model.device),
-        attention_mask=sees[:, None].to(model.device),
-        position_ids=position_ids.to(model.device),
-        logits_to_keep=kept,
-        use_cache=False,
-    ).logits
-    return [_branch_scores(row_logits, branches) for row_logits, branches in zip(logits, branches_of, strict=True)]
-
-
-def _tree(prompt: list[int], branches: list[list[int]]) -> tuple[list[int], list[int], torch.Tensor]:
-    """Token ids, position ids and who sees whom of a prompt with branches; a branch's last token is never an input."""
-    ids, positions = list(prompt), list(range(len(prompt)))
-    length = len(prompt) + sum(len(branch) - 1 for branch in branches)
-    sees = torch.zeros((length, length), dtype=torch.bool)
-    sees[:, : len(prompt)] = True
-    sees[: len(prompt), : len(prompt)].tril_()
-    for branch in branches:
-        start, size = len(ids), len(branch) - 1
-        ids += branch[:-1]
-        positions += range(len(prompt), len(prompt) + size)
-        sees[start : start + size, start : start + size] = torch.ones((size, size), dtype=torch.bool).tril()
-    return ids, positions, sees
-
-
-def _branch_scores(logits: torch.Tensor, branches: list[list[int]]) -> torch.Tensor:
-    """Each branch's log-probability from the logits at the row's end: the prompt's last token, then the branches."""
-    size = 1 + sum(len(branch) - 1 for branch in branches)
-    log_probabilities = _log_softmax(logits[-size:]).cpu()
-    scores, start = [], 1
-    for branch in branches:
-        sources = [0, *range(start, start + len(branch) - 1)]
-        scores.append(log_probabilities[sources, branch].sum())
-        start += len(branch) - 1
-    return torch.stack(scores)
-
-
-@torch.no_grad()
-def _score_separately(model: PreTrainedModel, prompt: list[int], branches: list[list[int]]) -> torch.Tensor:
-    """Each branch's log-probability from a pass over its own full sequence: for models no tree mask can express."""
-    scores = []
-    for branch in branches:
-        ids = torch.tensor([prompt + branch[:-1]], device=model.device)
-        logits = model(input_ids=ids, logits_to_keep=len(branch), use_cache=False).logits[0]
-        scores.append(_log_softmax(logits).cpu()[range(len(branch)), branch].sum())
-    return torch.stack(scores)
-
-
-def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """In float32 or wider."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return score(model, prompts, branches_of, max_tokens)
 
 
 class _ChosenProbability(LogitsProcessor):
@@ -264,7 +197,7 @@ class _ChosenProbability(LogitsProcessor):
         self.steps: list[torch.Tensor] = []  # one tensor of shape (batch,) a step
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.steps.append(_log_softmax(scores).amax(-1).cpu())
+        self.steps.append(log_softmax(scores).amax(-1).cpu())
         return scores
 
 

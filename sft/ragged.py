@@ -111,6 +111,17 @@ def run(model: PreTrainedModel, cache: Cache, feeds: Sequence[Feed]) -> torch.Te
     return hidden[0]
 
 
+def common_prefix_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, each keeping one of its own; 0 for one alone, which shares nothing."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # of sorted sequences, these differ earliest
+    shared, most = 0, min(map(len, prompts)) - 1
+    while shared < most and first[shared] == last[shared]:
+        shared += 1
+    return shared
+
+
 @lru_cache(maxsize=64)
 def say_once(logger: logging.Logger, message: str) -> None:
     """Warn of something that is true of a whole run."""
