@@ -76,7 +76,7 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
         figures = [
             f"{title} {results[f'{split}_{figure}']:.3f}"
             for figure, title in FIGURES.items()
-            if f"{split}_{figure}" in results
+            if results.get(f"{split}_{figure}", 0) or (figure != "unparsable" and f"{split}_{figure}" in results)
         ]
         if figures:
             lines[name] = "，".join(figures)
