@@ -108,56 +108,65 @@ def only_told(path: Path) -> Iterator[None]:
 
 
 def write_page(path: Path, page: dict, split: str | None, findings: Findings | None) -> None:
+    """Write a page, whole or not at all.
+
+    Args:
+        page: what the template shows beside the findings: kind, name, facts, scores, charts, data, settings.
+        split: the key of what the findings are about.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     html = render(page, split, findings)
     with whole_file(path) as file:
         file.write(html.encode("utf-8", "replace"))
 
 
 def render(page: dict, split: str | None, findings: Findings | None) -> str:
-    """The page as HTML."""
+    """The page as HTML; see `write_page`."""
     environment = _environment()
-    to_json = environment.filters["embedded"]
-    found = findings.page() if findings is not None else None
-    rows, shown = (
-        findings.shown.chosen(ROWS_BUDGET_BYTES, lambda row: len(to_json(row).encode("utf-8", "replace")) + 1)
-        if findings is not None
-        else ([], {})
-    )
-    for_script = {
-        "strings": STRINGS,
-        "kind": found and found["kind"],
-        "labels": found["labels"] if found else [],
-        "kinds": KINDS,
-        "rows": rows,
-        "charts": page["charts"]
-        and {
-            name: {"steps": chart["steps"], "step_x": chart["step_x"], "series": _readings(chart)}
-            for name, chart in page["charts"].items()
-            if chart
-        },
-    }
+    found, rows, shown = None, [], {}
+    if findings is not None:
+        embedded = environment.filters["embedded"]
+        found = findings.page()
+        rows, shown = findings.shown.chosen(ROWS_BUDGET_BYTES, lambda row: len(embedded(row).encode()) + 1)
+    estimates = [estimate for scores in page["scores"].values() for estimate in scores.values()]
     script = _source("report.js")
     return environment.get_template("report.html").render(
         page=page,
         split=split,
         found=found,
-        found_rows=bool(rows),
-        first_kind="wrong" if shown and shown["wrong"]["shown"] else "all",
         shown=shown,
         capped=any(group["shown"] < group["seen"] for group in shown.values()),
+        first_kind="wrong" if shown and shown["wrong"]["shown"] else "all",
         reliability=reliability(found["calibration"]["bins"]) if found and found.get("calibration") else None,
+        point_interval=any(low is not None and low == high for _, low, high in estimates),
         written=time.strftime("%Y-%m-%d %H:%M"),
-        point_interval=any(
-            low is not None and low == high for split in page["scores"].values() for _, low, high in split.values()
-        ),
         resamples=RESAMPLES,
         bins=BINS,
         conversion_figures=CONVERSION_FIGURES,
         style=_source("report.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        for_script=for_script,
+        for_script=_for_script(page, found, rows),
     )
+
+
+def _for_script(page: dict, found: dict | None, rows: list[list]) -> dict:
+    """What the page's script reads."""
+    charts = page["charts"] or {}
+    return {
+        "strings": STRINGS,
+        "kind": found["kind"] if found else None,
+        "labels": found["labels"] if found else [],
+        "kinds": KINDS,
+        "rows": rows,
+        "charts": {
+            name: {"steps": chart["steps"], "step_x": chart["step_x"], "series": _readings(chart)}
+            for name, chart in charts.items()
+            if chart
+        },
+    }
 
 
 def _readings(chart: dict) -> list[dict]:

@@ -13,6 +13,11 @@ STRINGS: dict[str, tuple[str, str]] = {
     "task_spans": ("命名实体识别", "Named entity recognition"),
     "written": ("写于 {time}", "Written {time}"),
     "not_available": ("没有", "Not available"),
+    "only_of_runs": ("没有：这是预测，不是训练。", "Not available: these are predictions, not a training run."),
+    "no_predictions": (
+        "没有：既没有测试集也没有验证集。",
+        "Not available: there was neither a test nor a validation set.",
+    ),
     "no_script": (
         "浏览器没有运行脚本：逐条浏览、筛选和切换语言用不了，其余都在。",
         "Scripts are off: browsing rows, filters and the language switch do not work; all else is here.",
@@ -54,7 +59,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "no_interval": ("（没有区间）", "(no interval)"),
     "before_missing": (
         "没有微调前的成绩：没有验证集，或用了 --eval_on_start false。",
-        "No scores before fine-tuning: no validation set, or --eval_on_start false.",
+        "Scores before fine-tuning: not available (no validation set, or --eval_on_start false).",
     ),
     "no_scores": ("没有标注，无从评分。", "No gold, so there are no scores."),
     "accuracy": ("准确率", "Accuracy"),
@@ -164,10 +169,6 @@ STRINGS: dict[str, tuple[str, str]] = {
     "gold_is": ("标注", "gold"),
     "predicted_is": ("预测", "predicted"),
     # data
-    "data_missing": (
-        "这是一次预测，没有训练数据可说。",
-        "This is a prediction: there is no training data to describe.",
-    ),
     "lengths": ("训练数据的长度", "Lengths of the training rows"),
     "lengths_note": (
         "一条（提示加答案）的词元数：中位数 {median}，95% 不超过 {most}，最长 {longest}；虚线是 --max_length {cut}。",

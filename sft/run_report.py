@@ -26,7 +26,7 @@ def write_run_report(
     output_dir: Path,
     *,
     task: Task,
-    splits: dict[str, Sequence[dict]],
+    splits: dict[str, Sequence[tuple[int, dict]]],
     predictions: dict[str, Sequence[dict]],
     lengths: LengthReport,
     results: dict[str, float],
@@ -38,7 +38,7 @@ def write_run_report(
     """Write the page of a run that is otherwise finished.
 
     Args:
-        splits: the records of ``train``, ``validation`` and ``test``.
+        splits: ``(line number, record)`` pairs of ``train``, ``validation`` and ``test``.
         predictions: of the validation records ``before`` and ``after`` training, and of the ``test`` records, as far
             as there are any; the last of them is shown row by row.
         lengths: of the training rows.
@@ -48,8 +48,9 @@ def write_run_report(
         InputError: the page cannot be written, or the conversion's report cannot be read.
     """
     metrics = read_rows(output_dir / "metrics.jsonl")
+    records = {split: [record for _, record in numbered] for split, numbered in splits.items()}
     findings = {
-        evaluation: _find(task, splits[split], predictions[evaluation])
+        evaluation: _find(task, records[split], predictions[evaluation])
         for evaluation, split in SPLIT_OF.items()
         if evaluation in predictions
     }
@@ -59,14 +60,14 @@ def write_run_report(
     page = {
         "kind": "report_run",
         "name": output_dir.name,
-        "facts": _facts(splits, results, task_json, steps, resumed, arguments.training.device.type == "cuda"),
+        "facts": _facts(records, results, task_json, steps, resumed, arguments.training.device.type == "cuda"),
         "scores": scores,
         "charts": {
             "chart_loss": line_chart(curves_of(metrics, ("loss", "eval_loss"))),
             "chart_scores": line_chart(curves_of(metrics, SCORE_CURVES), at_least=(0, 1)),
             "chart_learning_rate": line_chart(curves_of(metrics, ("learning_rate",)), at_least=(0, 0)),
         },
-        "data": _describe_data(task, splits, lengths, Path(arguments.data.train_file), task_json["max_length"]),
+        "data": _describe_data(task, records, lengths, Path(arguments.data.train_file), task_json["max_length"]),
         "settings": _settings(arguments, task_json),
     }
     shown = next(reversed(findings), None)

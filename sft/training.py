@@ -17,7 +17,7 @@ from sft.arguments import Arguments
 from sft.attention import can_express, use_tree_attention
 from sft.curves import draw_loss_curve
 from sft.decoding import Limits
-from sft.encoding import EncodedRow, LengthReport, Task, encode_rows
+from sft.encoding import EncodedRow, Task, encode_rows
 from sft.hub import resolve_model
 from sft.memory import peak_memory_bytes
 from sft.model import add_lora, load_base, load_tokenizer, resolve_dtype
@@ -145,8 +145,19 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         results = train_and_test(trainer, stop_on_signal, checkpoint, test, tracking, arguments, task_json)
         outcome = "success"
         if trainer.is_world_process_zero():
-            splits = {"train": train, "validation": validation, "test": test}
-            report_run(trainer, splits, lengths, results, task_json, arguments, checkpoint is not None)
+            with only_told(output_dir / "report.html"):
+                write_run_report(
+                    output_dir,
+                    task=task,
+                    splits={"train": train, "validation": validation, "test": test},
+                    predictions=trainer.predictions,
+                    lengths=lengths,
+                    results=results,
+                    task_json=task_json,
+                    arguments=arguments,
+                    steps=trainer.state.global_step,
+                    resumed=checkpoint is not None,
+                )
     except (Interrupted, KeyboardInterrupt):
         outcome = "aborted"
         raise
@@ -205,32 +216,6 @@ def train_and_test(
         draw_loss_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
         write_model_card(output_dir, task_json, results, arguments)
     return results
-
-
-def report_run(
-    trainer: SftTrainer,
-    splits: dict[str, Numbered],
-    lengths: LengthReport,
-    results: dict[str, float],
-    task_json: dict,
-    arguments: Arguments,
-    resumed: bool,
-) -> None:
-    """Write ``report.html``; all else has been written by now."""
-    output_dir = Path(arguments.training.output_dir)
-    with only_told(output_dir / "report.html"):
-        write_run_report(
-            output_dir,
-            task=trainer.task,
-            splits={split: [record for _, record in records] for split, records in splits.items()},
-            predictions=trainer.predictions,
-            lengths=lengths,
-            results=results,
-            task_json=task_json,
-            arguments=arguments,
-            steps=trainer.state.global_step,
-            resumed=resumed,
-        )
 
 
 def choose_batching(base: PreTrainedModel, batching: str, longest_tokens: int) -> bool:

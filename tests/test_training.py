@@ -111,7 +111,7 @@ def test_a_run_leaves_everything_a_user_and_predict_need(finished):
     assert names >= {
         "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja", "task.json",
         "trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json",
-        "metrics.jsonl", "loss.png", "README.md",
+        "metrics.jsonl", "loss.png", "README.md", "report.html",
     }  # fmt: skip
     assert not list(finished.glob(".*"))
     steps = [row["step"] for row in metrics_of(finished) if "loss" in row]
@@ -144,13 +144,48 @@ def test_results_go_to_stdout_as_json_and_logs_to_stderr(disable_tqdm, base, dat
 
 
 def test_the_best_checkpoint_by_the_generated_metric_is_what_is_saved(finished):
-    rows = [row for row in metrics_of(finished) if "eval_macro_f1" in row]
+    rows = [row for row in metrics_of(finished) if "eval_macro_f1" in row and row["step"] > 0]
     best = max(rows, key=lambda row: (row["eval_macro_f1"], -row["step"]))
     state = json.loads((finished / "trainer_state.json").read_text())
     assert state["best_global_step"] == best["step"]
     saved = load_file(finished / "adapter_model.safetensors")
     of_best = load_file(Path(state["best_model_checkpoint"]) / "adapter_model.safetensors")
     assert all(torch.equal(saved[name], of_best[name]) for name in of_best)
+
+
+def test_a_run_is_evaluated_once_before_its_first_step(finished):
+    evaluations = [row["step"] for row in metrics_of(finished) if "eval_loss" in row]
+    assert evaluations == [0, 2, 4, 6, 8, 10, 10]  # and once more at the end, with the best checkpoint
+    assert "验证集，微调前" in (finished / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_evaluation_before_the_first_step_is_neither_best_nor_patience(base, data, tmp_path):
+    arguments = ["--learning_rate", "0", "--early_stopping_patience", "1", "--test_file", "none"]
+    states = []
+    for start in ("true", "false"):
+        output_dir = tmp_path / start
+        assert train(flags(base, data, output_dir, "--eval_on_start", start, *arguments)) == 0
+        state = json.loads((output_dir / "trainer_state.json").read_text())
+        states.append((state["global_step"], state["best_global_step"]))
+        first = next(row["step"] for row in metrics_of(output_dir) if "eval_loss" in row)
+        assert first == (0 if start == "true" else 2)
+    assert states == [(4, 2), (4, 2)]  # nothing is learnt: the first evaluation is the best, the second stops it
+
+
+def test_what_a_run_took_at_most_is_in_its_results(finished):
+    peak = json.loads((finished / "train_results.json").read_text())["peak_memory_bytes"]
+    assert 50e6 < peak < 50e9
+
+
+def test_a_report_that_cannot_be_written_loses_nothing_and_is_told(base, data, tmp_path, capsys, caplog):
+    output_dir = tmp_path / "run"
+    (output_dir / "report.html" / "in_the_way").mkdir(parents=True)
+    assert train(flags(base, data, output_dir, "--max_steps", "1")) == 0
+    assert "test_accuracy" in json.loads(capsys.readouterr().out)
+    assert (output_dir / "all_results.json").is_file()
+    (told,) = [record.getMessage() for record in caplog.records if "report.html" in record.getMessage()]
+    assert "没有写成" in told
+    assert "\n" not in told
 
 
 def test_ner_trains_and_predicts(base, data, tmp_path, capsys):
