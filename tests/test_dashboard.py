@@ -203,4 +203,4 @@ def test_a_curve_has_one_point_a_step(run_folder):
     for name in ("loss", "eval_loss", "eval_accuracy"):
         steps = [step for step, _ in reported(run_folder, name)]
         assert steps == sorted(set(steps))
-    assert [step for step, _ in reported(run_folder, "eval_loss")] == [2, 4, 6]
+    assert [step for step, _ in reported(run_folder, "eval_loss")] == [0, 2, 4, 6]
