@@ -1,4 +1,4 @@
-"""``metrics.jsonl`` → SwanLab once more: for a run trained offline, without SwanLab, or on another machine.
+"""A run's metrics and sample predictions → SwanLab once more: of one trained offline or on another machine.
 
 python -m sft.replay_metrics output/Qwen2
 python -m sft.replay_metrics output/Qwen2 --swanlab_mode cloud --swanlab_experiment 新机器
@@ -16,7 +16,7 @@ from typing import NoReturn
 from sft.console import log_to_stderr
 from sft.metrics_log import read_rows
 from sft.records import InputError, RunError, read_json
-from sft.tracking import MODES, start_tracking
+from sft.tracking import MODES, SAMPLES, start_tracking
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,9 @@ def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None,
         metrics_path=path,
     )
     tracking.replay(rows)
+    samples = output_dir / "sample_predictions.json"
+    if samples.is_file():
+        tracking.log_texts(SAMPLES, read_json(samples), rows[-1]["step"])
     complete = tracking.is_logging
     tracking.finish()
     if not complete:

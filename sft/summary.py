@@ -21,7 +21,6 @@ FIGURES = {
     "precision": "精确率",
     "recall": "召回率",
     "macro_f1": "宏平均 F1",
-    "unparsable": "不合格式的答案",
 }
 SPLITS = {"eval": "验证", "test": "测试"}
 LABELS_SHOWN = 8
@@ -73,13 +72,9 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
     output_dir = Path(arguments.training.output_dir)
     lines = {"用时": f"训练 {duration(results['train_runtime'])}，{results['logical_tokens']:,} 个词元"}
     for split, name in SPLITS.items():
-        figures = [
-            f"{title} {results[f'{split}_{figure}']:.3f}"
-            for figure, title in FIGURES.items()
-            if f"{split}_{figure}" in results
-        ]
-        if figures:
-            lines[name] = "，".join(figures)
+        figures = {title: results.get(f"{split}_{figure}") for figure, title in FIGURES.items()}
+        if told := [f"{title} {value:.3f}" for title, value in figures.items() if value is not None]:
+            lines[name] = "，".join(told)
     made = [name for name in ("adapter_model.safetensors", "report.html", "loss.png") if (output_dir / name).is_file()]
     lines["产物"] = f"{output_dir}：{'、'.join([*made, 'metrics.jsonl'])} 等"
     lines["下一步"] = f'python predict.py --adapter {output_dir} --text "……"'

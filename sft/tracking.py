@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 MODES = ("auto", "cloud", "local", "offline", "disabled")
 # What to try when a mode does not start.
 FALLBACKS = {"cloud": ("cloud", "local", "offline"), "local": ("local", "offline"), "offline": ("offline",)}
+SAMPLES = "预测样例"  # what sample predictions are called
 PROJECT_NAME = re.compile(r"[0-9A-Za-z_\-+.]{1,100}")
 PROBE_SECONDS = 5
 START_SECONDS = 40

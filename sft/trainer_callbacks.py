@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import ProgressCallback, TrainerCallback, TrainerState
@@ -16,7 +16,7 @@ from sft.records import whole_file
 
 logger = logging.getLogger(__name__)
 
-NOT_TOLD = re.compile(r"(eval|test)_(precision|recall|f1)_|total_flos")  # left out of the lines for a person
+OF_ONE_LABEL = re.compile(r"(eval|test)_(precision|recall|f1)_")
 
 
 class MetricsLog(TrainerCallback):
@@ -59,6 +59,8 @@ class MetricsLog(TrainerCallback):
 class TrackingCallback(TrainerCallback):
     """Hands the Trainer's reports to SwanLab's own callback: guarded, and with finite numbers only.
 
+    The local dashboard shows charts in the order in which they came, so the training loss is made to come first.
+
     Args:
         swanlab_callback: SwanLab's callback for the Trainer.
         attempt: calls a function of SwanLab's and never raises.
@@ -69,25 +71,48 @@ class TrackingCallback(TrainerCallback):
         self._swanlab = swanlab_callback
         self._attempt = attempt
         self._metrics_path = metrics_path
+        self._loss_is_first = False
+        self._held: list[dict] = []
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._attempt(self._swanlab.on_train_begin, args, state, control, **kwargs)
         if state.global_step > 0:
             rows = [row for row in read_rows(self._metrics_path) if row["step"] <= state.global_step]
             self._attempt(replay_rows, self._swanlab, rows)
+            self._loss_is_first = True
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        self._attempt(self._swanlab.on_log, args, state, control, logs=finite_numbers(logs or {}), **kwargs)
+        row = {"step": state.global_step, **(logs or {})}
+        if self._loss_is_first or "loss" in row:
+            self._loss_is_first = True
+            rows, self._held = [row, *self._held], []
+            self._attempt(replay_rows, self._swanlab, rows)
+        else:  # an evaluation before the first step
+            self._held.append(row)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._loss_is_first = True
+        rows, self._held = self._held, []
+        self._attempt(replay_rows, self._swanlab, rows)
 
     def on_predict(self, args, state, control, metrics, **kwargs) -> None:
         self._attempt(self._swanlab.on_predict, args, state, control, metrics=finite_numbers(metrics or {}), **kwargs)
 
 
-def replay_rows(swanlab_callback: TrainerCallback, rows: Iterable[dict]) -> None:
-    """Report rows of ``metrics.jsonl`` to SwanLab's callback once more, each at its own step."""
-    for row in rows:
+def replay_rows(swanlab_callback: TrainerCallback, rows: Sequence[dict]) -> None:
+    """Report rows of ``metrics.jsonl`` to SwanLab's callback, each at its own step, one with the loss first."""
+    with_loss = next((row for row in rows if "loss" in row), None)
+    others = [row for row in rows if row is not with_loss]
+    for row in others if with_loss is None else [with_loss, *others]:
         logs = {name: value for name, value in row.items() if name not in ("step", "time")}
-        swanlab_callback.on_log(None, TrainerState(global_step=row["step"]), None, logs=finite_numbers(logs))
+        state = TrainerState(global_step=row["step"])
+        swanlab_callback.on_log(None, state, None, logs=headline_first(finite_numbers(logs)))
+
+
+def headline_first(metrics: dict[str, int | float]) -> dict[str, int | float]:
+    """Losses, then scores over all labels, then those of each label."""
+    names = sorted(metrics, key=lambda name: (OF_ONE_LABEL.match(name) is not None, "loss" not in name))
+    return {name: metrics[name] for name in names}
 
 
 def finite_numbers(metrics) -> dict[str, int | float]:
@@ -128,6 +153,6 @@ class ProgressOnStderr(ProgressCallback):
 
 def log_line(state: TrainerState, logs: dict[str, float]) -> str:
     """A report of the Trainer's for a person, without the figures of each label."""
-    told = {name: value for name, value in logs.items() if not NOT_TOLD.match(name)}
+    told = {name: value for name, value in logs.items() if not OF_ONE_LABEL.match(name) and name != "total_flos"}
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in told.items()}
     return f"[{state.global_step}/{state.max_steps}] " + "  ".join(f"{name} {value}" for name, value in shown.items())

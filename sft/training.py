@@ -33,7 +33,7 @@ from sft.records import (
 )
 from sft.report import only_told
 from sft.run_report import write_run_report
-from sft.tracking import Tracking, start_tracking
+from sft.tracking import SAMPLES, Tracking, start_tracking
 from sft.trainer import SftTrainer, StopOnSignal
 from sft.trainer_callbacks import MetricsLog
 
@@ -210,7 +210,9 @@ def train_and_test(
         trainer.log(metrics)
         write_results(trainer, "test", results)
         samples = sample_texts(trainer.task, records, predictions, data.sample_predictions, training.seed)
-        tracking.log_texts("预测样例", samples, trainer.state.global_step)
+        tracking.log_texts(SAMPLES, samples, trainer.state.global_step)
+        if trainer.is_world_process_zero():
+            write_json(output_dir / "sample_predictions.json", samples)
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_json(output_dir / "all_results.json", results)

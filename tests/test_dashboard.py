@@ -170,9 +170,13 @@ def test_the_page_gets_the_reported_losses_and_draws_them(run_folder, dashboard,
     assert console_errors(browser) == []
 
 
-def test_the_page_shows_project_experiment_and_every_chart(dashboard, browser):
-    browser.get(f"{dashboard}/experiment/{WHOLE}/chart")
+@pytest.mark.parametrize("experiment", [WHOLE, REPLAYED])
+def test_the_page_shows_project_experiment_and_every_chart(dashboard, browser, experiment):
+    browser.get(f"{dashboard}/experiment/{experiment}/chart")
     wait_for(lambda: set(CHARTS) <= set(page_text(browser).splitlines()))
+    titles = [line for line in page_text(browser).splitlines() if "/" in line]
+    assert titles[0] == "train/loss"
+    assert titles.index("eval/macro_f1") < min(n for n, title in enumerate(titles) if title.startswith("eval/f1_"))
     assert {"run", "again"} <= set(page_text(browser).splitlines())
     browser.execute_script("arguments[0].scrollIntoView()", browser.find_element("xpath", "//*[text()='预测样例']"))
     wait_for(lambda: re.search(r"[对错]\s+文本：.+\s+预测：.+\s+正确：", page_text(browser)))
@@ -199,4 +203,4 @@ def test_a_curve_has_one_point_a_step(run_folder):
     for name in ("loss", "eval_loss", "eval_accuracy"):
         steps = [step for step, _ in reported(run_folder, name)]
         assert steps == sorted(set(steps))
-    assert [step for step, _ in reported(run_folder, "eval_loss")] == [2, 4, 6]
+    assert [step for step, _ in reported(run_folder, "eval_loss")] == [0, 2, 4, 6]
