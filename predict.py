@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sft.inference import Loaded
     from sft.outputs import GrowingFile, Stream
     from sft.records import RowError
+    from sft.report import Findings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,12 +70,18 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
         from sft.outputs import check_output
 
         check_output(output_file, arguments.input_file, resume=arguments.resume, overwrite=arguments.overwrite)
+    if arguments.report is not None:
+        from sft.report import check_place
+
+        check_place(arguments.report)
 
     from transformers.utils.logging import disable_progress_bar
 
     from sft.inference import load_for_prediction, metrics_of
+    from sft.outputs import finished_lines
     from sft.processes import agree_on, choose_device, joined, predict_in_turns, process_index
     from sft.progress import watched
+    from sft.report import add_lines
 
     choose_device()
     if not sys.stderr.isatty():
@@ -96,13 +103,22 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
         text_column=arguments.text_column,
         label_column=arguments.label_column,
     )
+    findings = None if arguments.report is None else loaded.task.findings()
     with joined(), open_output(arguments, loaded) as output:
         done = agree_on(output.rows)
+        if findings is not None:
+            add_lines(findings, finished_lines(output_file, done))
         windows = predict_in_turns(loaded, islice(rows, done, None))
         for lines, tally in watched(windows, done, total):
             output.add(lines, tally)
+            if findings is not None:
+                add_lines(findings, lines)
         output.finish()
-    return metrics_of(loaded, output.tally) if process_index() == 0 else None
+    if process_index() > 0:
+        return None
+    if findings is not None:
+        write_report(arguments, loaded, findings)
+    return metrics_of(loaded, output.tally)
 
 
 def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError], int | None]:
@@ -134,6 +150,15 @@ def open_output(arguments: argparse.Namespace, loaded: Loaded) -> GrowingFile | 
         return Stream(path.open("w", encoding="utf-8", newline="\n"))
     run = describe_run(loaded, arguments.input_file, encoding=arguments.encoding, max_rows=arguments.max_rows)
     return GrowingFile(path, run, resume=arguments.resume)
+
+
+def write_report(arguments: argparse.Namespace, loaded: Loaded, findings: Findings) -> None:
+    """The page that ``--report`` asks for."""
+    from sft.report import write_prediction_page
+
+    name = arguments.input_file.name if arguments.input_file else "predict.py"
+    adapter = None if arguments.base_only else arguments.adapter
+    write_prediction_page(arguments.report, findings, loaded, name=name, adapter=adapter)
 
 
 if __name__ == "__main__":

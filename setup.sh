@@ -38,3 +38,19 @@ activate() {
     if [ -f .venv/Scripts/activate ]; then source .venv/Scripts/activate; else source .venv/bin/activate; fi
     export PYTHONUTF8=1
 }
+
+# Chromium for the tests that open pages. Where it cannot be had they are skipped, and say why.
+set_up_browser() {
+    if command -v chromedriver >/dev/null; then
+        return
+    fi
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "没有 chromium 和 chromedriver：跳过要用浏览器的测试（Debian：apt-get install chromium chromium-driver）" >&2
+        return
+    fi
+    echo "安装 chromium，测试网页用……" >&2
+    {
+        timeout 120 apt-get update && DEBIAN_FRONTEND=noninteractive timeout 300 \
+            apt-get install --yes --no-install-recommends chromium chromium-driver
+    } >/dev/null 2>&1 || echo "chromium 安装不上：跳过要用浏览器的测试" >&2
+}

@@ -5,6 +5,7 @@ cd "$(dirname "$0")"
 source ./setup.sh
 set_up requirements-dev.txt
 activate
+set_up_browser
 
 selection=(-m "not slow")
 if [ "${1:-}" = "--all" ]; then

@@ -118,6 +118,7 @@ class TrainerDefaults:
     logging_steps: float = _told(10, "每多少步记录一次")
     logging_nan_inf_filter: bool = _told(False, "不掩盖 NaN：损失或梯度出现 NaN 会立刻停止")
     eval_strategy: str = _told("epoch", "何时验证：no、steps 或 epoch")
+    eval_on_start: bool = _told(True, "训练前先验证一次：微调前的成绩，写进 report.html")
     save_strategy: str = _told("epoch", "何时存检查点：no、steps、epoch 或 best")
     save_total_limit: int | None = _told(2, "最多保留几个检查点（最好的一个总会保留）")
     load_best_model_at_end: bool | None = _told(None, "结束时换回验证指标最好的检查点；默认：验证和存盘同步时换")

@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sft import scores
 from sft.records import InputError, RowError
 from sft.text import clean_text, read_literal
+
+if TYPE_CHECKING:
+    from sft.label_findings import LabelFindings
 
 SYSTEM_PROMPT = (
     "你是一个文本分类领域的专家，你会接收到几个分类选项和一段文本，请从选项中选出文本的正确类型，只输出类型本身。"
@@ -29,6 +32,7 @@ class Classification:
     """
 
     name: ClassVar[str] = "classification"
+    title: ClassVar[str] = "文本分类"
     metric: ClassVar[str] = "macro_f1"  # what the best checkpoint is chosen by
 
     labels: tuple[str, ...]
@@ -145,9 +149,18 @@ class Classification:
         """The right result as a prediction would have it, None where the row has none."""
         return {"label": record["label"]} if record.get("label") is not None else None
 
+    def findings(self) -> LabelFindings:
+        """What a report collects about predictions."""
+        from sft.label_findings import LabelFindings
+
+        return LabelFindings(self.labels)
+
     def show(self, result: dict) -> str:
         """A result for a person to read."""
         return str(result["label"])
+
+    def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> None:
+        """A row has a label, however improbable, so leaving some out makes no score higher."""
 
     def at_least(self, result: dict, threshold: float) -> dict:
         """The result, without its label where that is less probable than ``threshold``."""

@@ -19,7 +19,7 @@ from sft.encoding import Task
 from sft.hub import resolve_model
 from sft.model import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
 from sft.ner import Ner
-from sft.prediction import DEFAULT, RowSettings, Tally, to_output, to_record
+from sft.prediction import DEFAULT, RowSettings, Tally, at_least, to_output, to_record
 from sft.records import InputError, RowError, RunError, read_json, settings_path
 
 TASKS = {task.name: task for task in (Classification, Ner)}
@@ -72,6 +72,8 @@ def load_for_prediction(
     settings, task = _read_task(_task_path(adapter, task_file, input_file))
     if options is not None and task.options({}) is None:
         raise InputError("--options：只用于分类；实体识别的标签在训练时就定下了")
+    if threshold is None and adapter is not None and constrained and not base_only:
+        threshold = settings.get("threshold")  # chosen for this adapter, and for what constrained answers score
     row_settings = RowSettings(
         text_column, label_column, options_from_flag(options) if options else None, threshold, not constrained
     )
@@ -161,8 +163,7 @@ def predict_window(loaded: Loaded, rows: Sequence[dict | RowError]) -> tuple[lis
     except torch.OutOfMemoryError as error:
         raise RunError("显存不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
     results = [{"error": str(record)} if isinstance(record, RowError) else next(predicted) for record in records]
-    if settings.threshold is not None:
-        results = [result if "error" in result else task.at_least(result, settings.threshold) for result in results]
+    results = at_least(task, results, settings.threshold)
     golds = [None if isinstance(record, RowError) else task.gold(record) for record in records]
     outputs = [to_output(record, result, task, settings) for record, result in zip(records, results, strict=True)]
     return [orjson.dumps(output) for output in outputs], Tally.of(task, golds, results)

@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from sft import scores
 from sft.records import RowError
 from sft.text import clean_text, shifted_offsets
+
+if TYPE_CHECKING:
+    from sft.span_findings import SpanFindings
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
 NO_ENTITY = "没有找到任何实体"
@@ -52,6 +55,7 @@ class Ner:
     """
 
     name: ClassVar[str] = "ner"
+    title: ClassVar[str] = "命名实体识别"
     metric: ClassVar[str] = "f1"  # what the best checkpoint is chosen by
 
     labels: tuple[str, ...]
@@ -158,6 +162,7 @@ class Ner:
             "entities": entities,
             "unparsable": any(result["unparsable"] for result in results),
             "problems": {kind: sum(result["problems"][kind] for result in results) for kind in PROBLEMS},
+            "answer": "\n".join(result["answer"] for result in results),
         }
         answers = [result["answer"] for result in results if "answer" in result]
         return merged | {"answer": "\n".join(answers)} if answers else merged
@@ -205,9 +210,22 @@ class Ner:
         """The right result as a prediction would have it, None where the row has none."""
         return {"entities": record["entities"]} if record.get("entities") is not None else None
 
+    def findings(self) -> SpanFindings:
+        """What a report collects about predictions."""
+        from sft.span_findings import SpanFindings
+
+        return SpanFindings(self.labels)
+
     def show(self, result: dict) -> str:
         """A result for a person to read."""
         return "、".join(f"{entity['text']}（{entity['label']}）" for entity in result["entities"]) or NO_ENTITY
+
+    def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> float:
+        """How probable an entity must be for F1 over these rows to be highest."""
+        return scores.best_span_threshold(
+            [gold["entities"] for gold in golds],
+            [prediction["entities"] for prediction in predictions],
+        )
 
     def at_least(self, result: dict, threshold: float) -> dict:
         """The result, without the entities that are less probable than ``threshold``."""

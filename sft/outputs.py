@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -79,6 +80,13 @@ def _read_progress(path: Path) -> dict | None:
     if not known or progress.keys() != {"format_version", "run", "complete", "rows", "bytes", "sha256", "tally"}:
         raise InputError(f"{where}：不是这个版本的进度文件；请删去它和 {path.name} 重来，或换一个 --output_file")
     return progress
+
+
+def finished_lines(path: Path | None, rows: int) -> Iterator[bytes]:
+    """The first ``rows`` lines of an output, as an earlier run wrote them."""
+    if path is not None and rows:
+        with path.open("rb") as file:
+            yield from islice(file, rows)
 
 
 class Stream:

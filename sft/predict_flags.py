@@ -40,12 +40,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     writing.add_argument(
         "--output_file", type=Path, help="结果写到这里（每行一条 JSON，顺序同输入，随跑随写）；默认标准输出"
     )
+    writing.add_argument("--report", type=Path, help="把成绩、错误和逐条对照另写成一页 HTML")
     writing.add_argument("--resume", action="store_true", help="接着上次没跑完的写；输入、适配器和设置须与上次相同")
     writing.add_argument("--overwrite", action="store_true", help="盖掉没跑完的结果，或不是 predict.py 写的文件")
 
     answers = parser.add_argument_group("答案")
     answers.add_argument("--options", help="分类：每一条都从这些选项里选，如 体育,军事,经济；默认用数据或训练时的")
-    answers.add_argument("--threshold", type=_probability, help="概率低于它的标签给 null，低于它的实体不给")
+    answers.add_argument(
+        "--threshold",
+        type=_probability,
+        help="概率低于它的标签给 null，低于它的实体不给（实体默认用训练时在验证集上选的；0 表示全给）",
+    )
     answers.add_argument(
         "--constrained",
         type=_boolean,

@@ -151,6 +151,20 @@ class Tally:
         return cls(Counter(value["rows"]), Counter(answers), Counter(value["problems"]))
 
 
+def at_least(task: Task, predictions: Sequence[dict], threshold: float | None) -> list[dict]:
+    """The predictions without what is less probable than ``threshold``; all of them if it is None."""
+    if threshold is None:
+        return list(predictions)
+    return [result if "error" in result else task.at_least(result, threshold) for result in predictions]
+
+
+def best_threshold(task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> float | None:
+    """The task's best threshold for rows with gold and without an error; None where there is none to choose."""
+    pairs = zip(golds, predictions, strict=True)
+    judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
+    return task.best_threshold(*zip(*judged, strict=True)) if judged else None
+
+
 def score_predictions(
     task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]
 ) -> dict[str, float] | None:

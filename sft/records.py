@@ -44,6 +44,11 @@ def settings_path(records_path: Path) -> Path:
     return records_path.with_name(f"{records_path.stem}.task.json")
 
 
+def conversion_report_path(records_path: Path) -> Path:
+    """``data/train_cls.jsonl`` → ``data/train_cls.report.json``: what conversion did to make the records."""
+    return records_path.with_name(f"{records_path.stem}.report.json")
+
+
 @contextmanager
 def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
     """Write beside ``path`` and rename at the end, so that ``path`` is never half-written.

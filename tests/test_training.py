@@ -51,13 +51,14 @@ def articles(count: int, seed: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """``train_cls.jsonl`` (40 rows), ``test_cls.jsonl`` (12), ``train_ner.jsonl`` and their settings."""
+    """Records of both tasks, for training and testing, and their settings."""
     folder = tmp_path_factory.mktemp("data")
     write_records(folder / "train_cls.jsonl", Classification(LABELS), articles(40, 0))
     write_records(folder / "test_cls.jsonl", Classification(LABELS), articles(12, 1))
     entities = [{"start": 0, "end": 2, "text": "张伟", "label": "人名"}]
     sentences = [{"text": f"张伟到了上海{n}次。", "entities": entities if n % 3 else []} for n in range(16)]
     write_records(folder / "train_ner.jsonl", Ner.with_labels(["人名", "地点"]), sentences)
+    write_records(folder / "test_ner.jsonl", Ner.with_labels(["人名", "地点"]), sentences[:8])
     return folder
 
 
@@ -111,7 +112,7 @@ def test_a_run_leaves_everything_a_user_and_predict_need(finished):
     assert names >= {
         "adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja", "task.json",
         "trainer_state.json", "train_results.json", "eval_results.json", "test_results.json", "all_results.json",
-        "metrics.jsonl", "loss.png", "README.md",
+        "metrics.jsonl", "loss.png", "README.md", "report.html",
     }  # fmt: skip
     assert not list(finished.glob(".*"))
     steps = [row["step"] for row in metrics_of(finished) if "loss" in row]
@@ -144,7 +145,7 @@ def test_results_go_to_stdout_as_json_and_logs_to_stderr(disable_tqdm, base, dat
 
 
 def test_the_best_checkpoint_by_the_generated_metric_is_what_is_saved(finished):
-    rows = [row for row in metrics_of(finished) if "eval_macro_f1" in row]
+    rows = [row for row in metrics_of(finished) if "eval_macro_f1" in row and row["step"] > 0]
     best = max(rows, key=lambda row: (row["eval_macro_f1"], -row["step"]))
     state = json.loads((finished / "trainer_state.json").read_text())
     assert state["best_global_step"] == best["step"]
@@ -153,13 +154,57 @@ def test_the_best_checkpoint_by_the_generated_metric_is_what_is_saved(finished):
     assert all(torch.equal(saved[name], of_best[name]) for name in of_best)
 
 
+def test_a_run_is_evaluated_once_before_its_first_step(finished):
+    evaluations = [row["step"] for row in metrics_of(finished) if "eval_loss" in row]
+    assert evaluations == [0, 2, 4, 6, 8, 10, 10]  # and once more at the end, with the best checkpoint
+    assert "验证集，微调前" in (finished / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_evaluation_before_the_first_step_is_neither_best_nor_patience(base, data, tmp_path):
+    arguments = ["--learning_rate", "0", "--early_stopping_patience", "1", "--test_file", "none"]
+    states = []
+    for start in ("true", "false"):
+        output_dir = tmp_path / start
+        assert train(flags(base, data, output_dir, "--eval_on_start", start, *arguments)) == 0
+        state = json.loads((output_dir / "trainer_state.json").read_text())
+        states.append((state["global_step"], state["best_global_step"]))
+        first = next(row["step"] for row in metrics_of(output_dir) if "eval_loss" in row)
+        assert first == (0 if start == "true" else 2)
+    assert states == [(4, 2), (4, 2)]  # nothing is learnt: the first evaluation is the best, the second stops it
+
+
+def test_what_a_run_took_at_most_is_in_its_results(finished):
+    peak = json.loads((finished / "train_results.json").read_text())["peak_memory_bytes"]
+    assert 50e6 < peak < 50e9
+
+
+def test_a_report_that_cannot_be_written_loses_nothing_and_is_told(base, data, tmp_path, capsys, caplog):
+    output_dir = tmp_path / "run"
+    (output_dir / "report.html" / "in_the_way").mkdir(parents=True)
+    assert train(flags(base, data, output_dir, "--max_steps", "1")) == 0
+    assert "test_accuracy" in json.loads(capsys.readouterr().out)
+    assert (output_dir / "all_results.json").is_file()
+    (told,) = [record.getMessage() for record in caplog.records if "report.html" in record.getMessage()]
+    assert "没有写成" in told
+    assert "\n" not in told
+
+
 def test_ner_trains_and_predicts(base, data, tmp_path, capsys):
     output_dir = tmp_path / "ner"
     arguments = ["--model_name_or_path", str(base), "--train_file", str(data / "train_ner.jsonl"), "--max_steps", "1"]
     arguments += ["--output_dir", str(output_dir), "--swanlab_mode", "disabled", "--dtype", "float32"]
+    arguments += ["--validation_ratio", "0.25"]
     assert train_qwen2_ner.main(arguments) == 0
     assert predict.main(["--adapter", str(output_dir), "--text", "张伟到了上海。"]) == 0
     assert '"entities":' in capsys.readouterr().out
+    test_file, output = str(data / "test_ner.jsonl"), str(tmp_path / "predictions.jsonl")
+    assert predict.main(["--adapter", str(output_dir), "--input_file", test_file, "--output_file", output]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    reported = json.loads((output_dir / "test_results.json").read_text())
+    chosen = json.loads((output_dir / "task.json").read_text())["threshold"]
+    assert chosen == reported["test_threshold"]
+    for name in ("precision", "recall", "f1", "macro_f1", "unparsable"):
+        assert predicted[name] == reported[f"test_{name}"]
 
 
 def test_the_same_flags_give_the_same_adapter(finished, base, data, tmp_path):

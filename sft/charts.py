@@ -1,0 +1,147 @@
+"""Where the marks of a report's charts go, in the units of their SVG; the template draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+WIDTH, HEIGHT = 560, 240
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 30  # margins
+SQUARE, SQUARE_MARGIN = 300, 46
+MOST_BARS = 40
+FEW_POINTS = 40  # of a curve with no more, each is marked
+MOST_POINTS = 600  # of one curve; of a longer one every second, third, … is drawn
+
+Curve = list[tuple[int, float | None]]  # (step, value); None is a gap
+Ticks = list[tuple[float, str]]  # (place, what is written there)
+
+
+def curves_of(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Curve]:
+    """The points of each name that has any in the rows of ``metrics.jsonl``; None stands for a NaN."""
+    curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
+    return {name: points for name, points in curves.items() if any(value is not None for _, value in points)}
+
+
+def line_chart(curves: dict[str, Curve], at_least: tuple[float, float] | None = None) -> dict | None:
+    """Curves over steps: axes, paths, marks, and what hovering reads; None without a curve.
+
+    Args:
+        at_least: what the vertical axis covers whatever the values are.
+    """
+    if not curves:
+        return None
+    curves = {name: _thinned(points) for name, points in curves.items()}
+    steps = sorted({step for points in curves.values() for step, _ in points})
+    values = [value for points in curves.values() for _, value in points if value is not None] + [*(at_least or ())]
+    x_of, x_ticks = _axis(steps[0], steps[-1], LEFT, WIDTH - RIGHT, whole=True, inside=True)
+    y_of, y_ticks = _axis(min(values), max(values), HEIGHT - BOTTOM, TOP)
+    series = []
+    for name, points in curves.items():
+        placed = [(x_of(step), None if value is None else y_of(value)) for step, value in points]
+        series.append(
+            {
+                "name": name,
+                "path": _path(placed),
+                "marks": [place for place in placed if place[1] is not None] if len(points) <= FEW_POINTS else [],
+                "values": {str(step): value for step, value in points},
+            }
+        )
+    frame = _frame(WIDTH, HEIGHT, LEFT, BOTTOM, x_ticks, y_ticks)
+    return frame | {"steps": steps, "step_x": [x_of(step) for step in steps], "series": series}
+
+
+def histogram(lengths: Sequence[int], cut: int) -> dict | None:
+    """Bars of how many rows have a length in tokens, and where the cut is; None without a row."""
+    import numpy as np
+
+    if not lengths:
+        return None
+    width = max(1, -(-max(lengths) // MOST_BARS))
+    edges = np.arange(0, max(lengths) + width + 1, width)
+    counts, _ = np.histogram(lengths, edges)
+    x_of, x_ticks = _axis(0, int(edges[-1]), LEFT, WIDTH - RIGHT, whole=True, inside=True)
+    y_of, y_ticks = _axis(0, int(counts.max()), HEIGHT - BOTTOM, TOP, whole=True)
+    bars = [
+        {
+            "x": x_of(low),
+            "y": y_of(count),
+            "width": round(x_of(low + width) - x_of(low), 2),
+            "height": round(y_of(0) - y_of(count), 2),
+            "from": low,
+            "to": low + width - 1,
+            "rows": count,
+            "over": low > cut,
+        }
+        for low, count in zip(edges[:-1].tolist(), counts.tolist(), strict=True)
+        if count
+    ]
+    frame = _frame(WIDTH, HEIGHT, LEFT, BOTTOM, x_ticks, y_ticks)
+    return frame | {"bars": bars, "cut_x": x_of(cut) if cut <= edges[-1] else None}
+
+
+def reliability(bins: Sequence[dict]) -> dict:
+    """A square diagram: accuracy by confidence, marks as large as their bins are full."""
+    most = max(bin_["rows"] for bin_ in bins)
+    x_of, x_ticks = _axis(0, 1, SQUARE_MARGIN, SQUARE - RIGHT)
+    y_of, y_ticks = _axis(0, 1, SQUARE - SQUARE_MARGIN, TOP)
+    marks = [
+        {
+            "x": x_of(bin_["confidence"]),
+            "y": y_of(bin_["accuracy"]),
+            "ideal_y": y_of(bin_["confidence"]),
+            "radius": round(3 + 7 * (bin_["rows"] / most) ** 0.5, 1),
+        }
+        for bin_ in bins
+    ]
+    return _frame(SQUARE, SQUARE, SQUARE_MARGIN, SQUARE_MARGIN, x_ticks, y_ticks) | {"marks": marks}
+
+
+def _frame(width: int, height: int, left: int, bottom: int, x_ticks: Ticks, y_ticks: Ticks) -> dict:
+    return {
+        "width": width,
+        "height": height,
+        "left": left,
+        "right": width - RIGHT,
+        "top": TOP,
+        "bottom": height - bottom,
+        "x_ticks": x_ticks,
+        "y_ticks": y_ticks,
+    }
+
+
+def _axis(
+    low: float, high: float, start: float, end: float, *, whole: bool = False, inside: bool = False
+) -> tuple[Callable[[float], float], Ticks]:
+    """Where a value lies between ``start`` and ``end``, and the ticks, at round numbers.
+
+    The axis ends at the ticks around ``low`` and ``high``; with ``inside`` at these themselves.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    if low == high:
+        low, high = (low, low + 1) if whole else (low - (abs(low) or 1) / 2, low + (abs(low) or 1) / 2)
+    ticks = [round(tick, 12) for tick in MaxNLocator(nbins=5, integer=whole).tick_values(low, high).tolist()]
+    if inside:
+        ticks = [tick for tick in ticks if low <= tick <= high]
+    else:
+        low, high = ticks[0], ticks[-1]
+
+    def place(value: float) -> float:
+        return round(start + (value - low) / (high - low) * (end - start), 2)
+
+    return place, [(place(tick), f"{tick:.6g}") for tick in ticks]
+
+
+def _thinned(points: Curve) -> Curve:
+    stride = -(-len(points) // MOST_POINTS)
+    thinned = points[::stride]
+    return thinned if (len(points) - 1) % stride == 0 else [*thinned, points[-1]]
+
+
+def _path(points: Sequence[tuple[float, float | None]]) -> str:
+    """An SVG path through the points, interrupted where one is None."""
+    parts, pen_down = [], False
+    for x, y in points:
+        if y is not None:
+            parts.append(f"{'L' if pen_down else 'M'}{x} {y}")
+        pen_down = y is not None
+    return "".join(parts)

@@ -1,0 +1,169 @@
+"""What a report says about predicted labels: scores, confusions, calibration, and the rows themselves."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sft.intervals import Estimate, mean_over, ratio, with_intervals
+from sft.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BINS = 10  # of confidence, of equal width
+MOST_CONFUSED = 20  # labels in the confusion matrix; the rest are one row and column
+MOST_CHARACTERS = 800  # shown of an article
+_PROBABILITIES_SHOWN = 4
+
+
+class LabelFindings:
+    """Collects rows one at a time; memory does not grow with their number.
+
+    Args:
+        labels: the task's labels, in the order of the page; others that turn up come after them.
+    """
+
+    kind = "labels"
+
+    def __init__(self, labels: tuple[str, ...] = ()) -> None:
+        self.numbers = {label: number for number, label in enumerate(labels)}
+        self.rows = self.failed = 0
+        self.pairs: Counter[tuple[int, int]] = Counter()  # (gold, predicted) → rows; -1 for no label
+        self.bins = [[0, 0.0, 0] for _ in range(BINS)]  # rows, sum of confidences, right ones
+        self.shown = ShownRows()
+
+    @staticmethod
+    def labels_of(gold: dict) -> list[str]:
+        """The labels a row counts for."""
+        return [gold["label"]]
+
+    def add(self, text: str, gold: dict | None, prediction: dict) -> None:
+        """Take in a row: its text, ``{"label"}`` or None, and ``{"label", "score"?, "scores"?}`` or ``{"error"}``."""
+        self.rows += 1
+        if "error" in prediction:
+            self.failed += 1
+            return
+        predicted = self._number(prediction["label"])
+        right = self._number(gold["label"]) if gold is not None else -1
+        score = prediction.get("score")
+        score = score if score is not None and math.isfinite(score) else None
+        likely = sorted(prediction.get("scores", {}).items(), key=lambda item: -item[1])[:_PROBABILITIES_SHOWN]
+        likely = [[self._number(label), round(probability, 4)] for label, probability in likely]
+        shown_score = score and round(score, 4)
+        row = [self.rows, text[:MOST_CHARACTERS], len(text), right, predicted, shown_score, likely, gold is not None]
+        if gold is None:
+            self.shown.add(UNJUDGED, row)
+            return
+        self.pairs[right, predicted] += 1
+        if score is not None:
+            bin_ = self.bins[min(BINS - 1, int(score * BINS))]
+            bin_[0] += 1
+            bin_[1] += score
+            bin_[2] += right == predicted
+        if right == predicted:
+            self.shown.add(RIGHT, row)
+        else:
+            self.shown.add(WRONG, row, priority=score or 0.0)  # the most confident mistakes
+
+    def _number(self, label: str | None) -> int:
+        return -1 if label is None else self.numbers.setdefault(label, len(self.numbers))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Accuracy and macro-F1, as `sft.scores.label_scores` defines them, with intervals; empty without gold."""
+        if not self.pairs:
+            return {}
+        return with_intervals(list(self.pairs.values()), partial(_scores, list(self.pairs), len(self.numbers)))
+
+    def page(self) -> dict:
+        """Everything but the rows and the estimates, for the template."""
+        return {
+            "kind": self.kind,
+            "labels": list(self.numbers),
+            "by_label": self._by_label(),
+            "confusion": self._confusion(),
+            "calibration": self._calibration(),
+        }
+
+    def _by_label(self) -> list[dict]:
+        """Precision, recall, F1 and rows of each label that occurs, the most frequent first."""
+        figures = []
+        for label, number in self.numbers.items():
+            gold = sum(rows for (right, _), rows in self.pairs.items() if right == number)
+            predicted = sum(rows for (_, answer), rows in self.pairs.items() if answer == number)
+            right = self.pairs[number, number]
+            if gold or predicted:
+                figures.append(by_label_figures(label, right, predicted, gold))
+        return sorted(figures, key=lambda figure: -figure["gold"])
+
+    def _confusion(self) -> dict | None:
+        """Rows by gold and predicted label, for the most frequent labels; the rest are summed under -2."""
+        if not self.pairs:
+            return None
+        frequency: Counter[int] = Counter()
+        for (right, predicted), rows in self.pairs.items():
+            frequency[right] += rows
+            frequency[predicted] += rows
+        del frequency[-1]
+        frequent = sorted(number for number, _ in frequency.most_common(MOST_CONFUSED))
+        cells: Counter[tuple[int, int]] = Counter()
+        for (right, predicted), rows in self.pairs.items():
+            place = [number if number == -1 or number in frequent else -2 for number in (right, predicted)]
+            cells[place[0], place[1]] += rows
+        rest = [-2] if len(frequency) > len(frequent) else []
+        unknown = [-1] if any(predicted == -1 for _, predicted in cells) else []
+        columns = [*frequent, *rest, *unknown]
+        return {
+            "columns": columns,
+            "rows": [
+                {"gold": right, "cells": [cells[right, predicted] for predicted in columns]}
+                for right in [*frequent, *rest]
+            ],
+        }
+
+    def _calibration(self) -> dict | None:
+        """The reliability diagram's bins, and the expected calibration error (Guo et al. 2017)."""
+        judged = sum(rows for rows, _, _ in self.bins)
+        if not judged:
+            return None
+        bins = [
+            {
+                "from": index / BINS,
+                "to": (index + 1) / BINS,
+                "rows": rows,
+                "confidence": confidence / rows,
+                "accuracy": right / rows,
+            }
+            for index, (rows, confidence, right) in enumerate(self.bins)
+            if rows
+        ]
+        error = sum(bin_["rows"] * abs(bin_["accuracy"] - bin_["confidence"]) for bin_ in bins) / judged
+        return {"bins": bins, "expected_error": error, "rows": judged}
+
+
+def by_label_figures(label: str, right: int, predicted: int, gold: int) -> dict:
+    """One line of a per-label table."""
+    return {
+        "label": label,
+        "precision": right / predicted if predicted else 0.0,
+        "recall": right / gold if gold else 0.0,
+        "f1": 2 * right / (predicted + gold) if predicted + gold else 0.0,
+        "gold": gold,
+        "predicted": predicted,
+    }
+
+
+def _scores(pairs: list[tuple[int, int]], label_count: int, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Accuracy and macro-F1 of each resample; ``draws[:, i]`` rows are of ``pairs[i]``."""
+    import numpy as np
+
+    golds, answers = np.array(pairs).T
+    hits = golds == answers
+    gold, predicted, right = np.zeros((3, label_count + 1, len(draws)))  # the last label is the missing one, -1
+    np.add.at(gold, golds, draws.T)
+    np.add.at(predicted, answers, draws.T)
+    np.add.at(right, golds[hits], draws.T[hits])
+    f1 = ratio(2 * right, predicted + gold)
+    return {"accuracy": ratio(right.sum(0), gold.sum(0)), "macro_f1": mean_over(f1.T, gold.T > 0)}

@@ -1,0 +1,221 @@
+"""``report.html``: one self-contained page about a training run, or about predictions. No network, no torch.
+
+Everything that comes from data is escaped by jinja2, in the page and in the JSON that its script reads; and the page's
+content security policy runs that one script and nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import orjson
+
+from sft.charts import reliability
+from sft.intervals import RESAMPLES
+from sft.label_findings import BINS, LabelFindings
+from sft.records import InputError, whole_file
+from sft.report_strings import STRINGS
+from sft.span_errors import KINDS
+from sft.span_findings import SpanFindings
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+    from sft.inference import Loaded
+
+Findings = LabelFindings | SpanFindings
+Fact = tuple[str, object]  # a key of STRINGS; a value as it is, or (key of STRINGS, its arguments)
+
+logger = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).with_name("templates")
+ROWS_BUDGET_BYTES = 1_500_000  # of a page that stays under 2 MB
+CONVERSION_FIGURES = (
+    "read", "converted", "rejected", "merged", "leaked", "repeated", "composed", "conflicts", "texts_on_both_sides",
+)  # fmt: skip
+
+
+def check_place(path: Path) -> None:
+    """Refuse, before anything costly, a place where no page can be written.
+
+    Raises:
+        InputError: it is a folder, or its folder cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个 --report") from error
+    if path.is_dir():
+        raise InputError(f"{path}：是一个目录；请给出文件名，如 --report {path / 'report.html'}")
+
+
+def add_lines(findings: Findings, lines: Iterable[bytes]) -> None:
+    """Take in output lines of a prediction, as `sft.prediction.to_output` has them, in JSON."""
+    for line in lines:
+        row = orjson.loads(line)
+        findings.add(row.get("text", ""), row.get("gold"), row)
+
+
+def write_prediction_page(path: Path, findings: Findings, loaded: Loaded, *, name: str, adapter: Path | None) -> None:
+    """Write the page about a prediction; one that cannot be written is told and no more: the predictions count.
+
+    Args:
+        findings: over all output lines.
+        name: what was predicted.
+        adapter: what with; None is the base model alone.
+    """
+    rows = {"rows": figure(findings.rows), "failed": figure(findings.failed)}
+    page = {
+        "kind": "report_prediction",
+        "name": name,
+        "facts": [
+            ("base", loaded.model.config.name_or_path),
+            ("adapter", ("no_adapter", {}) if adapter is None else str(adapter)),
+            ("data", ("rows_failed" if findings.failed else "rows_predicted", rows)),
+            ("numbers", str(loaded.model.dtype).removeprefix("torch.")),
+        ],
+        "scores": {"predicted": estimates} if (estimates := findings.estimates()) else {},
+        "charts": None,
+        "data": None,
+        "settings": None,
+    }
+    with only_told(path):
+        write_page(path, page, "predicted", findings)
+
+
+# ---- the page ----
+
+
+@contextmanager
+def only_told(path: Path) -> Iterator[None]:
+    """Whatever fails in making a page is told in one line and no more: the results it is about come first."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("%s 没有写成（%s）；结果不受影响", path, reason)
+
+
+def write_page(path: Path, page: dict, split: str | None, findings: Findings | None) -> None:
+    """Write a page, whole or not at all.
+
+    Args:
+        page: what the template shows beside the findings: kind, name, facts, scores, charts, data, settings.
+        split: the key of what the findings are about.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    html = render(page, split, findings)
+    with whole_file(path) as file:
+        file.write(html.encode("utf-8", "replace"))
+
+
+def render(page: dict, split: str | None, findings: Findings | None) -> str:
+    """The page as HTML; see `write_page`."""
+    environment = _environment()
+    found, rows, shown = None, [], {}
+    if findings is not None:
+        embedded = environment.filters["embedded"]
+        found = findings.page()
+        rows, shown = findings.shown.chosen(ROWS_BUDGET_BYTES, lambda row: len(embedded(row).encode()) + 1)
+    estimates = [estimate for scores in page["scores"].values() for estimate in scores.values()]
+    script = _source("report.js")
+    return environment.get_template("report.html").render(
+        page=page,
+        split=split,
+        found=found,
+        shown=shown,
+        capped=any(group["shown"] < group["seen"] for group in shown.values()),
+        first_kind="wrong" if shown and shown["wrong"]["shown"] else "all",
+        reliability=reliability(found["calibration"]["bins"]) if found and found.get("calibration") else None,
+        point_interval=any(low is not None and low == high for _, low, high in estimates),
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        resamples=RESAMPLES,
+        bins=BINS,
+        conversion_figures=CONVERSION_FIGURES,
+        style=_source("report.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        for_script=_for_script(page, found, rows),
+    )
+
+
+def _for_script(page: dict, found: dict | None, rows: list[list]) -> dict:
+    """What the page's script reads."""
+    charts = page["charts"] or {}
+    return {
+        "strings": STRINGS,
+        "kind": found["kind"] if found else None,
+        "labels": found["labels"] if found else [],
+        "kinds": KINDS,
+        "rows": rows,
+        "charts": {
+            name: {"steps": chart["steps"], "step_x": chart["step_x"], "series": _readings(chart)}
+            for name, chart in charts.items()
+            if chart
+        },
+    }
+
+
+def _readings(chart: dict) -> list[dict]:
+    return [{"name": series["name"], "values": series["values"]} for series in chart["series"]]
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2.utils import htmlsafe_json_dumps
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["embedded"] = lambda value: htmlsafe_json_dumps(value, dumps=_compact_json)
+    environment.filters["figure"] = figure
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}%"
+    environment.filters["score"] = lambda score: "–" if score is None or math.isnan(score) else f"{score:.3f}"
+    environment.globals |= {"t": _translated, "words": lambda key, **arguments: _words(key, arguments)}
+    return environment
+
+
+def _compact_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _translated(key: str, **arguments: object) -> Markup:
+    """Words in Chinese, with what the page's script needs to say them in English."""
+    from markupsafe import Markup
+
+    if not arguments:
+        return Markup('<span data-t="{}">{}</span>').format(key, _words(key, arguments))
+    packed = _compact_json({name: str(value) for name, value in arguments.items()})
+    return Markup('<span data-t="{}" data-a="{}">{}</span>').format(key, packed, _words(key, arguments))
+
+
+def _words(key: str, arguments: dict[str, object]) -> str:
+    return STRINGS[key][0].format_map(arguments)
+
+
+def _source(name: str) -> Markup:
+    """A file of ours that goes into the page as it is."""
+    from markupsafe import Markup
+
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def figure(number: float) -> str:
+    """A count with its thousands set apart."""
+    return f"{number:,}"

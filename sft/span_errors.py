@@ -1,0 +1,60 @@
+"""What is wrong with predicted spans: one definition of how they are matched with the gold ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+# In the order in which gold and predicted spans are paired; a span is in one pair at most.
+PAIRED_KINDS = (
+    "wrong_label",  # the same ends, another label
+    "wrong_boundary",  # the same label, overlapping with other ends
+    "wrong_both",  # overlapping, with other ends and another label
+)
+MISSED, INVENTED = "missed", "invented"  # a gold span, a predicted span, that is in no pair
+KINDS = (MISSED, INVENTED, *PAIRED_KINDS)
+
+Span = tuple[int, int, str]  # start, end (exclusive), label
+
+
+class SpanError(NamedTuple):
+    """One error; ``gold`` is None where it is invented, ``predicted`` where it is missed."""
+
+    kind: str
+    gold: Span | None
+    predicted: Span | None
+
+
+def span_errors(gold: Sequence[Span], predicted: Sequence[Span]) -> list[SpanError]:
+    """The errors of one row, from left to right; spans that agree in ends and label are none.
+
+    Of the spans left over, those with the same ends are paired first, then overlapping ones of the same label, then
+    overlapping ones; within each kind the larger overlap first, then the leftmost. So, with a span counted once,
+    gold = right + pairs + missed, and predicted = right + pairs + invented.
+    """
+    right = set(gold) & set(predicted)
+    gold_left = sorted(set(gold) - right)
+    predicted_left = sorted(set(predicted) - right)
+    candidates = [
+        (PAIRED_KINDS.index(kind), -overlap, ours, theirs)
+        for ours, theirs in product(gold_left, predicted_left)
+        if (overlap := min(ours[1], theirs[1]) - max(ours[0], theirs[0])) > 0
+        for kind in [_kind(ours, theirs)]
+    ]
+    errors = []
+    free = set(gold_left), set(predicted_left)
+    for kind, _, ours, theirs in sorted(candidates):
+        if ours in free[0] and theirs in free[1]:
+            free[0].remove(ours)
+            free[1].remove(theirs)
+            errors.append(SpanError(PAIRED_KINDS[kind], ours, theirs))
+    errors += [SpanError(MISSED, span, None) for span in free[0]]
+    errors += [SpanError(INVENTED, None, span) for span in free[1]]
+    return sorted(errors, key=lambda error: (error.gold or error.predicted, error.kind))
+
+
+def _kind(gold: Span, predicted: Span) -> str:
+    if gold[:2] == predicted[:2]:
+        return "wrong_label"
+    return "wrong_boundary" if gold[2] == predicted[2] else "wrong_both"

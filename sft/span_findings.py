@@ -1,0 +1,169 @@
+"""What a report says about predicted spans: scores, kinds of error, and the sentences themselves."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sft.intervals import Estimate, mean_over, ratio, with_intervals
+from sft.label_findings import by_label_figures
+from sft.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
+from sft.span_errors import KINDS, Span, span_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_CHARACTERS = 2000  # shown of a text
+
+# For each label with any: (label, right, predicted, gold) of one row
+RowCounts = tuple[tuple[int, int, int, int], ...]
+
+
+class SpanFindings:
+    """Collects rows one at a time; memory grows only with the number of different counts a row can have.
+
+    Args:
+        labels: the task's labels, in the order of the page; others that turn up come after them.
+    """
+
+    kind = "spans"
+
+    def __init__(self, labels: tuple[str, ...] = ()) -> None:
+        self.numbers = {label: number for number, label in enumerate(labels)}
+        self.rows = self.failed = 0
+        self.row_counts: Counter[RowCounts] = Counter()
+        self.errors: Counter[tuple[str, str]] = Counter()  # (kind, label); the gold label where there is one
+        self.rows_with: Counter[str] = Counter()  # kind → rows that have it
+        self.shown = ShownRows()
+
+    @staticmethod
+    def labels_of(gold: dict) -> list[str]:
+        """The labels a row counts for."""
+        return [entity["label"] for entity in gold["entities"]]
+
+    def add(self, text: str, gold: dict | None, prediction: dict) -> None:
+        """Take in one row: its text, ``{"entities"}`` or None, and ``{"entities"}`` or ``{"error"}``."""
+        self.rows += 1
+        if "error" in prediction:
+            self.failed += 1
+            return
+        predicted = _spans(prediction)
+        right = _spans(gold) if gold is not None else []
+        scores = {_span(entity): entity.get("score") for entity in prediction["entities"]}
+        errors = span_errors(right, predicted) if gold is not None else []
+        row = [
+            self.rows,
+            text[:MOST_CHARACTERS],
+            len(text),
+            [self._packed(span) for span in right if span[1] <= MOST_CHARACTERS],
+            [[*self._packed(span), _rounded(scores[span])] for span in predicted if span[1] <= MOST_CHARACTERS],
+            [
+                [KINDS.index(error.kind), *(span and self._packed(span) for span in (error.gold, error.predicted))]
+                for error in errors
+            ],
+            gold is not None,
+        ]
+        if gold is None:
+            self.shown.add(UNJUDGED, row)
+            return
+        self.row_counts[self._counts(right, predicted)] += 1
+        self.errors.update((error.kind, (error.gold or error.predicted)[2]) for error in errors)
+        self.rows_with.update({error.kind for error in errors})
+        self.shown.add(WRONG if errors else RIGHT, row)
+
+    def _packed(self, span: Span) -> list[int]:
+        start, end, label = span
+        return [start, end, self._number(label)]
+
+    def _number(self, label: str) -> int:
+        return self.numbers.setdefault(label, len(self.numbers))
+
+    def _counts(self, gold: Sequence[Span], predicted: Sequence[Span]) -> RowCounts:
+        """Right, predicted and gold spans of one row, by label."""
+        counts: dict[int, list[int]] = {}
+        for place, spans in enumerate((set(gold) & set(predicted), predicted, gold)):
+            for _, _, label in spans:
+                counts.setdefault(self._number(label), [0, 0, 0])[place] += 1
+        return tuple((label, *counts[label]) for label in sorted(counts))
+
+    def estimates(self) -> dict[str, Estimate]:
+        """F1 and its like, as `sft.scores.span_scores` defines them, with intervals; empty without gold."""
+        if not self.row_counts:
+            return {}
+        return with_intervals(
+            list(self.row_counts.values()), partial(_scores, list(self.row_counts), max(1, len(self.numbers)))
+        )
+
+    def page(self) -> dict:
+        """Everything but the rows and the estimates, for the template."""
+        return {
+            "kind": self.kind,
+            "labels": list(self.numbers),
+            "by_label": self._by_label(),
+            "errors": self._errors(),
+        }
+
+    def _by_label(self) -> list[dict]:
+        """Precision, recall, F1 and spans of each label that occurs, the most frequent first."""
+        totals = {number: [0, 0, 0] for number in self.numbers.values()}
+        for counts, rows in self.row_counts.items():
+            for label, *figures in counts:
+                totals[label] = [total + rows * figure for total, figure in zip(totals[label], figures, strict=True)]
+        figures = [
+            by_label_figures(label, *totals[number]) for label, number in self.numbers.items() if any(totals[number])
+        ]
+        return sorted(figures, key=lambda figure: -figure["gold"])
+
+    def _errors(self) -> dict | None:
+        """How many errors there are of each kind, by label and in all, and in how many rows."""
+        if not self.row_counts:
+            return None
+        labels = [label for label in self.numbers if any(self.errors[kind, label] for kind in KINDS)]
+        return {
+            "kinds": [
+                {
+                    "kind": kind,
+                    "spans": sum(self.errors[kind, label] for label in labels),
+                    "rows": self.rows_with[kind],
+                    "by_label": [self.errors[kind, label] for label in labels],
+                }
+                for kind in KINDS
+            ],
+            "labels": labels,
+        }
+
+
+def _span(entity: dict) -> Span:
+    return entity["start"], entity["end"], entity["label"]
+
+
+def _spans(result: dict) -> list[Span]:
+    """The spans of a result from left to right, each once."""
+    return sorted({_span(entity) for entity in result["entities"]})
+
+
+def _rounded(score: float | None) -> float | None:
+    return round(score, 3) if score is not None and math.isfinite(score) else None
+
+
+def _scores(kinds: list[RowCounts], label_count: int, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Micro precision, recall, F1 and macro-F1 of each resample; ``draws[:, i]`` rows have the counts ``kinds[i]``."""
+    import numpy as np
+
+    features = np.zeros((len(kinds), label_count, 3))
+    for index, counts in enumerate(kinds):
+        for label, *figures in counts:
+            features[index, label] = figures
+    sums = np.tensordot(draws.astype(float), features, axes=1)
+    right, predicted, gold = np.moveaxis(sums, -1, 0)  # each (resamples, labels)
+    by_label = ratio(2 * right, predicted + gold)
+    right_all, predicted_all, gold_all = right.sum(-1), predicted.sum(-1), gold.sum(-1)
+    return {
+        "f1": ratio(2 * right_all, predicted_all + gold_all),
+        "precision": ratio(right_all, predicted_all),
+        "recall": ratio(right_all, gold_all),
+        "macro_f1": mean_over(by_label, predicted + gold > 0),
+    }

@@ -1,0 +1,77 @@
+"""A headless Chromium to look at pages with; skipped, with the reason, where there is none (setup.sh installs it)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",  # root, as in containers, cannot have one; the pages are our own
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",  # containers have 64 MB of it
+    "--no-first-run",
+    "--no-proxy-server",  # pages are on this machine
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+WINDOW = (1280, 900)
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """One Chromium for the whole session, as a selenium WebDriver; tests take `browser`."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver_program = shutil.which("chromedriver")
+    if program is None or driver_program is None:
+        pytest.skip("no chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    # Both programs are given by path, so that selenium looks nothing up and downloads nothing.
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_program))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chromium) -> Iterator:
+    """A selenium WebDriver at an empty page of the usual size, light, with nothing in its logs."""
+    chromium.get("about:blank")
+    chromium.set_window_size(*WINDOW)
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    chromium.get_log("browser")
+    chromium.get_log("performance")
+    yield chromium
+
+
+def console_messages(browser) -> list[str]:
+    """What the page wrote to the console since the last call, errors of loading included; ``LEVEL message``."""
+    return [f"{entry['level']} {entry['message']}" for entry in browser.get_log("browser")]
+
+
+def console_errors(browser) -> list[str]:
+    """The errors among `console_messages`."""
+    return [message for message in console_messages(browser) if message.startswith("SEVERE")]
+
+
+def requested_urls(browser) -> list[str]:
+    """The addresses the page asked for since the last call, in order; ``data:`` ones are left out."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [url for url in urls if not url.startswith("data:")]
+
+
+def prefer_dark(browser) -> None:
+    """Tell pages that the user likes dark colours, until the next test."""
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})

@@ -1,0 +1,127 @@
+"""Reports of runs with generated rows, for the tests that look at them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import orjson
+
+from sft.arguments import parse_arguments
+from sft.classification import Classification
+from sft.encoding import LengthReport
+from sft.ner import Ner
+from sft.records import conversion_report_path, write_json
+from sft.run_report import write_run_report
+
+LABELS = ("体育", "军事", "经济", "教育")
+ENTITY_LABELS = ("地理实体", "地点", "组织", "人名")
+HOSTILE = (
+    "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed=1'>&lt;“\"'`{{7*7}}\u2028\u2029😀"
+)
+CHARACTERS = "昨天国家队在上海赢了比赛，菲律宾总统埃斯特拉达访问南京大学。坦克演习股市上涨"
+TASK_JSON = {"base_model": "qwen/demo", "dtype": "float32", "max_length": 64, "max_new_tokens": 64, "version": "0"}
+RESULTS = {
+    "train_runtime": 3723.4,
+    "epoch": 2.0,
+    "executed_tokens": 619_604,
+    "logical_tokens": 1_141_429,
+    "peak_memory_bytes": 1_190_752_256,
+}
+
+
+def label_rows(count: int, seed: int = 0, length: int = 60) -> tuple[list[dict], list[dict]]:
+    """Records and predictions, about one in five of them wrong."""
+    rng = random.Random(seed)
+    records, predictions = [], []
+    for _ in range(count):
+        label = rng.choice(LABELS)
+        answer = label if rng.random() < 0.8 else rng.choice(LABELS)
+        score = rng.uniform(0.4, 1)
+        others = [name for name in LABELS if name != answer]
+        scores = {answer: score} | {name: (1 - score) / len(others) for name in others}
+        records.append({"text": "".join(rng.choices(CHARACTERS, k=length)), "label": label, "options": LABELS})
+        predictions.append({"label": answer, "score": score, "scores": scores, "unparsable": False})
+    return records, predictions
+
+
+def span_rows(count: int, seed: int = 0, length: int = 60) -> tuple[list[dict], list[dict]]:
+    """Records and predictions; gold spans are now and then missed, moved or renamed, and some are invented."""
+    rng = random.Random(seed)
+    records, predictions = [], []
+    for _ in range(count):
+        text = "".join(rng.choices(CHARACTERS, k=length))
+        gold, predicted = [], []
+        for start in sorted(rng.sample(range(0, length - 8, 8), rng.randint(0, 4))):
+            gold.append(entity(text, start, start + rng.randint(1, 5), rng.choice(ENTITY_LABELS)))
+        for span in gold:
+            what = rng.random()
+            if what < 0.7:
+                predicted.append(span)
+            elif what < 0.8:
+                predicted.append(entity(text, span["start"], span["end"] + 1, span["label"]))
+            elif what < 0.9:
+                predicted.append(entity(text, span["start"], span["end"], rng.choice(ENTITY_LABELS)))
+        if not gold and rng.random() < 0.2:
+            predicted.append(entity(text, 3, 6, rng.choice(ENTITY_LABELS)))
+        records.append({"text": text, "entities": gold})
+        predictions.append({"entities": [span | {"score": rng.random()} for span in predicted], "unparsable": False})
+    return records, predictions
+
+
+def entity(text: str, start: int, end: int, label: str) -> dict:
+    return {"start": start, "end": end, "text": text[start:end], "label": label}
+
+
+def write_report(
+    folder: Path, task: Classification | Ner, test: tuple[list, list], *, bare: bool = False, **changes
+) -> Path:
+    """``report.html`` of a finished run with these test rows; everything a report can have is there.
+
+    Args:
+        bare: leave out what the run and the conversion wrote.
+        changes: other arguments for `write_run_report`.
+    """
+    make = label_rows if task.name == "classification" else span_rows
+    train, (validation, after) = make(200, 1)[0], make(50, 2)
+    before = make(50, 3)[1]
+    score = {"classification": "eval_macro_f1", "ner": "eval_f1"}[task.name]
+    rows = [{"step": 0, "eval_loss": 5.0, score: 0.1}]
+    rows += [{"step": step, "loss": 4 / step, "learning_rate": 1e-4 * (1 - step / 60)} for step in range(1, 60)]
+    rows += [{"step": step, "eval_loss": 5 / step, score: 1 - 1 / step} for step in (20, 40, 59)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in sorted(rows, key=by_step)))
+    lengths = LengthReport(lengths=[20 + n % 60 for n in range(200)], shortened_rows=[3, 7], pieces=2)
+    lengths.dropped_tokens = 31 if task.name == "classification" else 0
+    keywords = {
+        "task": task,
+        "splits": {
+            "train": list(enumerate(train, 1)),
+            "validation": list(enumerate(validation, 1)),
+            "test": list(enumerate(test[0], 1)),
+        },
+        "predictions": {"before": before, "after": after, "test": test[1]},
+        "lengths": lengths,
+        "results": RESULTS,
+        "task_json": TASK_JSON,
+        "arguments": parse_arguments("", ["--train_file", str(folder / "train.jsonl"), "--output_dir", str(folder)]),
+        "steps": 59,
+        "resumed": False,
+    }
+    if bare:
+        (folder / "metrics.jsonl").unlink()
+    else:
+        write_json(conversion_report_path(folder / "train.jsonl"), CONVERSION)
+    write_run_report(folder, **keywords | changes)
+    return folder / "report.html"
+
+
+def by_step(row: dict) -> int:
+    return row["step"]
+
+
+CONVERSION = {
+    "read": 300, "converted": 250, "rejected": 3, "merged": 40, "leaked": 7, "repeated": 1, "composed": 2,
+    "rejected_fields": {"output": 2, "": 1}, "conflicts": 4, "texts_on_both_sides": 0,
+    "files": [{"file": "raw/<b>.jsonl", "format": "jsonl，UTF-8", "read": 300}],
+}  # fmt: skip

@@ -1,0 +1,369 @@
+"""What a report says: intervals, kinds of error, calibration, which rows it shows, and that data stays data."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import tracemalloc
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from sft import report
+from sft.classification import Classification
+from sft.label_findings import BINS, LabelFindings
+from sft.ner import Ner
+from sft.scores import label_scores, span_scores
+from sft.shown_rows import MOST_KEPT, RIGHT, WRONG, ShownRows
+from sft.span_errors import KINDS, PAIRED_KINDS, span_errors
+from sft.span_findings import SpanFindings
+from tests.reports import ENTITY_LABELS, HOSTILE, LABELS, label_rows, span_rows, write_report
+
+CLASSIFICATION = Classification(LABELS)
+NER = Ner.with_labels(ENTITY_LABELS)
+
+
+def found(task, records, predictions):
+    findings = task.findings()
+    for record, prediction in zip(records, predictions, strict=True):
+        findings.add(record["text"], task.gold(record), prediction)
+    return findings
+
+
+# ---- scores and intervals ----
+
+
+@given(st.lists(st.tuples(st.sampled_from("甲乙丙"), st.sampled_from(["甲", "乙", "丙", "丁", None])), min_size=1))
+def test_label_estimates_are_the_scores_of_evaluation(rows):
+    golds, answers = zip(*rows, strict=True)
+    findings = LabelFindings(("甲", "乙", "丙"))
+    for gold, answer in rows:
+        findings.add("", {"label": gold}, {"label": answer})
+    expected = label_scores(golds, answers)
+    for name, (value, low, high) in findings.estimates().items():
+        assert value == pytest.approx(expected[name], abs=1e-12)
+        assert 0 <= low <= high <= 1
+
+
+spans = st.sets(st.tuples(st.integers(0, 6), st.integers(1, 4), st.sampled_from("甲乙")), max_size=4).map(
+    lambda found: [{"start": start, "end": start + length, "label": label} for start, length, label in found]
+)
+
+
+@given(st.lists(st.tuples(spans, spans), min_size=1, max_size=8))
+def test_span_estimates_are_the_scores_of_evaluation(rows):
+    findings = SpanFindings(("甲", "乙"))
+    for gold, predicted in rows:
+        findings.add("", {"entities": gold}, {"entities": predicted})
+    expected = span_scores(*zip(*rows, strict=True), ("甲", "乙"))
+    for name, (value, _, _) in findings.estimates().items():
+        assert value == pytest.approx(expected[name], abs=1e-12)
+    for figures in findings.page()["by_label"]:
+        assert figures["f1"] == pytest.approx(expected[f"f1_{figures['label']}"])
+
+
+def test_the_interval_is_that_of_resampling_rows_one_by_one():
+    records, predictions = span_rows(300)
+    estimate = found(NER, records, predictions).estimates()["f1"]
+    generator = np.random.default_rng(0)
+    golds, answers = [record["entities"] for record in records], [row["entities"] for row in predictions]
+    resampled = []
+    for _ in range(400):
+        chosen = generator.integers(0, 300, 300)
+        scores = span_scores([golds[index] for index in chosen], [answers[index] for index in chosen], ENTITY_LABELS)
+        resampled.append(scores["f1"])
+    low, high = np.percentile(resampled, (2.5, 97.5))
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.01)
+    assert estimate.low < estimate.value < estimate.high
+
+
+@pytest.mark.parametrize(("task", "make"), [(CLASSIFICATION, label_rows), (NER, span_rows)])
+def test_the_same_rows_give_the_same_intervals_and_more_rows_narrower_ones(task, make):
+    few, many = make(100), make(1600)
+    first = found(task, *few).estimates()
+    assert first == found(task, *few).estimates()
+    for name, (_, low, high) in found(task, *many).estimates().items():
+        assert high - low < 0.5 * (first[name].high - first[name].low)
+
+
+def test_rows_without_gold_or_with_an_error_are_counted_and_not_scored():
+    findings = CLASSIFICATION.findings()
+    findings.add("a", None, {"label": "体育", "score": 0.5})
+    findings.add("b", None, {"error": "太长"})
+    assert findings.estimates() == {}
+    assert (findings.rows, findings.failed, findings.shown.seen["unjudged"]) == (2, 1, 1)
+
+
+# ---- label findings ----
+
+
+def test_label_tables_agree_with_scikit_learn():
+    records, predictions = label_rows(500)
+    golds, answers = [row["label"] for row in records], [row["label"] for row in predictions]
+    page = found(CLASSIFICATION, records, predictions).page()
+    for name, expected in zip(
+        ("precision", "recall", "f1", "gold"),
+        precision_recall_fscore_support(golds, answers, labels=LABELS),
+        strict=True,
+    ):
+        by_label = {figures["label"]: figures[name] for figures in page["by_label"]}
+        assert [by_label[label] for label in LABELS] == pytest.approx(expected)
+    cells = [row["cells"] for row in page["confusion"]["rows"]]
+    assert cells == confusion_matrix(golds, answers, labels=LABELS).tolist()
+
+
+def test_the_reliability_diagram_is_that_of_scikit_learn():
+    records, predictions = label_rows(500)
+    hits = [row["label"] == answer["label"] for row, answer in zip(records, predictions, strict=True)]
+    scores = [row["score"] for row in predictions]
+    accuracy, confidence = calibration_curve(hits, scores, n_bins=BINS)
+    calibration = found(CLASSIFICATION, records, predictions).page()["calibration"]
+    assert [bin_["accuracy"] for bin_ in calibration["bins"]] == pytest.approx(accuracy)
+    assert [bin_["confidence"] for bin_ in calibration["bins"]] == pytest.approx(confidence)
+    weights = np.array([bin_["rows"] for bin_ in calibration["bins"]]) / 500
+    assert calibration["expected_error"] == pytest.approx(np.sum(weights * np.abs(accuracy - confidence)))
+
+
+def test_a_confusion_matrix_of_many_labels_keeps_every_row():
+    findings = LabelFindings()
+    for number in range(900):
+        findings.add("", {"label": f"L{number % 60}"}, {"label": f"L{number % 45}" if number % 50 else None})
+    confusion = findings.page()["confusion"]
+    assert len(confusion["columns"]) == 22  # twenty labels, the rest, and no label
+    assert sum(sum(row["cells"]) for row in confusion["rows"]) == 900
+
+
+# ---- span findings ----
+
+
+@pytest.mark.parametrize(
+    ("predicted", "kinds"),
+    [
+        ([(2, 4, "甲")], []),
+        ([], ["missed"]),
+        ([(2, 4, "乙")], ["wrong_label"]),
+        ([(2, 5, "甲")], ["wrong_boundary"]),
+        ([(1, 3, "乙")], ["wrong_both"]),
+        ([(4, 6, "甲")], ["missed", "invented"]),
+        ([(2, 4, "甲"), (6, 7, "乙")], ["invented"]),
+        ([(2, 4, "乙"), (2, 5, "甲")], ["wrong_label", "invented"]),  # the same ends come first
+        ([(2, 3, "甲"), (3, 4, "甲")], ["wrong_boundary", "invented"]),  # one error is not told twice
+    ],
+)
+def test_a_gold_span_and_what_was_predicted_make_this_kind_of_error(predicted, kinds):
+    assert Counter(error.kind for error in span_errors([(2, 4, "甲")], predicted)) == Counter(kinds)
+
+
+span_sets = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5), st.sampled_from("甲乙丙")), max_size=7).map(
+    lambda found: [(start, start + length, label) for start, length, label in found]
+)
+
+
+@given(span_sets, span_sets)
+def test_every_span_is_right_or_in_exactly_one_error(gold, predicted):
+    errors = span_errors(gold, predicted)
+    right = set(gold) & set(predicted)
+    assert Counter(error.gold for error in errors if error.gold) == Counter(set(gold) - right)
+    assert Counter(error.predicted for error in errors if error.predicted) == Counter(set(predicted) - right)
+    for kind, ours, theirs in errors:
+        assert (kind in PAIRED_KINDS) == (ours is not None and theirs is not None)
+    missed = [error.gold for error in errors if error.kind == "missed"]
+    invented = [error.predicted for error in errors if error.kind == "invented"]
+    assert not any(a[0] < b[1] and b[0] < a[1] for a in missed for b in invented)  # those that overlap are paired
+    assert span_errors(list(reversed(gold)), list(reversed(predicted))) == errors
+
+
+def test_error_counts_add_up_to_the_spans():
+    records, predictions = span_rows(400)
+    findings = found(NER, records, predictions)
+    page = findings.page()
+    spans_of = {kind["kind"]: kind["spans"] for kind in page["errors"]["kinds"]}
+    gold = sum(figures["gold"] for figures in page["by_label"])
+    predicted = sum(figures["predicted"] for figures in page["by_label"])
+    paired = sum(spans_of[kind] for kind in PAIRED_KINDS)
+    assert all(spans_of[kind] for kind in KINDS if kind != "wrong_both")
+    assert gold - paired - spans_of["missed"] == predicted - paired - spans_of["invented"]
+    assert all(sum(kind["by_label"]) == kind["spans"] for kind in page["errors"]["kinds"])
+
+
+# ---- which rows are shown ----
+
+
+def test_the_most_confident_mistakes_are_kept_however_many_rows_come():
+    rng = random.Random(0)
+    priorities = [rng.random() for _ in range(3 * MOST_KEPT)]
+    shown = ShownRows()
+    for number, priority in enumerate(priorities):
+        shown.add(WRONG, [number], priority)
+    rows, account = shown.chosen(10**9, lambda row: 1)
+    most = sorted(range(len(priorities)), key=lambda number: -priorities[number])[:MOST_KEPT]
+    assert [number for (number,) in rows] == sorted(most)
+    assert account[WRONG] == {"seen": 3 * MOST_KEPT, "shown": MOST_KEPT}
+
+
+def test_rows_are_left_out_for_size_and_counted():
+    shown = ShownRows()
+    for number in range(1000):
+        shown.add(WRONG if number < 500 else RIGHT, [number])
+    rows, account = shown.chosen(1000, lambda row: 10)
+    assert account[WRONG]["shown"] == 85
+    assert account[RIGHT]["shown"] == 15
+    assert rows == sorted(rows)
+
+
+def test_memory_does_not_grow_with_the_number_of_rows():
+    records, predictions = span_rows(500)
+    findings = NER.findings()
+    tracemalloc.start()
+    peaks = []
+    for round_ in range(20):
+        for record, prediction in zip(records, predictions, strict=True):
+            findings.add(f"{round_}{record['text']}", NER.gold(record), prediction)
+        peaks.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert findings.rows == 10_000
+    assert peaks[-1] - peaks[-5] < 0.1 * peaks[-5]
+
+
+# ---- the page ----
+
+
+class Page(HTMLParser):
+    """Tags, the text of each script, and all text outside scripts and styles."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.handlers: list[str] = []
+        self.scripts: list[str] = []
+        self.inside, self.text = "", ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        self.inside = tag
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside == "script":
+            self.scripts.append(data)
+        elif self.inside != "style":
+            self.text += data
+
+
+def hostile(make) -> tuple[list[dict], list[dict]]:
+    records, predictions = make(30)
+    for record in records:
+        record["text"] = HOSTILE + record["text"]
+        if "label" in record:
+            record["label"] = HOSTILE
+        for found_entity in record.get("entities", ()):
+            found_entity["label"] = HOSTILE
+    return records, predictions
+
+
+@pytest.mark.parametrize(("task", "make"), [(CLASSIFICATION, label_rows), (NER, span_rows)])
+def test_text_from_data_is_never_markup(task, make, tmp_path):
+    plain = Page(write_report(tmp_path / "plain", task, make(30)))
+    page = Page(write_report(tmp_path / "hostile", task, hostile(make)))
+    assert page.tags["script"] == plain.tags["script"] == 2
+    assert page.tags["img"] == 0
+    assert page.handlers == []
+    assert HOSTILE in page.text  # as a label in a table
+    embedded = json.loads(page.scripts[0])
+    assert all(row[1].startswith(HOSTILE) for row in embedded["rows"])
+    assert page.scripts[1] == plain.scripts[1]
+    source = (tmp_path / "hostile" / "report.html").read_text(encoding="utf-8")
+    assert "{{7*7}}" in source
+    assert not re.search("<script>window|<img", source)
+
+
+@pytest.mark.parametrize(("task", "make"), [(CLASSIFICATION, label_rows), (NER, span_rows)])
+@pytest.mark.parametrize("length", [80, 3000])
+def test_five_thousand_rows_make_less_than_two_megabytes(task, make, length, tmp_path):
+    path = write_report(tmp_path, task, make(5000, length=length))
+    assert path.stat().st_size < 2_000_000
+
+
+def test_markup_in_every_row_does_not_burst_the_size(tmp_path):
+    records, predictions = label_rows(5000)
+    for record in records:
+        record["text"] = "<&>'" * 200
+    assert write_report(tmp_path, CLASSIFICATION, (records, predictions)).stat().st_size < 2_000_000
+
+
+def test_what_is_missing_is_said_to_be_missing(tmp_path):
+    train, _ = span_rows(20)
+    splits = {"train": list(enumerate(train, 1)), "validation": [], "test": []}
+    keywords = {"predictions": {}, "splits": splits}
+    text = Page(write_report(tmp_path / "full", NER, ([], []), **keywords)).text
+    assert "没有：既没有测试集也没有验证集" in text
+    assert "没有可看的行" in text
+    assert "没有转换的记录" not in text
+    bare = Page(write_report(tmp_path / "bare", NER, ([], []), bare=True, **keywords)).text
+    assert "没有转换的记录（train.report.json）" in bare
+    assert "没有微调前的成绩" not in bare  # there are no scores at all, which is said instead
+    assert bare.count("没有") > text.count("没有")
+
+
+def test_a_resumed_run_shows_the_scores_at_its_start_without_interval(tmp_path):
+    records, predictions = span_rows(20)
+    path = write_report(tmp_path, NER, (records, predictions), predictions={"test": predictions}, resumed=True)
+    text = " ".join(Page(path).text.split())
+    assert "0.100 （没有区间）" in text
+    assert "训练用时（续训后）" in text
+
+
+def test_every_word_is_there_in_both_languages():
+    for key, (chinese, english) in report.STRINGS.items():
+        assert re.findall(r"\{\w+\}", chinese) == [] or set(re.findall(r"\{\w+\}", chinese)) == set(
+            re.findall(r"\{\w+\}", english)
+        ), key
+        assert chinese.strip()
+        assert english.strip()
+
+
+def test_the_strings_table_has_no_word_that_is_not_used():
+    sources = [*Path(report.TEMPLATES).iterdir(), *(Path(report.__file__).parent).glob("*.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources if path.name != "report_strings.py")
+    built = {f"{start}_{kind}" for start in ("task", "rows", "shown_cap") for kind in ("labels", "spans")}
+    unused = [key for key in report.STRINGS if not re.search(rf"[\"']{key}[\"']", text) and key not in built]
+    assert unused == []
+
+
+def test_the_page_about_a_prediction_is_made_of_its_output_lines(tmp_path):
+    class Loaded:
+        task = NER
+
+        class model:
+            dtype = "torch.float32"
+
+            class config:
+                name_or_path = "qwen/demo"
+
+    records, predictions = span_rows(40)
+    lines = [
+        orjson.dumps({"text": record["text"], "entities": prediction["entities"], "gold": NER.gold(record)})
+        for record, prediction in zip(records, predictions, strict=True)
+    ]
+    lines[5] = orjson.dumps({"error": "不是合法的 JSON"})
+    path = tmp_path / "new" / "report.html"
+    findings = NER.findings()
+    report.check_place(path)
+    report.add_lines(findings, lines)
+    report.write_prediction_page(path, findings, Loaded, name="test.jsonl", adapter=None)
+    text = Page(path).text
+    assert "40 条，其中 1 条无法预测" in text
+    assert "微调之前的模型" in text
