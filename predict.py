@@ -103,11 +103,11 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
         label_column=arguments.label_column,
     )
     findings = None if arguments.report is None else loaded.task.findings()
-    with joined(), open_output(arguments, loaded) as output:
-        done = agree_on(output.rows)
+    with open_output(arguments, loaded) as output, joined() as group:
+        done = agree_on(output.rows, group)
         if findings is not None:
             add_lines(findings, finished_lines(output_file, done))
-        windows = predict_in_turns(loaded, islice(rows, done, None))
+        windows = predict_in_turns(loaded, islice(rows, done, None), group)
         for lines, tally in watched(windows, done, total):
             output.add(lines, tally)
             if findings is not None:
