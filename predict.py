@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         metrics = run(arguments)
+        if metrics is not None:
+            where = sys.stdout if arguments.output_file else sys.stderr
+            print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where, flush=True)
+        return 0
     except InputError as error:
         if first:  # the others have found the same
             print(error, file=sys.stderr)
@@ -59,10 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # predict.py … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    if metrics is not None:
-        where = sys.stdout if arguments.output_file else sys.stderr
-        print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where)
-    return 0
 
 
 def run(arguments: argparse.Namespace) -> dict[str, float] | None:
