@@ -31,6 +31,7 @@ from sft import checkpoints
 from sft.batches import collate_padded, padded_tokens, split_rows, supervised_loss
 from sft.decoding import Limits, predict
 from sft.encoding import EncodedRow, Task
+from sft.head import frozen_head
 from sft.prediction import score_predictions
 from sft.records import RunError, read_json, write_json
 from sft.tree import collate_tree, tree_tokens
@@ -79,6 +80,8 @@ class SftTrainer(Trainer):
         self.batch_tokens = 0  # executed for the last batch
         self.timed_tokens, self.timed_since = 0, time.perf_counter()
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if frozen_head(self.model) is None or self.args.torch_compile:
+            logger.info("输出层由模型自己计算（它带适配器、模型被编译，或不是普通的线性层）：显存随学习的词元数增加")
         self.step_rows: list[int] = []  # the rows of the step under way, to name them when something is not finite
         self._folder_of_checkpoints: str | None = None
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
