@@ -13,6 +13,7 @@ from types import FrameType
 
 import torch
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -29,6 +30,7 @@ from sft.batches import collate_padded, padded_tokens, split_rows, supervised_lo
 from sft.console import is_watched, progress
 from sft.decoding import Limits, predict
 from sft.encoding import EncodedRow, Task
+from sft.head import frozen_head
 from sft.prediction import score_predictions
 from sft.records import RunError, read_json, write_json
 from sft.trainer_callbacks import LogLines, ProgressOnStderr
@@ -75,8 +77,12 @@ class SftTrainer(Trainer):
         self.as_tree = as_tree
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.executed_tokens = self.logical_tokens = 0  # trained on since the start, padding and sharing counted
+        self.batch_tokens = 0  # executed for the last batch
         self.timed_tokens, self.timed_since = 0, time.perf_counter()
         self.predictions: dict[str, list[dict]] = {}  # of the validation records, before training and latest
+        self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if frozen_head(self.model) is None or self.args.torch_compile:
+            logger.info("输出层由模型自己计算（它带适配器、模型被编译，或不是普通的线性层）：显存随学习的词元数增加")
         self.step_rows: list[int] = []  # the rows of the step under way, to name them when something is not finite
         self._folder_of_checkpoints: str | None = None
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
@@ -85,13 +91,13 @@ class SftTrainer(Trainer):
         self.add_callback(ProgressOnStderr() if is_watched() and not self.args.disable_tqdm else LogLines())
 
     def _collate(self, rows: Sequence[dict]) -> dict[str, object]:
-        """The pieces a batch is computed in, and all its labels, by which the Trainer counts supervised tokens."""
+        """The rows of a batch, and all their labels, by which the Trainer counts supervised tokens."""
         encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], row["row"]) for row in rows]
         labels = torch.tensor([[token for row in encoded for token in row.answer_ids]])
-        lengths = torch.tensor([len(row) for row in encoded])
-        return {"pieces": self._pieces(encoded), "labels": labels, "shift_labels": labels, "lengths": lengths}
+        return {"rows": encoded, "labels": labels, "shift_labels": labels}
 
     def _pieces(self, rows: Sequence[EncodedRow]) -> list[dict]:
+        """What the model takes, a micro-batch at a time."""
         if self.as_tree:
             return [collate_tree(piece) for piece in split_rows(rows, self.max_tokens_per_micro_batch, tree_tokens)]
         pad_id = self.processing_class.pad_token_id
@@ -101,20 +107,56 @@ class SftTrainer(Trainer):
     # ---- loss ----
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Forward and backward of one batch, piece by piece; gradients meet between processes at the last one."""
-        *before, last = inputs["pieces"]
+        """Forward and backward of one batch; out of memory, all of it again in pieces half the size."""
+        gradients = [parameter.grad for parameter in self.adapter]  # of the step's earlier batches
+        gradients = [gradient if gradient is None else gradient.clone() for gradient in gradients]
+        while True:
+            pieces = self._pieces(inputs["rows"])
+            self.batch_tokens = sum(piece["input_ids"].numel() for piece in pieces)
+            try:
+                loss = self._forward_backward(model, pieces, num_items_in_batch)
+                break
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or max(len(piece["rows"]) for piece in pieces) == 1:
+                    raise
+            for parameter, gradient in zip(self.adapter, gradients, strict=True):
+                parameter.grad = gradient if gradient is None else gradient.clone()
+            self._halve(max(piece["input_ids"].numel() for piece in pieces))
+        self.executed_tokens += self.batch_tokens
+        self.logical_tokens += sum(len(row) for row in inputs["rows"])
+        return loss
+
+    def _forward_backward(self, model, pieces: Sequence[dict], num_items_in_batch) -> torch.Tensor:
+        """Piece by piece; gradients meet between processes at the last one."""
+        *before, last = pieces
         loss = torch.zeros((), device=self.args.device)
         for piece in before:
             with self.accelerator.no_sync(model):
                 loss += super().training_step(model, piece, num_items_in_batch)
-        loss += super().training_step(model, last, num_items_in_batch)
-        self.executed_tokens += sum(piece["input_ids"].numel() for piece in inputs["pieces"])
-        self.logical_tokens += int(inputs["lengths"].sum())
-        return loss
+        try:
+            return loss + super().training_step(model, last, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            if self.accelerator.num_processes == 1 or not self.accelerator.sync_gradients:
+                raise
+            raise RunError(  # the other processes have had their part of this piece's gradient
+                "有一张卡显存不够，多卡时无法只在一张卡上重算；请把 --max_tokens_per_micro_batch 设得比 "
+                f"{self.max_tokens_per_micro_batch} 小，再用 --resume_from_checkpoint true 续训"
+            ) from error
+
+    def _halve(self, largest_tokens: int) -> None:
+        """Make pieces half as large as the one that did not fit, from now on and in the checkpoints to come."""
+        self.max_tokens_per_micro_batch = min(self.max_tokens_per_micro_batch, largest_tokens) // 2
+        self.run[checkpoints.MICRO_BATCH] = self.max_tokens_per_micro_batch
+        clear_device_cache(garbage_collection=True)
+        logger.warning(
+            "第 %d 步显存不够：每次前向改为最多 %d 个词元，重算这一批；每步的数据和结果不变",
+            self.state.global_step + 1,
+            self.max_tokens_per_micro_batch,
+        )
 
     def floating_point_ops(self, inputs) -> int:
-        """What transformers estimates, over the pieces of a batch."""
-        return sum(super(SftTrainer, self).floating_point_ops(piece) for piece in inputs["pieces"])
+        """What transformers estimates, from the tokens that the batch came to."""
+        return super().floating_point_ops({"input_ids": torch.empty(self.batch_tokens, device="meta")})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with tokens and tokens a second beside every training loss."""
