@@ -1,0 +1,41 @@
+"""The memory that training is estimated to need, by tokens a micro-batch: the table of docs/guide.md. Computes nothing.
+
+python -m benchmarks.memory_table qwen/Qwen2.5-1.5B-Instruct
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sft.preview import estimate_memory_bytes
+
+MICRO_BATCH_TOKENS = (1024, 2048, 4096, 8192, 16384)
+SUPERVISED_SHARE = 4  # one token in so many is supervised, as `sft.preview.fitting_tokens` assumes
+
+
+def main() -> None:
+    """Print a Markdown table; the folder needs config.json only."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    folder = parser.parse_args().model
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    shape = (config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size)
+    print(f"{folder.name}：{parameters:,} 个参数，16 位权重 {2 * parameters / 1e9:.1f} GB\n")
+    print("| 一次前向的词元 | 默认 | `--gradient_checkpointing` |\n|---|---|---|")
+    for tokens in MICRO_BATCH_TOKENS:
+        plain, recomputed = (
+            estimate_memory_bytes(parameters, *shape, 2, tokens, tokens // SUPERVISED_SHARE, recompute, False) / 1e9
+            for recompute in (False, True)
+        )
+        print(f"| {tokens:,} | {plain:.1f} GB | {recomputed:.1f} GB |")
+
+
+if __name__ == "__main__":
+    main()
