@@ -1,4 +1,4 @@
-"""The memory that training is estimated to need, by tokens a micro-batch: the table of docs/guide.md. Computes nothing.
+"""The memory that training is estimated to need, by tokens a micro-batch: the table in docs/guide.md.
 
 python -m benchmarks.memory_table qwen/Qwen2.5-1.5B-Instruct
 """

@@ -69,7 +69,7 @@ def encode_prompts(records: Sequence[dict], task: Task, tokenizer: PreTrainedTok
     ``sanitize_control_tokens``, the others in one batch (the same ids, several times faster).
     """
     chats = [task.prompt(record) for record in records]
-    control = _control_token_pattern(tokenizer)
+    control = control_token_pattern(tokenizer)
     suspicious = [any(control.search(message["content"]) for message in chat) for chat in chats]
     plain_chats = [chat for chat, suspect in zip(chats, suspicious, strict=True) if not suspect]
     plain_ids = iter(())
@@ -96,7 +96,7 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
     """Token ids of what an assistant says, control tokens as plain text."""
     if not texts:
         return []
-    control = _control_token_pattern(tokenizer)
+    control = control_token_pattern(tokenizer)
     encoded = _batch(list(texts), tokenizer)
     return [
         _encode_plain(text, tokenizer) if control.search(text) else ids
@@ -179,7 +179,7 @@ def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
-def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
+def control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
     """The text of any control token: one that is special, or that the template writes (``<tool_call>``)."""
     named = (tokenizer.chat_template, *(tokenizer.chat_control_tokens or ()))
     texts = {

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sft.arguments import LoraArguments
+from sft.checkpoints import file_hash
 from sft.console import is_watched
 from sft.records import InputError
 
@@ -124,6 +125,12 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         pad_token_id=shipped.pad_token_id,
     )
     return model
+
+
+def model_hash(folder: Path) -> str:
+    """The hashes of a model's config and weights, or of an adapter's."""
+    files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
+    return "-".join(file_hash(path)[:8] for path in files)
 
 
 def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:

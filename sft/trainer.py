@@ -31,7 +31,7 @@ from sft.console import is_watched, progress
 from sft.decoding import Limits, predict
 from sft.encoding import EncodedRow, Task
 from sft.head import frozen_head
-from sft.prediction import score_predictions
+from sft.prediction import at_least, best_threshold, score_predictions
 from sft.records import RunError, read_json, write_json
 from sft.trainer_callbacks import LogLines, ProgressOnStderr
 from sft.tree import collate_tree, tree_tokens
@@ -79,6 +79,7 @@ class SftTrainer(Trainer):
         self.executed_tokens = self.logical_tokens = 0  # trained on since the start, padding and sharing counted
         self.batch_tokens = 0  # executed for the last batch
         self.timed_tokens, self.timed_since = 0, time.perf_counter()
+        self.threshold: float | None = None  # entities less probable are not given; chosen on the validation records
         self.predictions: dict[str, list[dict]] = {}  # of the validation records, before training and latest
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if frozen_head(self.model) is None or self.args.torch_compile:
@@ -185,15 +186,19 @@ class SftTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss and metrics of predictions on the validation records; logged, and given to the callbacks."""
         started = time.perf_counter()
-        metrics, predictions = self.measure(self.validation_records, self.validation_rows, metric_key_prefix)
+        metrics, predictions = self.validate(metric_key_prefix)
         self.predictions["before" if self.state.global_step == 0 else "after"] = predictions
         self.timed_since += time.perf_counter() - started  # tokens a second are those of training
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def validate(self, prefix: str) -> tuple[dict[str, float], list[dict]]:
+        """`measure` on the validation records, which also tell how probable an entity must be to be given."""
+        return self.measure(self.validation_records, self.validation_rows, prefix, choose_threshold=True)
+
     def measure(
-        self, records: Sequence[dict], rows: Sequence[EncodedRow], prefix: str
+        self, records: Sequence[dict], rows: Sequence[EncodedRow], prefix: str, choose_threshold: bool = False
     ) -> tuple[dict[str, float], list[dict]]:
         """``({prefix_loss, prefix_<metric>, …}, predictions)`` of records; processes share the work."""
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
@@ -205,7 +210,13 @@ class SftTrainer(Trainer):
         predictions: list[dict] = [{}] * len(records)
         for rank, (_, _, share) in enumerate(shares):
             predictions[rank :: self.accelerator.num_processes] = share
-        metrics = score_predictions(self.task, [self.task.gold(record) for record in records], predictions) or {}
+        golds = [self.task.gold(record) for record in records]
+        if choose_threshold:
+            self.threshold = best_threshold(self.task, golds, predictions)
+        predictions = at_least(self.task, predictions, self.threshold)
+        metrics = score_predictions(self.task, golds, predictions) or {}
+        if self.threshold is not None:
+            metrics["threshold"] = self.threshold
         metrics["loss"] = sum(share[0] for share in shares) / max(1, sum(share[1] for share in shares))
         return {f"{prefix}_{name}": value for name, value in metrics.items()}, predictions
 

@@ -21,7 +21,7 @@ from sft.encoded_cache import encode_rows_cached
 from sft.encoding import EncodedRow, Task, encode_rows
 from sft.hub import resolve_model
 from sft.memory import peak_memory_bytes
-from sft.model import add_lora, load_base, load_config, load_tokenizer, resolve_dtype
+from sft.model import add_lora, load_base, load_config, load_tokenizer, model_hash, resolve_dtype
 from sft.model_card import write_model_card
 from sft.records import (
     FORMAT_VERSION,
@@ -198,10 +198,13 @@ def train_and_test(
         write_json(output_dir / "train_results.json", results)
     if trainer.validation_records:
         # Of the best weights, which may not be the last: not logged, for the curve is of what was there at each step.
-        metrics, predictions = trainer.measure(trainer.validation_records, trainer.validation_rows, "eval")
+        metrics, predictions = trainer.validate("eval")
         trainer.predictions["after"] = predictions
         results |= metrics
         write_results(trainer, "eval", results)
+        task_json["threshold"] = trainer.threshold
+        if trainer.is_world_process_zero():
+            write_json(output_dir / "task.json", task_json)
     if test:
         records = [record for _, record in test]
         test_rows, _ = encode_rows(test, trainer.task, trainer.processing_class, data.max_length)
@@ -343,12 +346,6 @@ def shown_settings(run: dict, arguments: Arguments) -> dict:
     data = arguments.data
     files = {"train_file": data.train_file, "validation_file": data.validation_file}
     return run | files | {"model": arguments.model.model_name_or_path, "output_dir": arguments.training.output_dir}
-
-
-def model_hash(folder: Path) -> str:
-    """One hash over the base model's config and weights."""
-    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-    return "-".join(checkpoints.file_hash(path)[:8] for path in files)
 
 
 def prepare_output(output_dir: Path, run: dict, arguments: Arguments) -> Path | None:
