@@ -172,8 +172,15 @@ def fitting_tokens(shape: tuple[int, int, int, int, int], dtype: torch.dtype, ar
 
         free_bytes = psutil.virtual_memory().available
     recompute = bool(training.gradient_checkpointing or training.activation_checkpointing)
-    unit = 4096
     whole_head = HEAD in arguments.lora.lora_target_modules
-    unit_bytes = estimate_memory_bytes(0, *shape[1:], dtype.itemsize, unit, unit // 4, recompute, whole_head)
-    tokens = 0.6 * (free_bytes - shape[0] * dtype.itemsize) / (unit_bytes / unit)
+    return tokens_that_fit(free_bytes, shape, dtype.itemsize, recompute, whole_head)
+
+
+def tokens_that_fit(
+    free_bytes: int, shape: tuple[int, int, int, int, int], itemsize: int, recompute: bool, whole_head: bool
+) -> int:
+    """How many tokens of one micro-batch fit into ``free_bytes`` beside the weights, with room to spare."""
+    unit = 4096
+    unit_bytes = estimate_memory_bytes(0, *shape[1:], itemsize, unit, unit // 4, recompute, whole_head)
+    tokens = 0.6 * (free_bytes - shape[0] * itemsize) / (unit_bytes / unit)
     return int(min(max(tokens, MICRO_BATCH_TOKENS[0]), MICRO_BATCH_TOKENS[1]))
