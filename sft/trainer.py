@@ -30,6 +30,7 @@ from sft.batches import collate_padded, padded_tokens, split_rows, supervised_lo
 from sft.console import is_watched, progress
 from sft.decoding import Limits, predict
 from sft.encoding import EncodedRow, Task
+from sft.head import frozen_head
 from sft.prediction import at_least, best_threshold, score_predictions
 from sft.records import RunError, read_json, write_json
 from sft.trainer_callbacks import LogLines, ProgressOnStderr
@@ -81,6 +82,8 @@ class SftTrainer(Trainer):
         self.threshold: float | None = None  # entities less probable are not given; chosen on the validation records
         self.predictions: dict[str, list[dict]] = {}  # of the validation records, before training and latest
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if frozen_head(self.model) is None or self.args.torch_compile:
+            logger.info("输出层由模型自己计算（它带适配器、模型被编译，或不是普通的线性层）：显存随学习的词元数增加")
         self.step_rows: list[int] = []  # the rows of the step under way, to name them when something is not finite
         self._folder_of_checkpoints: str | None = None
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
