@@ -3,6 +3,9 @@
 python predict.py --adapter output/Qwen2.5-NER --text "南京大学的张伟昨天到了上海。"
 python predict.py --adapter output/Qwen2 --input_file data/test_cls.jsonl --output_file output/predictions.jsonl
 cat texts.txt | python predict.py --adapter output/Qwen2.5-NER > predictions.jsonl
+
+结果文件随跑随写；中断之后，原来的命令加 --resume 接着跑，得到的文件与一次跑完的逐字节相同。
+多张卡：torchrun --nproc_per_node 2 predict.py …（或 accelerate launch），结果与单个进程的相同。
 """
 
 from __future__ import annotations
@@ -12,67 +15,43 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
+from sft.predict_flags import parse_arguments
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}：参数有误：{message}；python {self.prog} --help 列出所有参数\n")
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = _Parser(description="用微调好的适配器预测", allow_abbrev=False)
-    parser.add_argument("--adapter", type=Path, help="训练脚本的 --output_dir")
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--text", help="一段文本")
-    source.add_argument(
-        "--input_file", type=Path, help="原始数据或转换后的 jsonl、csv/tsv，或每行一段文本；都不给则读标准输入"
-    )
-    parser.add_argument("--output_file", type=Path, help="结果写到这里（每行一条 JSON，顺序同输入）；默认标准输出")
-    parser.add_argument("--report", type=Path, help="把成绩、错误和逐条对照另写成一页 HTML")
-    parser.add_argument("--base_only", action="store_true", help="不加载适配器，看微调之前的模型")
-    parser.add_argument("--task_file", type=Path, help="没有 --adapter 时的任务设置：data/*.task.json")
-    parser.add_argument("--model_name_or_path", help="基座模型；默认用训练时的那个")
-    parser.add_argument("--max_rows", type=int, help="只预测前多少条")
-    parser.add_argument("--batch_size", type=int, default=16, help="每批多少条（默认 16）")
-    parser.add_argument("--max_length", type=int, help="一条最多多少词元；默认同训练")
-    parser.add_argument("--max_new_tokens", type=int, help="答案最多多少词元；默认按训练数据")
-    parser.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="数值类型；默认同训练")
-    arguments = parser.parse_args(argv)
-    if arguments.adapter is None and not arguments.base_only:
-        parser.error("请用 --adapter 给出训练脚本的 --output_dir；想看未微调的模型请加 --base_only")
-    if arguments.batch_size < 1:
-        parser.error("--batch_size 至少是 1")
-    if arguments.max_rows is not None and arguments.max_rows < 1:
-        parser.error("--max_rows 至少是 1")
-    return arguments
+if TYPE_CHECKING:
+    from sft.inference import Loaded
+    from sft.outputs import GrowingFile, Stream
+    from sft.records import RowError
+    from sft.report import Findings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict as the command line says: predictions on stdout or in ``--output_file``, metrics where gold is there.
 
     Returns:
-        0 done, 1 the run failed, 2 wrong usage or input.
+        0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
     """
     arguments = parse_arguments(argv)
     if __name__ == "__main__":  # results are UTF-8 also where the console is GBK; a notebook's stdout always is
         sys.stdout.reconfigure(encoding="utf-8")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
     from sft.records import InputError, RunError
 
     try:
         metrics = run(arguments)
     except InputError as error:
-        print(error, file=sys.stderr)
+        if first:  # the others have found the same
+            print(error, file=sys.stderr)
         return 2
     except RunError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("已中断", file=sys.stderr)
         return 130
     except BrokenPipeError:  # predict.py … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,24 +63,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, float] | None:
-    """Load, predict, write; the metrics where rows had gold."""
-    from sft.prediction import read_file, read_lines
+    """Read, load, predict, write; the metrics where rows had gold, in the first process if there are several."""
+    rows, total = open_rows(arguments)
+    output_file = arguments.output_file
+    if output_file is not None:
+        from sft.outputs import check_output
 
-    if arguments.text is not None:
-        rows = iter([{"text": arguments.text}])
-    elif arguments.input_file is not None:
-        if not arguments.input_file.is_file():
-            from sft.records import InputError
+        check_output(output_file, arguments.input_file, resume=arguments.resume, overwrite=arguments.overwrite)
+    if arguments.report is not None:
+        from sft.report import check_place
 
-            raise InputError(f"{arguments.input_file}：没有这个文件；请检查 --input_file")
-        rows = read_file(arguments.input_file)
-    else:
-        rows = read_lines(sys.stdin.buffer)
+        check_place(arguments.report)
 
-    from tqdm import tqdm
+    from transformers.utils.logging import disable_progress_bar
 
-    from sft.inference import load_for_prediction, predict_rows
+    from sft.inference import load_for_prediction, metrics_of
+    from sft.outputs import finished_lines
+    from sft.processes import agree_on, choose_device, joined, predict_in_turns, process_index
+    from sft.progress import watched
+    from sft.report import add_lines
 
+    choose_device()
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     loaded = load_for_prediction(
         adapter=arguments.adapter,
         base_only=arguments.base_only,
@@ -112,24 +96,69 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
         max_length=arguments.max_length,
         max_new_tokens=arguments.max_new_tokens,
         batch_size=arguments.batch_size,
+        constrained=arguments.constrained,
+        max_tokens=arguments.max_tokens,
+        options=arguments.options,
+        threshold=arguments.threshold,
+        text_column=arguments.text_column,
+        label_column=arguments.label_column,
     )
-    rows = tqdm(islice(rows, arguments.max_rows), desc="预测", unit="条", disable=not sys.stderr.isatty())
-    outputs, metrics = predict_rows(loaded, rows)
-    if arguments.report is not None:
-        from sft.report import reporting
+    findings = None if arguments.report is None else loaded.task.findings()
+    with joined(), open_output(arguments, loaded) as output:
+        done = agree_on(output.rows)
+        if findings is not None:
+            add_lines(findings, finished_lines(output_file, done))
+        windows = predict_in_turns(loaded, islice(rows, done, None))
+        for lines, tally in watched(windows, done, total):
+            output.add(lines, tally)
+            if findings is not None:
+                add_lines(findings, lines)
+        output.finish()
+    if process_index() > 0:
+        return None
+    if findings is not None:
+        write_report(arguments, loaded, findings)
+    return metrics_of(loaded, output.tally)
 
-        name = arguments.input_file.name if arguments.input_file else "predict.py"
-        adapter = None if arguments.base_only else arguments.adapter
-        outputs = reporting(outputs, arguments.report, loaded, name=name, adapter=adapter)
-    if arguments.output_file is None:
-        for line in outputs:
-            print(line.decode())
-        return metrics()
-    from sft.records import whole_file
 
-    with whole_file(arguments.output_file) as file:
-        file.writelines(line + b"\n" for line in outputs)
-    return metrics()
+def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError], int | None]:
+    """The rows of what the flags name, and how many they are, None where only the end will tell."""
+    from sft.reading import count_rows, read_file, read_stream
+    from sft.records import InputError
+
+    if arguments.text is not None:
+        return iter([{"text": arguments.text}]), 1
+    if arguments.input_file is not None:
+        reading = {"encoding": arguments.encoding, "text_column": arguments.text_column}
+        rows = islice(read_file(arguments.input_file, **reading), arguments.max_rows)
+        return rows, count_rows(arguments.input_file, arguments.max_rows, **reading)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("标准输入不能分给几个进程；请用 --input_file")
+    return islice(read_stream(sys.stdin.buffer, encoding=arguments.encoding), arguments.max_rows), None
+
+
+def open_output(arguments: argparse.Namespace, loaded: Loaded) -> GrowingFile | Stream:
+    """Where the lines go: the file of ``--output_file``, or stdout; only the first process writes a file."""
+    from sft.inference import describe_run
+    from sft.outputs import GrowingFile, Stream
+    from sft.processes import process_index
+
+    path = arguments.output_file
+    if path is None or process_index() > 0:
+        return Stream(sys.stdout)
+    if path.exists() and not path.is_file():  # a pipe, /dev/null
+        return Stream(path.open("w", encoding="utf-8", newline="\n"))
+    run = describe_run(loaded, arguments.input_file, encoding=arguments.encoding, max_rows=arguments.max_rows)
+    return GrowingFile(path, run, resume=arguments.resume)
+
+
+def write_report(arguments: argparse.Namespace, loaded: Loaded, findings: Findings) -> None:
+    """The page that ``--report`` asks for."""
+    from sft.report import write_prediction_page
+
+    name = arguments.input_file.name if arguments.input_file else "predict.py"
+    adapter = None if arguments.base_only else arguments.adapter
+    write_prediction_page(arguments.report, findings, loaded, name=name, adapter=adapter)
 
 
 if __name__ == "__main__":

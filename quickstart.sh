@@ -37,7 +37,7 @@ run_task cls transfer_classification_data.py train_qwen2_classification.py \
     --learning_rate 3e-3 --lora_r 16 --num_train_epochs 2 --max_length 256
 run_task ner transfer_ner_data.py train_qwen2_ner.py \
     data/sample/ner_train.jsonl data/sample/ner_test.jsonl \
-    --learning_rate 2e-3 --lora_r 16 --num_train_epochs 2
+    --learning_rate 2e-3 --lora_r 16 --num_train_epochs 1.5
 
 python predict.py --adapter "$output/ner" --input_file "$data/test_ner.jsonl" --max_rows 3
 

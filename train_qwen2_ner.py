@@ -28,9 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         output_dir="output/Qwen2.5-NER",
         metric_for_best_model=f"eval_{Ner.metric}",
     )
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from sft.console import log_level, log_to_stderr
 
+    log_to_stderr(log_level(arguments.training))
     from sft.records import InputError, RunError
+    from sft.summary import after_training
     from sft.training import Interrupted, fine_tune
 
     try:
@@ -47,11 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     if results is not None and arguments.training.process_index == 0:  # of several processes one reports
+        if __name__ == "__main__":  # results are UTF-8 also where the console is GBK; a notebook's stdout always is
+            sys.stdout.reconfigure(encoding="utf-8")
         print(json.dumps(results, ensure_ascii=False, indent=2))
-        print(f'下一步：python predict.py --adapter {arguments.training.output_dir} --text "……"', file=sys.stderr)
+        logging.info(after_training(results, arguments))
     return 0
 
 
 if __name__ == "__main__":
+    from sft.console import quiet_libraries
+
+    quiet_libraries()
     sys.stdout.reconfigure(errors="replace")  # --preview on a GBK console: half characters, emoji
     sys.exit(main())

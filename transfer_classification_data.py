@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import time
 from pathlib import Path
 
 from sft.convert_flags import conversion_parser, parse
@@ -59,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def convert(arguments: argparse.Namespace) -> dict:
     """Recognise the input, convert it, and return the report."""
+    from sft.console import ConversionProgress
     from sft.conversion import classification_recipe, convert_files
     from sft.formats import classification_source
 
@@ -74,17 +74,18 @@ def convert(arguments: argparse.Namespace) -> dict:
         for path in (train, test)
         if path
     ]
-    return convert_files(
-        classification_recipe(sources, arguments.labels),
-        sources[0],
-        sources[1] if test else None,
-        output_file=arguments.output_file,
-        test_file=arguments.test_file,
-        test_ratio=arguments.test_ratio,
-        seed=arguments.seed,
-        stop_at_bad_row=arguments.on_bad_row == "error",
-        progress=Progress(),
-    )
+    with ConversionProgress() as progress:
+        return convert_files(
+            classification_recipe(sources, arguments.labels),
+            sources[0],
+            sources[1] if test else None,
+            output_file=arguments.output_file,
+            test_file=arguments.test_file,
+            test_ratio=arguments.test_ratio,
+            seed=arguments.seed,
+            stop_at_bad_row=arguments.on_bad_row == "error",
+            progress=progress,
+        )
 
 
 def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
@@ -98,22 +99,6 @@ def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
         if train.is_file():
             return train, arguments.input_test_file or (test if test.is_file() else None)
     raise InputError(NOT_FOUND)
-
-
-class Progress:
-    """Says how far a long conversion is: in place on a terminal, else a line now and then."""
-
-    def __init__(self) -> None:
-        self.in_place = sys.stderr.isatty()
-        self.started = time.monotonic()
-        self.next = self.started + (0.2 if self.in_place else 2)
-
-    def __call__(self, path: Path, rows: int) -> None:
-        now = time.monotonic()
-        if now >= self.next:
-            self.next = now + (0.2 if self.in_place else 10)
-            line = f"{path}：已读 {rows:,} 行（{now - self.started:.0f} 秒）"
-            print(f"\r{line}\033[K" if self.in_place else line, end="\r" if self.in_place else "\n", file=sys.stderr)
 
 
 if __name__ == "__main__":

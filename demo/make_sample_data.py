@@ -33,7 +33,7 @@ from demo.names import NameMaker  # noqa: E402
 from sft.records import whole_file  # noqa: E402
 
 SEED = 20240601
-DEFAULT_COUNTS = ((2400, 250), (1000, 256))  # entity and news rows, for training and for testing
+DEFAULT_COUNTS = ((4000, 250), (1000, 256))  # entity and news rows, for training and for testing
 ENTITY_NAMES = {
     "GPE": ["地理实体", "政区", "国家", "城市"],
     "LOC": ["地点", "位置", "自然景观", "建筑"],
@@ -110,7 +110,9 @@ def make_rows(seed: int, ner_counts: tuple[int, int], news_counts: tuple[int, in
     train_random = Random(f"{seed} ner train")
     train_names = NameMaker(train_random, "train", ordinary_text())
     ner_train = distinct(lambda: ner_sentence(train_random, train_names, TRAIN_TEMPLATES), ner_counts[0], held_out)
-    news_train = articles(train_random, train_names, "train", news_counts[0], held_out)
+    news_random = Random(f"{seed} news train")
+    news_names = NameMaker(news_random, "train", ordinary_text())
+    news_train = articles(news_random, news_names, "train", news_counts[0], held_out)
 
     label_random = Random(f"{seed} candidates")
     rows = {

@@ -12,11 +12,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from sft.head import ARCHITECTURES
 from sft.tree import PrefixTree
 
 NAME = "prefix_tree"
-# Architectures whose training by trees is tested to be exact.
-ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
 # A mask with four dimensions is passed on as it is, so none is built; the attention below does not read it.
 NO_MASK = torch.zeros((1, 1, 1, 1), dtype=torch.bool)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from sft.attention import NO_MASK
 from sft.encoding import EncodedRow
+from sft.head import chunked_loss, frozen_head, hidden_states, plain_loss
 from sft.tree import PrefixTree
 
 IGNORED = -100  # a label that is not supervised, as everywhere in transformers
@@ -22,8 +22,11 @@ def padded_tokens(rows: Sequence[EncodedRow]) -> int:
 
 def split_rows(rows: Sequence[EncodedRow], max_tokens: int, size: Size) -> list[list[EncodedRow]]:
     """Rows, sorted by length, in pieces of at most ``max_tokens`` as ``size`` counts them; no row is split."""
+    rows = sorted(rows, key=len)
+    if rows and size(rows) <= max_tokens:
+        return [rows]
     pieces: list[list[EncodedRow]] = [[]]
-    for row in sorted(rows, key=len):
+    for row in rows:
         if pieces[-1] and size([*pieces[-1], row]) > max_tokens:
             pieces.append([])
         pieces[-1].append(row)
@@ -58,42 +61,36 @@ def supervised_loss(
 ) -> torch.Tensor:
     """Cross-entropy summed over the batch's supervised tokens, divided by ``supervised_tokens`` of the whole step.
 
-    The head runs only over the columns that hold an answer in some row; the loss is in float32 or wider.
+    The head runs only where a token is predicted that counts; the loss is in float32 or wider.
     """
-    if "tree" in batch:
-        return _tree_loss(model, batch, supervised_tokens)
+    inputs, kept, targets = _tree_inputs(batch) if "tree" in batch else _padded_inputs(batch)
+    head = frozen_head(model)
+    if head is None:
+        loss = plain_loss(model(**inputs, use_cache=False).logits[kept], targets)
+    else:
+        loss = chunked_loss(hidden_states(model, head, **inputs, use_cache=False)[kept], head, targets)
+    return loss / supervised_tokens
+
+
+def _padded_inputs(batch: dict[str, torch.Tensor]) -> tuple[dict, tuple, torch.Tensor]:
+    """What the model takes, which of the positions it keeps predict a supervised token, and those tokens."""
     labels = batch["labels"]
     columns = int((labels != IGNORED).any(0).sum())  # a run at the right end, by the collator
-    logits = model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        position_ids=batch["position_ids"],
-        logits_to_keep=columns + 1,
-        use_cache=False,
-    ).logits
     targets = labels[:, -columns:]
     supervised = targets != IGNORED
-    logits = logits[:, :-1][supervised]
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    loss = cross_entropy(logits.to(wide), targets[supervised], reduction="sum")
-    return loss / supervised_tokens
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs = {name: batch[name] for name in names} | {"logits_to_keep": columns + 1}
+    rows, positions = supervised.nonzero(as_tuple=True)
+    return inputs, (rows, positions), targets[supervised]
 
 
-def at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    """Half-precision logits in float32, for a softmax over 150,000 of them; wider ones as they are."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _tree_loss(model: torch.nn.Module, batch: dict, supervised_tokens: torch.Tensor | int) -> torch.Tensor:
-    """The same loss for a batch laid out as a tree; the head runs once for each position that predicts something."""
-    positions, which = batch["sources"].unique(return_inverse=True)
-    logits = model(
-        input_ids=batch["input_ids"],
-        attention_mask=NO_MASK.to(positions.device),
-        position_ids=batch["position_ids"],
-        tree=PrefixTree(*batch["tree"]),
-        logits_to_keep=positions,
-        use_cache=False,
-    ).logits[0]
-    loss = cross_entropy(at_least_float32(logits)[which], batch["labels"][0], reduction="sum")
-    return loss / supervised_tokens
+def _tree_inputs(batch: dict) -> tuple[dict, tuple, torch.Tensor]:
+    """The same for a batch laid out as a tree."""
+    inputs = {
+        "input_ids": batch["input_ids"],
+        "attention_mask": NO_MASK.to(batch["input_ids"].device),
+        "position_ids": batch["position_ids"],
+        "tree": PrefixTree(*batch["tree"]),
+        "logits_to_keep": batch["sources"],
+    }
+    return inputs, (0,), batch["labels"][0]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from sft import scores
-from sft.records import RowError
+from sft.records import InputError, RowError
 from sft.text import clean_text, read_literal
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ class Classification:
     """
 
     name: ClassVar[str] = "classification"
+    title: ClassVar[str] = "文本分类"
     metric: ClassVar[str] = "macro_f1"  # what the best checkpoint is chosen by
 
     labels: tuple[str, ...]
@@ -138,6 +141,10 @@ class Classification:
         known = label in self.options(record)
         return {"label": label if known else None, "unparsable": not known}
 
+    def problems(self, result: dict) -> dict[str, int]:
+        """What was wrong with the answer that gave a result, as counts."""
+        return {"out_of_options": int(result["unparsable"])}
+
     def gold(self, record: dict) -> dict | None:
         """The right result as a prediction would have it, None where the row has none."""
         return {"label": record["label"]} if record.get("label") is not None else None
@@ -152,12 +159,43 @@ class Classification:
         """A result for a person to read."""
         return str(result["label"])
 
-    def score(self, golds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float]:
-        """Accuracy, macro-F1 and per-label F1; a missing label counts as wrong."""
-        return scores.label_scores(
+    def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> None:
+        """A row has a label, however improbable, so leaving some out makes no score higher."""
+
+    def at_least(self, result: dict, threshold: float) -> dict:
+        """The result, without its label where that is less probable than ``threshold``."""
+        return result | {"label": None} if result.get("score", 1.0) < threshold else result
+
+    def count(self, golds: Sequence[dict], predictions: Sequence[dict]) -> Counter[tuple[str, str | None]]:
+        """What `scores` needs to know of these rows; counts of more rows are added to it."""
+        return scores.count_labels(
             [gold["label"] for gold in golds],
             [prediction["label"] for prediction in predictions],
         )
+
+    def scores(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
+        """Accuracy, macro-F1 and per-label F1; a missing label counts as wrong."""
+        return scores.scores_of_labels(counts)
+
+    def score(self, golds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float]:
+        """`scores` of these rows."""
+        return self.scores(self.count(golds, predictions))
+
+
+def options_from_flag(value: str) -> tuple[str, ...]:
+    """The labels of ``体育,军事`` (or 、 or a JSON list).
+
+    Raises:
+        InputError: an empty label, or one that stands twice.
+    """
+    try:
+        parts = read_literal(value) if value.lstrip().startswith("[") else re.split("[,，、]", value)
+        options = _clean_options(parts)
+    except (RowError, ValueError) as error:
+        raise InputError(f"--options：读不出选项 {value[:60]!r}；应如 体育,军事,经济") from error
+    if len(options) < len(parts):
+        raise InputError("--options：有重复的标签；应如 体育,军事,经济")
+    return options
 
 
 def _read_category(category: object) -> tuple[str, ...]:

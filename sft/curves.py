@@ -95,9 +95,25 @@ def _chinese_font() -> str | None:
     """The first installed font with Chinese glyphs; without one, a warning and None, once a process."""
     from matplotlib.font_manager import fontManager
 
-    installed = {font.name for font in fontManager.ttflist}
-    for name in CHINESE_FONTS:
-        if name in installed:
-            return name
+    for look_again in (False, True):
+        if look_again:
+            _add_new_fonts(fontManager)
+        installed = {font.name for font in fontManager.ttflist}
+        for name in CHINESE_FONTS:
+            if name in installed:
+                return name
     logger.warning("没有中文字体，曲线图用英文标注（Debian/Ubuntu：apt install fonts-noto-cjk）")
     return None
+
+
+def _add_new_fonts(font_manager) -> None:
+    """Add the fonts installed since matplotlib made its list, which it keeps from its first run on this machine."""
+    from matplotlib.font_manager import findSystemFonts
+
+    known = {Path(font.fname) for font in font_manager.ttflist}
+    for path in findSystemFonts():
+        if Path(path) not in known:
+            try:
+                font_manager.addfont(path)
+            except (OSError, RuntimeError, ValueError):  # a font that FreeType cannot read; as matplotlib does
+                continue

@@ -1,10 +1,11 @@
-"""Predictions: options scored in one pass over a tree of them, free text by greedy decoding; both batched, in order.
+"""Predictions: options scored in one pass over a tree of them, entities by constrained greedy decoding; in order.
 
 Everything that predicts (evaluation while training, `predict.py`, the notebooks) goes through `predict`.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,20 +15,34 @@ from itertools import islice
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.attention import sees_everything
+from sft.automaton import answer_format, can_write
+from sft.constrained import Bounds, decode
 from sft.encoding import Task, encode_prompts, encode_texts, terminator_id
+from sft.ragged import say_once
 from sft.records import RowError
+from sft.scoring import log_softmax, score
+from sft.vocabulary import Vocabulary, vocabulary_of
+
+logger = logging.getLogger(__name__)
 
 WINDOW_BATCHES = 16  # rows are sorted by length within a window of so many batches, to pad less
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a record is read, and how much may be answered, in tokens; and how many rows run together."""
+    """How much of a record is read, and how much may be answered, in tokens; and how many rows run together.
+
+    Attributes:
+        max_new_tokens: of an answer in free text; in a constrained one no entity begins after so many.
+        constrained: only well-formed answers; false for what the model says by itself.
+        max_tokens: how many tokens may be in memory together; None leaves it to the other three.
+    """
 
     max_length: int
     max_new_tokens: int
     batch_size: int
+    constrained: bool = True
+    max_tokens: int | None = None
 
 
 def predict(
@@ -63,13 +78,12 @@ def _predict_window(model, tokenizer, task: Task, records: Sequence[dict], limit
     pieces = [piece for pieces in pieces_of if isinstance(pieces, list) for piece in pieces]
     prompts = encode_prompts(pieces, task, tokenizer)
     by_length = sorted(range(len(pieces)), key=lambda index: len(prompts[index]))
+    answers = _answer(
+        model, tokenizer, task, [pieces[index] for index in by_length], [prompts[index] for index in by_length], limits
+    )
     results: list[dict] = [{}] * len(pieces)
-    for indices in groups(by_length, limits.batch_size):
-        answers = _answer(
-            model, tokenizer, task, [pieces[index] for index in indices], [prompts[index] for index in indices], limits
-        )
-        for index, result in zip(indices, answers, strict=True):
-            results[index] = result
+    for index, result in zip(by_length, answers, strict=True):
+        results[index] = result
     remaining = iter(results)
     return [
         task.merge(pieces, [next(remaining) for _ in pieces]) if isinstance(pieces, list) else {"error": str(pieces)}
@@ -106,19 +120,50 @@ def _fit_one(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Li
         return error
 
 
-def _answer(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> list[dict]:
-    if task.options(records[0]) is None:
-        return _generate(model, tokenizer, task, records, prompts, limits)
-    return _choose(model, tokenizer, task, records, prompts)
+def _answer(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> Iterator[dict]:
+    """The results of records in the order given, the shortest first."""
+    if not records:
+        return
+    free_text = task.options(records[0]) is None
+    if free_text and limits.constrained and (vocabulary := _vocabulary_for(tokenizer, task)) is not None:
+        yield from _extract(model, vocabulary, task, records, prompts, limits)
+        return
+    for start in range(0, len(records), limits.batch_size):
+        batch = records[start : start + limits.batch_size], prompts[start : start + limits.batch_size]
+        if free_text:
+            yield from _generate(model, tokenizer, task, *batch, limits)
+        else:
+            yield from _choose(model, tokenizer, task, *batch, limits)
 
 
-def _choose(model, tokenizer, task: Task, records, prompts: list[list[int]]) -> list[dict]:
+def _vocabulary_for(tokenizer, task: Task) -> Vocabulary | None:
+    """The tokenizer's vocabulary; None, said once, where constrained answers cannot be written with it."""
+    vocabulary = vocabulary_of(tokenizer)
+    if vocabulary is None or not can_write(answer_format(task.labels), vocabulary):
+        say_once(logger, f"{tokenizer.name_or_path}：这种分词器写不出受约束的答案，改为自由生成再解析")
+        return None
+    return vocabulary
+
+
+def _extract(model, vocabulary: Vocabulary, task: Task, records, prompts, limits: Limits) -> Iterator[dict]:
+    """The entities of each record, by a well-formed answer."""
+    bounds = Bounds(limits.batch_size, limits.max_new_tokens, limits.max_tokens)
+    texts = [record["text"] for record in records]
+    answers = decode(model, vocabulary, task.labels, texts, prompts, bounds)
+    for record, answer in zip(records, answers, strict=True):
+        result = task.parse(answer.text, record)
+        for entity in result["entities"]:
+            entity["score"] = answer.scores[entity.pop("line")]
+        yield result | {"answer": answer.text}
+
+
+def _choose(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> list[dict]:
     """The most probable option of each record, with the probability of every option (renormalised over them)."""
     results = []
     options_of = [list(task.options(record)) for record in records]
-    for options, log_probabilities in zip(
-        options_of, score_options(model, tokenizer, prompts, options_of), strict=True
-    ):
+    max_tokens = limits.max_tokens or limits.batch_size * limits.max_length
+    scores_of = score_options(model, tokenizer, prompts, options_of, max_tokens)
+    for options, log_probabilities in zip(options_of, scores_of, strict=True):
         probabilities = log_probabilities.softmax(-1).tolist()
         best = max(range(len(options)), key=probabilities.__getitem__)
         results.append(
@@ -132,84 +177,17 @@ def _choose(model, tokenizer, task: Task, records, prompts: list[list[int]]) -> 
     return results
 
 
-@torch.no_grad()
 def score_options(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[list[int]],
     options_of: Sequence[Sequence[str]],
+    max_tokens: int | None = None,
 ) -> list[torch.Tensor]:
-    """Log-probability of each option, terminator included, as the answer to each prompt; one tensor a row.
-
-    A row is a tree: its prompt, then every option as a branch that sees the prompt and itself only, with the
-    positions it would have alone. So one pass over prompt + options gives what a pass over each full sequence would.
-    """
+    """Log-probability of each option, terminator included, as the answer to each prompt; one tensor a row."""
     end = terminator_id(tokenizer)
     branches_of = [[[*ids, end] for ids in encode_texts(options, tokenizer)] for options in options_of]
-    longest = max(len(ids) + max(map(len, branches)) - 1 for ids, branches in zip(prompts, branches_of, strict=True))
-    if not sees_everything(model, longest):
-        return [_score_separately(model, ids, branches) for ids, branches in zip(prompts, branches_of, strict=True)]
-    trees = [_tree(ids, branches) for ids, branches in zip(prompts, branches_of, strict=True)]
-    width = max(len(ids) for ids, _, _ in trees)
-    kept = 1 + max(sum(len(branch) - 1 for branch in branches) for branches in branches_of)
-    input_ids = torch.full((len(trees), width), tokenizer.pad_token_id)
-    position_ids = torch.zeros((len(trees), width), dtype=torch.long)
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)  # padding sees itself: no empty softmax row
-    for row, (ids, positions, mask) in enumerate(trees):
-        input_ids[row, width - len(ids) :] = torch.tensor(ids)
-        position_ids[row, width - len(ids) :] = torch.tensor(positions)
-        sees[row, width - len(ids) :, width - len(ids) :] = mask
-    logits = model(
-        input_ids=input_ids.to(model.device),
-        attention_mask=sees[:, None].to(model.device),
-        position_ids=position_ids.to(model.device),
-        logits_to_keep=kept,
-        use_cache=False,
-    ).logits
-    return [_branch_scores(row_logits, branches) for row_logits, branches in zip(logits, branches_of, strict=True)]
-
-
-def _tree(prompt: list[int], branches: list[list[int]]) -> tuple[list[int], list[int], torch.Tensor]:
-    """Token ids, position ids and who sees whom of a prompt with branches; a branch's last token is never an input."""
-    ids, positions = list(prompt), list(range(len(prompt)))
-    length = len(prompt) + sum(len(branch) - 1 for branch in branches)
-    sees = torch.zeros((length, length), dtype=torch.bool)
-    sees[:, : len(prompt)] = True
-    sees[: len(prompt), : len(prompt)].tril_()
-    for branch in branches:
-        start, size = len(ids), len(branch) - 1
-        ids += branch[:-1]
-        positions += range(len(prompt), len(prompt) + size)
-        sees[start : start + size, start : start + size] = torch.ones((size, size), dtype=torch.bool).tril()
-    return ids, positions, sees
-
-
-def _branch_scores(logits: torch.Tensor, branches: list[list[int]]) -> torch.Tensor:
-    """Each branch's log-probability from the logits at the row's end: the prompt's last token, then the branches."""
-    size = 1 + sum(len(branch) - 1 for branch in branches)
-    log_probabilities = _log_softmax(logits[-size:]).cpu()
-    scores, start = [], 1
-    for branch in branches:
-        sources = [0, *range(start, start + len(branch) - 1)]
-        scores.append(log_probabilities[sources, branch].sum())
-        start += len(branch) - 1
-    return torch.stack(scores)
-
-
-@torch.no_grad()
-def _score_separately(model: PreTrainedModel, prompt: list[int], branches: list[list[int]]) -> torch.Tensor:
-    """Each branch's log-probability from a pass over its own full sequence: for models no tree mask can express."""
-    scores = []
-    for branch in branches:
-        ids = torch.tensor([prompt + branch[:-1]], device=model.device)
-        logits = model(input_ids=ids, logits_to_keep=len(branch), use_cache=False).logits[0]
-        scores.append(_log_softmax(logits).cpu()[range(len(branch)), branch].sum())
-    return torch.stack(scores)
-
-
-def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """In float32 or wider."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return score(model, prompts, branches_of, max_tokens)
 
 
 class _ChosenProbability(LogitsProcessor):
@@ -219,7 +197,7 @@ class _ChosenProbability(LogitsProcessor):
         self.steps: list[torch.Tensor] = []  # one tensor of shape (batch,) a step
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.steps.append(_log_softmax(scores).amax(-1).cpu())
+        self.steps.append(log_softmax(scores).amax(-1).cpu())
         return scores
 
 

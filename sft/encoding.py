@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from sft.classification import Classification
+from sft.console import progress
 from sft.ner import Ner
 from sft.records import InputError, RowError
 
 Task = Classification | Ner
+
+ENCODED_TOGETHER = 512  # rows that the tokenizer gets at once: enough for all cores, few enough to see progress
 
 
 @dataclass
@@ -64,7 +67,7 @@ def encode_prompts(records: Sequence[dict], task: Task, tokenizer: PreTrainedTok
     ``sanitize_control_tokens``, the others in one batch (the same ids, several times faster).
     """
     chats = [task.prompt(record) for record in records]
-    control = _control_token_pattern(tokenizer)
+    control = control_token_pattern(tokenizer)
     suspicious = [any(control.search(message["content"]) for message in chat) for chat in chats]
     plain_chats = [chat for chat, suspect in zip(chats, suspicious, strict=True) if not suspect]
     plain_ids = iter(())
@@ -91,7 +94,7 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
     """Token ids of what an assistant says, control tokens as plain text."""
     if not texts:
         return []
-    control = _control_token_pattern(tokenizer)
+    control = control_token_pattern(tokenizer)
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False).input_ids
     return [
         _encode_plain(text, tokenizer) if control.search(text) else ids
@@ -109,7 +112,9 @@ def encode_rows(
     """
     report = LengthReport()
     rows = []
-    for (line, record), row in zip(records, _encode(records, task, tokenizer), strict=True):
+    windows = (records[start : start + ENCODED_TOGETHER] for start in range(0, len(records), ENCODED_TOGETHER))
+    encoded = (row for window in windows for row in _encode(window, task, tokenizer))
+    for (line, record), row in zip(progress(records, "编码"), encoded, strict=True):
         report.lengths.append(len(row))
         if len(row) <= max_length:
             rows.append(row)
@@ -144,7 +149,7 @@ def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
-def _control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
+def control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
     """The text of any control token: one that is special, or that the template writes (``<tool_call>``)."""
     named = (tokenizer.chat_template, *(tokenizer.chat_control_tokens or ()))
     texts = {

@@ -7,7 +7,9 @@ a row that cannot be read comes as a ``RowError`` in its place. Nothing here imp
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import re
 from collections import Counter
@@ -16,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 import orjson
 
@@ -23,9 +26,9 @@ from sft.ner import CCFBDCI_LABELS
 from sft.records import InputError, RowError
 from sft.text import detect_encoding, read_literal, shown
 
-_TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "句子")
-_LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "分类")
-_ENTITY_COLUMNS = ("entities", "label", "labels", "实体", "标签")
+TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "句子")
+LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "分类")
+ENTITY_COLUMNS = ("entities", "label", "labels", "实体", "标签")
 _SAMPLE_CHARACTERS = 1 << 20
 _MOST_SENTENCE_LINES = 100_000
 _TAG = re.compile(r"O|[BIEMS][-_].+")
@@ -78,19 +81,19 @@ def classification_source(
     Raises:
         InputError: it cannot be read, is in no known format, or its columns cannot be told.
     """
-    encoding = _encoding(path, encoding)
-    sample = _sample(path, encoding)
+    encoding = file_encoding(path, encoding)
+    sample = sample_lines(path, encoding)
     if format == "auto":
         format = _delimited(path, sample) or "jsonl"
     delimited = format in ("csv", "tsv")
-    detail = "引号按原文" if format == "tsv" and not _is_quoted(sample) else ""
-    columns = _header(path, sample, format, detail) if delimited else _fields(path, sample)
+    detail = "引号按原文" if format == "tsv" and not is_quoted(sample) else ""
+    columns = csv_header(path, sample, format, detail) if delimited else _fields(path, sample)
     columns = columns or ["text", "category", "output"]  # no line is JSON: each will be rejected with its reason
 
-    text_column = _column(path, columns, text_column, _TEXT_COLUMNS, "--text_column", "文本")
+    text_column = find_column(path, columns, text_column, TEXT_COLUMNS, "--text_column", "文本")
     # In fudan's rows `category` is the list of options; elsewhere it is the label.
-    label_names = ("output",) if {"category", "output"} <= set(columns) else _LABEL_COLUMNS
-    label_column = _column(path, columns, label_column, label_names, "--label_column", "标签")
+    label_names = ("output",) if {"category", "output"} <= set(columns) else LABEL_COLUMNS
+    label_column = find_column(path, columns, label_column, label_names, "--label_column", "标签")
     options_column = "options" if "options" in columns else ""
     if "category" in columns and label_column == "output":
         options_column = "category"
@@ -114,26 +117,26 @@ def ner_source(
     Raises:
         InputError: it cannot be read, is in no known format, or its columns cannot be told.
     """
-    encoding = _encoding(path, encoding)
-    sample = _sample(path, encoding)
-    if format == "conll" or (format == "auto" and _is_tagged(path, sample)):
-        return Source(path, "ner", "conll", encoding, _tag_scheme(sample))
+    encoding = file_encoding(path, encoding)
+    sample = sample_lines(path, encoding)
+    if format == "conll" or (format == "auto" and is_tagged(path, sample)):
+        return Source(path, "ner", "conll", encoding, tag_scheme(sample))
     if format == "auto":
         format = _delimited(path, sample) or "auto"
     delimited = format in ("csv", "tsv")
-    detail = "引号按原文" if format == "tsv" and not _is_quoted(sample) else ""
-    columns = _header(path, sample, format, detail) if delimited else _fields(path, sample)
+    detail = "引号按原文" if format == "tsv" and not is_quoted(sample) else ""
+    columns = csv_header(path, sample, format, detail) if delimited else _fields(path, sample)
     columns = columns or ["text", "entities"]  # no line is JSON: each will be rejected with its reason
 
-    text_column = _column(path, columns, text_column, _TEXT_COLUMNS, "--text_column", "文本")
-    label_column = _column(path, columns, label_column, _ENTITY_COLUMNS, "--label_column", "实体")
+    text_column = find_column(path, columns, text_column, TEXT_COLUMNS, "--text_column", "文本")
+    label_column = find_column(path, columns, label_column, ENTITY_COLUMNS, "--label_column", "实体")
     if format == "auto":
         format = _entity_notation(sample, label_column)
     four = format == "ccfbdci" and _has_ccfbdci_labels(sample)
     return Source(path, "ner", format, encoding, detail, text_column, label_column, ccfbdci_labels=four)
 
 
-def _encoding(path: Path, encoding: str) -> str:
+def file_encoding(path: Path, encoding: str) -> str:
     try:
         if path.is_dir():
             raise InputError(f"{path}：是一个目录；请给出其中的文件，如 {path / 'train.jsonl'}")
@@ -146,7 +149,7 @@ def _encoding(path: Path, encoding: str) -> str:
         raise InputError(f"{path}：无法读取（{error.strerror}）") from error
 
 
-def _sample(path: Path, encoding: str) -> list[str]:
+def sample_lines(path: Path, encoding: str) -> list[str]:
     """The first lines that are not blank, about a megabyte of them, as far as they decode.
 
     Raises:
@@ -180,7 +183,7 @@ def _delimited(path: Path, sample: list[str]) -> str | None:
     raise InputError(f"{path}:1：认不出格式（第一行是 {first[:40]!r}）；请用 --format 指明")
 
 
-def _is_quoted(sample: list[str]) -> bool:
+def is_quoted(sample: list[str]) -> bool:
     """Whether a TSV uses CSV's quoting. Many do not, and have quotation marks in their texts."""
     widths = {line.count("\t") for line in sample}
     try:
@@ -189,7 +192,7 @@ def _is_quoted(sample: list[str]) -> bool:
         return False
 
 
-def _header(path: Path, sample: list[str], format: str, detail: str) -> list[str]:
+def csv_header(path: Path, sample: list[str], format: str, detail: str) -> list[str]:
     try:
         header = next(_csv_reader(iter(sample), format, detail), [])
     except csv.Error as error:
@@ -215,7 +218,7 @@ def _sample_objects(sample: Iterable[str]) -> Iterator[dict]:
             yield row
 
 
-def _column(
+def find_column(
     path: Path, columns: Sequence[str], chosen: str | None, names: tuple[str, ...], flag: str, what: str
 ) -> str:
     """The one column that is ``chosen``, or that has one of the usual names."""
@@ -251,15 +254,15 @@ def _has_ccfbdci_labels(sample: list[str]) -> bool:
     return sum(label.strip() in CCFBDCI_LABELS for label in labels) >= 0.9 * len(labels)
 
 
-def _is_tagged(path: Path, sample: list[str]) -> bool:
+def is_tagged(path: Path, sample: list[str]) -> bool:
     """Whether nine of ten of the first lines end in a BIO, BIOES or BMES tag."""
     lines = sample[:200]
-    tagged = sum(bool(_TAG.fullmatch(_split_tag(line)[1])) for line in lines)
+    tagged = sum(bool(_TAG.fullmatch(split_tag(line)[1])) for line in lines)
     return path.suffix.lower() not in (".csv", ".tsv") and tagged > 0.9 * len(lines)
 
 
-def _tag_scheme(sample: list[str]) -> str:
-    prefixes = {_split_tag(line)[1][:1] for line in sample}
+def tag_scheme(sample: list[str]) -> str:
+    prefixes = {split_tag(line)[1][:1] for line in sample}
     if "M" in prefixes:
         return "BMES"
     return "BIOES" if prefixes & {"E", "S"} else "BIO"
@@ -275,9 +278,9 @@ def read_rows(source: Source) -> Iterator[Row]:
         InputError: the file cannot be read to its end.
     """
     if source.format == "conll":
-        rows = _read_conll(source)
+        rows = read_conll(source)
     elif source.format in ("csv", "tsv"):
-        rows = _read_csv(source)
+        rows = read_csv(source)
     else:
         rows = _read_json_lines(source)
     as_they_are = source.format in ("fudan", "conll") or (
@@ -312,15 +315,33 @@ def _entity_row(source: Source, row: dict) -> dict:
     """A CCFBDCI row from CLUENER's, doccano's or span notation; in a CSV, notation stands in the cell as a string."""
     text, value = row.get(source.text_column), row.get(source.label_column)
     if source.format in ("csv", "tsv"):
-        try:
-            value = read_literal(value) if value.strip() else []
-        except ValueError:
-            raise RowError(source.label_column, "应是 JSON 或 Python 写法的实体列表") from None
-    if type(text) is str and type(value) is dict:
-        value = list(_cluener_entities(value, source.label_column))
-    elif type(text) is str and type(value) is list:
-        value = [_span_entity(item, source.label_column) for item in value]
-    return {"text": text, "entities": value}  # of a type that does not fit, the task will say so
+        value = entities_in_cell(value, source.label_column)
+    return {"text": text, "entities": raw_entities(value, source.label_column) if type(text) is str else value}
+
+
+def entities_in_cell(cell: str, column: str) -> object:
+    """What a cell of a table has as entities; an empty one has none.
+
+    Raises:
+        RowError: it is neither JSON nor a Python literal.
+    """
+    try:
+        return read_literal(cell) if cell.strip() else []
+    except ValueError:
+        raise RowError(column, "应是 JSON 或 Python 写法的实体列表") from None
+
+
+def raw_entities(value: object, column: str) -> object:
+    """Entities in any known notation as CCFBDCI has them; a value of a type that does not fit, as it is.
+
+    Raises:
+        RowError: an item in no known notation.
+    """
+    if type(value) is dict:
+        return list(_cluener_entities(value, column))
+    if type(value) is list:
+        return [_span_entity(item, column) for item in value]
+    return value  # the task will say so
 
 
 def _span_entity(item: object, field: str) -> dict:
@@ -352,39 +373,47 @@ def _cluener_entities(value: dict, field: str) -> Iterator[dict]:
 
 def _read_json_lines(source: Source) -> Iterator[Row]:
     loads = orjson.loads
-    for number, line in _numbered_lines(source):
+    for number, line in _lines_of(source):
         try:
             row = loads(line)
         except orjson.JSONDecodeError as error:
             if not line.isspace():
-                yield number, line, _why_not_json(line, error)
+                yield number, line, why_not_json(line, error)
             continue
         if type(row) is not dict:
             row = RowError("", f"应是一个 JSON 对象，实际是 {type(row).__name__}")
         elif line.count(b":" if type(line) is bytes else ":") != len(
             row
         ):  # nested, or colons in the text, or repeated
-            row = _repeated_key(line, row) or row
+            row = repeated_key(line, row) or row
         yield number, line, row
 
 
-def _numbered_lines(source: Source) -> Iterator[tuple[int, bytes | str]]:
-    """Lines end at LF alone: U+2028 and its like may stand in a text. UTF-8 stays bytes, for orjson reads those."""
-    if source.encoding == "utf-16":
-        with source.path.open(encoding="utf-16", newline="\n", errors="surrogatepass") as file:
-            yield from enumerate(file, start=1)
-        return
+def _lines_of(source: Source) -> Iterator[tuple[int, bytes | str]]:
     with source.path.open("rb", buffering=1 << 20) as file:
-        if source.encoding == "utf-8-sig":
-            file.seek(3)
-        for number, line in enumerate(file, start=1):
-            if source.encoding == "gb18030":
-                with suppress(UnicodeDecodeError):  # as bytes it goes on to be rejected
-                    line = line.decode("gb18030")
-            yield number, line
+        yield from numbered_lines(file, source.encoding)
 
 
-def _repeated_key(line: bytes | str, row: dict) -> RowError | None:
+def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes | str]]:
+    """Lines end at LF alone: U+2028 and its like may stand in a text. UTF-8 stays bytes, for orjson reads those.
+
+    ``utf-8-sig`` takes a byte order mark off where there is one.
+    """
+    if encoding == "utf-16":
+        yield from enumerate(io.TextIOWrapper(file, "utf-16", newline="\n", errors="surrogatepass"), start=1)
+        return
+    lines = enumerate(file, start=1)
+    if encoding == "utf-8-sig":
+        for number, line in islice(lines, 1):
+            yield number, line.removeprefix(codecs.BOM_UTF8)
+    for number, line in lines:
+        if encoding == "gb18030":
+            with suppress(UnicodeDecodeError):  # as bytes it goes on to be rejected
+                line = line.decode("gb18030")
+        yield number, line
+
+
+def repeated_key(line: bytes | str, row: dict) -> RowError | None:
     """The error of a key that stands twice in one object with different values; orjson would keep the last."""
     if line.count(b'":' if type(line) is bytes else '":') == _key_count(row):
         return None
@@ -413,7 +442,7 @@ def _key_count(row: dict) -> int:
     return count
 
 
-def _why_not_json(line: bytes | str, error: orjson.JSONDecodeError) -> RowError:
+def why_not_json(line: bytes | str, error: orjson.JSONDecodeError) -> RowError:
     """What is wrong with a line, by the slower parser that tells more."""
     if isinstance(line, bytes):
         try:
@@ -447,7 +476,7 @@ def _csv_reader(lines: Iterator[str], format: str, detail: str) -> Iterator[list
     return csv.reader(lines, delimiter="\t" if format == "tsv" else ",", quoting=quoting, strict=True)
 
 
-def _read_csv(source: Source) -> Iterator[Row]:
+def read_csv(source: Source) -> Iterator[Row]:
     with source.path.open(encoding=source.encoding, newline="", errors="surrogateescape") as file:
         reader = _csv_reader(file, source.format, source.detail)
         header = next(reader)
@@ -483,7 +512,7 @@ def _is_decoded(text: str) -> bool:
 # ---- CoNLL ----
 
 
-def _read_conll(source: Source) -> Iterator[Row]:
+def read_conll(source: Source) -> Iterator[Row]:
     """Sentences of one character (or token) and its tag a line, parted by blank lines."""
     with source.path.open(encoding=source.encoding, newline="\n", errors="surrogateescape") as file:
         numbered = enumerate(file, start=1)
@@ -508,7 +537,7 @@ def _sentence(numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
             return
 
 
-def _split_tag(line: str) -> tuple[str, str]:
+def split_tag(line: str) -> tuple[str, str]:
     """First and last column; a line that begins with a blank has the blank itself as its character."""
     columns = line.rstrip(" \t\r\n").split("\t" if "\t" in line else " ")
     return (columns[0] or " ", columns[-1]) if len(columns) > 1 else (columns[0], "")
@@ -526,7 +555,7 @@ def _from_tags(sentence: list[tuple[int, str]], scheme: str) -> dict:
     text, spans, strict = "", [], scheme != "BIO"  # spans: [start, end, label]
     inside = False  # the last span goes on
     for number, line in sentence:
-        token, tag = _split_tag(line)
+        token, tag = split_tag(line)
         if not _is_decoded(line):
             raise RowError("", f"第 {number} 行有解不开的字节（文件若是 GBK，请加 --encoding gb18030）")
         if not _TAG.fullmatch(tag) or (tag[0] in "EMS" and not strict):

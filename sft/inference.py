@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
+import torch
+import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.classification import Classification
+from sft.checkpoints import file_hash
+from sft.classification import Classification, options_from_flag
 from sft.decoding import WINDOW_BATCHES, Limits, groups, predict
 from sft.encoding import Task
 from sft.hub import resolve_model
-from sft.model import default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
+from sft.model import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
 from sft.ner import Ner
-from sft.prediction import score_predictions, to_output, to_record
-from sft.records import InputError, RowError, read_json, settings_path
+from sft.prediction import DEFAULT, RowSettings, Tally, at_least, to_output, to_record
+from sft.records import InputError, RowError, RunError, read_json, settings_path
 
 TASKS = {task.name: task for task in (Classification, Ner)}
 UNTRAINED = {"max_length": 1024, "max_new_tokens": 256}  # lengths when no training has set them
@@ -24,12 +28,15 @@ UNTRAINED = {"max_length": 1024, "max_new_tokens": 256}  # lengths when no train
 
 @dataclass(frozen=True)
 class Loaded:
-    """Everything a prediction needs."""
+    """Everything a prediction needs, and the folders it came from."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
     limits: Limits
+    settings: RowSettings = DEFAULT
+    base_folder: Path | None = None
+    adapter: Path | None = None
 
 
 def load_for_prediction(
@@ -43,17 +50,33 @@ def load_for_prediction(
     max_length: int | None = None,
     max_new_tokens: int | None = None,
     batch_size: int = 16,
+    constrained: bool = True,
+    max_tokens: int | None = None,
+    options: str | None = None,
+    threshold: float | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
 ) -> Loaded:
     """The model, tokenizer and task that ``adapter/task.json`` names; None means as in training.
 
     Args:
         base_only: leave the adapter out; without ``adapter`` the task comes from ``task_file`` or stands beside
             ``input_file``.
+        options: the labels to choose from for every row, such as ``体育,军事``.
+        constrained, max_tokens: as in `Limits`.
+        threshold, text_column, label_column: as in `RowSettings`.
 
     Raises:
         InputError: no such adapter, task or base model, or they do not fit together.
     """
     settings, task = _read_task(_task_path(adapter, task_file, input_file))
+    if options is not None and task.options({}) is None:
+        raise InputError("--options：只用于分类；实体识别的标签在训练时就定下了")
+    if threshold is None and adapter is not None and constrained and not base_only:
+        threshold = settings.get("threshold")  # chosen for this adapter, and for what constrained answers score
+    row_settings = RowSettings(
+        text_column, label_column, options_from_flag(options) if options else None, threshold, not constrained
+    )
     base = model_name_or_path or settings.get("base_model") or "qwen/Qwen2.5-1.5B-Instruct"
     folder = resolve_model(base, Path("qwen"))
     device = default_device()
@@ -64,8 +87,14 @@ def load_for_prediction(
     model = load_base(folder, resolve_dtype(wanted, device))
     if adapter is not None and not base_only:
         model = load_adapter(model, adapter)
-    limits = Limits(max_length or settings["max_length"], max_new_tokens or settings["max_new_tokens"], batch_size)
-    return Loaded(model.to(device), tokenizer, task, limits)
+    limits = Limits(
+        max_length or settings["max_length"],
+        max_new_tokens or settings["max_new_tokens"],
+        batch_size,
+        constrained,
+        max_tokens,
+    )
+    return Loaded(model.to(device), tokenizer, task, limits, row_settings, folder, None if base_only else adapter)
 
 
 def _read_task(path: Path) -> tuple[dict, Task]:
@@ -104,24 +133,72 @@ def predict_rows(
         The output lines in order, as JSON without line ends; and a function that gives the metrics over the rows
         with gold (None without any) once the lines are used up.
     """
-    golds: list[dict | None] = []
-    judged: list[dict] = []
+    total = Tally()
 
     def lines() -> Iterator[bytes]:
-        for window in groups(rows, WINDOW_BATCHES * loaded.limits.batch_size):
-            records = [to_record(row, loaded.task) for row in window]
-            usable = [record for record in records if not isinstance(record, RowError)]
-            predictions = predict(loaded.model, loaded.tokenizer, loaded.task, usable, loaded.limits)
-            for record in records:
-                prediction = {} if isinstance(record, RowError) else next(predictions)
-                yield orjson.dumps(to_output(record, prediction, loaded.task))
-                if not isinstance(record, RowError):
-                    golds.append(loaded.task.gold(record))
-                    judged.append(prediction)
+        for window in groups(rows, rows_per_window(loaded.limits)):
+            outputs, tally = predict_window(loaded, window)
+            total.add(tally)
+            yield from outputs
 
-    def metrics() -> dict[str, float] | None:
-        figures = score_predictions(loaded.task, golds, judged)
-        rows_with_gold = sum(gold is not None for gold in golds)
-        return None if figures is None else {"rows": rows_with_gold, **figures}
+    return lines(), lambda: metrics_of(loaded, total)
 
-    return lines(), metrics
+
+def rows_per_window(limits: Limits) -> int:
+    """How many rows are predicted together. What a row's numbers are depends on nothing outside its window."""
+    return WINDOW_BATCHES * limits.batch_size
+
+
+def predict_window(loaded: Loaded, rows: Sequence[dict | RowError]) -> tuple[list[bytes], Tally]:
+    """The output lines of a window's rows, in order, and their counts.
+
+    Raises:
+        RunError: the GPU's memory is not enough.
+    """
+    task, settings = loaded.task, loaded.settings
+    records = [to_record(row, task, settings) for row in rows]
+    usable = [record for record in records if not isinstance(record, RowError)]
+    try:
+        predicted = iter(list(predict(loaded.model, loaded.tokenizer, task, usable, loaded.limits)))
+    except torch.OutOfMemoryError as error:
+        raise RunError("显存不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
+    results = [{"error": str(record)} if isinstance(record, RowError) else next(predicted) for record in records]
+    results = at_least(task, results, settings.threshold)
+    golds = [None if isinstance(record, RowError) else task.gold(record) for record in records]
+    outputs = [to_output(record, result, task, settings) for record, result in zip(records, results, strict=True)]
+    return [orjson.dumps(output) for output in outputs], Tally.of(task, golds, results)
+
+
+def metrics_of(loaded: Loaded, tally: Tally) -> dict[str, float] | None:
+    """Metrics over the rows with gold, and what was wrong with unconstrained answers; None where there is neither."""
+    figures = tally.metrics(loaded.task)
+    metrics = {} if figures is None else {"rows": tally.rows["gold"], **figures}
+    if figures is not None and tally.rows["judged"] < tally.rows["gold"]:
+        metrics["rows_without_prediction"] = tally.rows["gold"] - tally.rows["judged"]
+    if not loaded.limits.constrained:
+        predicted = tally.rows["read"] - tally.rows["error"]
+        metrics |= {"predicted_rows": predicted, **tally.problems}
+    return metrics or None
+
+
+def describe_run(loaded: Loaded, input_file: Path | None, **reading: object) -> dict:
+    """What decides the output, as flat names and values; an input that is no file has no name to go on by.
+
+    Args:
+        reading: further settings of how the input is read.
+    """
+    tokenizer = orjson.dumps([loaded.tokenizer.backend_tokenizer.to_str(), loaded.tokenizer.chat_template])
+    return {
+        "input_file": input_file and file_hash(input_file)[:16],
+        **reading,
+        "adapter": loaded.adapter and model_hash(loaded.adapter),
+        "model": loaded.base_folder and model_hash(loaded.base_folder),
+        "tokenizer": hashlib.sha256(tokenizer).hexdigest()[:16],
+        "task": hashlib.sha256(orjson.dumps(loaded.task.settings())).hexdigest()[:16],
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "device": loaded.model.device.type,
+        **asdict(loaded.limits),
+        **orjson.loads(orjson.dumps(asdict(loaded.settings))),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -15,8 +15,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from sft.arguments import LoraArguments
+from sft.checkpoints import file_hash
+from sft.console import is_watched
 from sft.records import InputError
 
 logger = logging.getLogger(__name__)
@@ -84,6 +87,8 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         InputError: the folder holds no causal language model that transformers knows, or not all of its weights.
     """
+    if not is_watched():
+        disable_progress_bar()
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -98,8 +103,20 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if missing := sorted(loading["missing_keys"]):  # transformers makes them up and goes on
         raise InputError(f"{folder}：缺少 {len(missing)} 个权重，例如 {missing[0]}；请重新下载模型")
     # Qwen ships temperature 0.7 and repetition_penalty 1.1; answers here repeat keys and names, and must be greedy.
-    model.generation_config = GenerationConfig(do_sample=False)
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=shipped.bos_token_id,
+        eos_token_id=shipped.eos_token_id,
+        pad_token_id=shipped.pad_token_id,
+    )
     return model
+
+
+def model_hash(folder: Path) -> str:
+    """The hashes of a model's config and weights, or of an adapter's."""
+    files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
+    return "-".join(file_hash(path)[:8] for path in files)
 
 
 def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -54,6 +55,7 @@ class Ner:
     """
 
     name: ClassVar[str] = "ner"
+    title: ClassVar[str] = "命名实体识别"
     metric: ClassVar[str] = "f1"  # what the best checkpoint is chosen by
 
     labels: tuple[str, ...]
@@ -156,11 +158,14 @@ class Ner:
                 for entity in result["entities"]
             ]
             offset += len(piece["text"])
-        return {
+        merged = {
             "entities": entities,
             "unparsable": any(result["unparsable"] for result in results),
             "problems": {kind: sum(result["problems"][kind] for result in results) for kind in PROBLEMS},
+            "answer": "\n".join(result["answer"] for result in results),
         }
+        answers = [result["answer"] for result in results if "answer" in result]
+        return merged | {"answer": "\n".join(answers)} if answers else merged
 
     def parse(self, answer: str, record: dict) -> dict:
         """The entities of a generated answer, with offsets, and a count of what was wrong with it.
@@ -197,6 +202,10 @@ class Ner:
         entities.sort(key=lambda entity: entity["start"])
         return {"entities": entities, "unparsable": problems["invalid"] > 0, "problems": problems}
 
+    def problems(self, result: dict) -> dict[str, int]:
+        """What was wrong with the answer that gave a result, as counts; see `parse`."""
+        return result["problems"]
+
     def gold(self, record: dict) -> dict | None:
         """The right result as a prediction would have it, None where the row has none."""
         return {"entities": record["entities"]} if record.get("entities") is not None else None
@@ -211,13 +220,32 @@ class Ner:
         """A result for a person to read."""
         return "、".join(f"{entity['text']}（{entity['label']}）" for entity in result["entities"]) or NO_ENTITY
 
-    def score(self, golds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float]:
-        """Span precision, recall and F1: micro, macro and per label; a span counts when both ends and label agree."""
-        return scores.span_scores(
+    def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> float:
+        """How probable an entity must be for F1 over these rows to be highest."""
+        return scores.best_span_threshold(
             [gold["entities"] for gold in golds],
             [prediction["entities"] for prediction in predictions],
-            self.labels,
         )
+
+    def at_least(self, result: dict, threshold: float) -> dict:
+        """The result, without the entities that are less probable than ``threshold``."""
+        kept = [entity for entity in result["entities"] if entity.get("score", 1.0) >= threshold]
+        return result | {"entities": kept}
+
+    def count(self, golds: Sequence[dict], predictions: Sequence[dict]) -> Counter[tuple[str, str | None]]:
+        """What `scores` needs to know of these rows; counts of more rows are added to it."""
+        return scores.count_spans(
+            [gold["entities"] for gold in golds],
+            [prediction["entities"] for prediction in predictions],
+        )
+
+    def scores(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
+        """Span precision, recall and F1: micro, macro and per label; a span counts when both ends and label agree."""
+        return scores.scores_of_spans(counts, self.labels)
+
+    def score(self, golds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float]:
+        """`scores` of these rows."""
+        return self.scores(self.count(golds, predictions))
 
 
 def _split_point(record: dict) -> int | None:

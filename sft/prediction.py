@@ -1,95 +1,47 @@
-"""Between a user's rows and records: what comes in (JSON lines, CSV, plain lines), and what goes out, line for line.
+"""Between a user's row and a record, and between a result and the line that goes out; what the metrics are made of.
 
 ``text`` and offsets that go out are the user's own: those from before normalisation.
 """
 
 from __future__ import annotations
 
-import csv
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import orjson
-
-from sft.records import InputError, RowError
-from sft.text import clean_text, detect_encoding, shifted_offsets
+from sft.reading import in_original_shape
+from sft.records import RowError
+from sft.text import clean_text, shifted_offsets
 
 if TYPE_CHECKING:
     from sft.encoding import Task
 
-TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文")
 
+@dataclass(frozen=True)
+class RowSettings:
+    """How rows are taken and results given; as by default, nothing is chosen.
 
-def read_file(path: Path) -> Iterator[dict | RowError]:
-    """Rows of a file in order: JSON lines, CSV or TSV with a header, else one text a line.
-
-    Raises:
-        InputError: at once, if it cannot be read, is not UTF-8, or is a table without a text column.
+    Attributes:
+        text_column, label_column: where text and gold stand; None: by the usual names.
+        options: the options of every row, instead of its own.
+        threshold: labels and entities less probable than this are not given.
+        with_answer: the model's answer goes out as it was.
     """
-    try:
-        encoding = detect_encoding(path)
-        if not encoding.startswith("utf-8"):
-            raise InputError(
-                f"{path}：像是 {encoding} 编码；请先转成 UTF-8：iconv -f {encoding} -t utf-8 {path} > 新文件"
-            )
-        if path.suffix.lower() in (".csv", ".tsv"):
-            return _read_table(path)
-        return read_lines(path.open("rb"))
-    except OSError as error:
-        raise InputError(f"{path}：无法读取（{error.strerror}）；请检查 --input_file") from error
+
+    text_column: str | None = None
+    label_column: str | None = None
+    options: tuple[str, ...] | None = None
+    threshold: float | None = None
+    with_answer: bool = False
 
 
-def read_lines(file: IO[bytes]) -> Iterator[dict | RowError]:
-    """Rows of an open file: a line that begins with ``{`` is a JSON object, any other a text; empty lines are none."""
-    for number, line in enumerate(file, start=1):
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if line.strip():
-            yield _read_line(line)
+DEFAULT = RowSettings()
 
 
-def _read_line(line: bytes) -> dict | RowError:
-    if line.lstrip().startswith(b"{"):
-        try:
-            return orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            return RowError("", f"不是合法的 JSON（{error}）")
-    try:
-        return {"text": line.decode("utf-8").rstrip("\r\n")}
-    except UnicodeDecodeError:
-        return RowError("", "不是 UTF-8 编码")
-
-
-def _read_table(path: Path) -> Iterator[dict | RowError]:
-    csv.field_size_limit(1 << 30)  # an article may be longer than the usual 128 KiB
-    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
-        header = next(csv.reader(file, delimiter=_delimiter(path)), [])
-    column = next((name for name in TEXT_COLUMNS if name in header), None)
-    if column is None:
-        raise InputError(f"{path}:1：没有文本列（{'、'.join(TEXT_COLUMNS)} 之一），只有 {'、'.join(header)}")
-    return _table_rows(path, ["text" if name == column else name for name in header])
-
-
-def _delimiter(path: Path) -> str:
-    return "\t" if path.suffix.lower() == ".tsv" else ","
-
-
-def _table_rows(path: Path, header: list[str]) -> Iterator[dict | RowError]:
-    with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
-        rows = csv.reader(file, delimiter=_delimiter(path))
-        next(rows)
-        for cells in rows:
-            if not cells:  # an empty line
-                continue
-            if len(cells) == len(header):
-                yield dict(zip(header, cells, strict=True))
-            else:
-                found = f"第 {rows.line_num} 行有 {len(cells)} 列，表头有 {len(header)} 列"
-                yield RowError("", f"{found}；正文里有分隔符时要用双引号括起来")
-
-
-def to_record(row: dict | RowError, task: Task) -> dict | RowError:
+def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT) -> dict | RowError:
     """The record of a raw row, a record, or a row with only a text; ``original`` keeps the user's text.
 
     Gold is taken along where it is usable; a row without it, or with a broken one, is still predicted.
@@ -97,27 +49,33 @@ def to_record(row: dict | RowError, task: Task) -> dict | RowError:
     if isinstance(row, RowError):
         return row
     try:
+        row = in_original_shape(row, task.name, settings.text_column, settings.label_column)
         record = {"text": clean_text(row), "original": row["text"]}
         record["text"].encode()  # a lone surrogate has no tokens
     except RowError as error:
         return error
     except UnicodeEncodeError:
         return RowError("text", "不是 UTF-8 编码，或含有残缺的代理项字符（lone surrogate）")
-    try:
-        return task.known_fields(row) | record
-    except RowError:
-        return record
+    with suppress(RowError):  # of its gold
+        record = task.known_fields(row) | record
+    return record | {"options": settings.options} if settings.options else record
 
 
-def to_output(record: dict | RowError, prediction: dict, task: Task) -> dict:
+def to_output(
+    record: dict | RowError,
+    prediction: dict,
+    task: Task,
+    settings: RowSettings = DEFAULT,
+) -> dict:
     """What is written for a row: its own text, the result, and gold under ``gold``; or why there is no result."""
     if isinstance(record, RowError):
         return {"error": str(record)}
     if "error" in prediction:
         return {"text": record["original"], "error": prediction["error"]}
-    result = _in_original(prediction, record)
+    output = {"text": record["original"], **_in_original(prediction, record)}
+    if settings.with_answer and "answer" in prediction:
+        output["answer"] = prediction["answer"]
     gold = task.gold(record)
-    output = {"text": record["original"], **result}
     return output | {"gold": _in_original(gold, record)} if gold is not None else output
 
 
@@ -136,6 +94,77 @@ def _in_original(result: dict, record: dict) -> dict:
     return {"entities": entities}
 
 
+@dataclass
+class Tally:
+    """What metrics are made of, as counts: those of any number of rows take no more room, and they add up.
+
+    Attributes:
+        rows: how many are ``read``, in ``error``, ``predicted``, with ``gold``, ``judged`` (gold and no error), and
+            of the judged ``unparsable``.
+        answers: the task's own counts of gold and predictions.
+        problems: what was wrong with answers, over all predicted rows.
+    """
+
+    rows: Counter[str] = field(default_factory=Counter)
+    answers: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> Tally:
+        """The counts of some rows; None is no gold, and a prediction may be an ``error``."""
+        pairs = list(zip(golds, predictions, strict=True))
+        judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
+        tally = cls()
+        tally.rows["read"] = len(pairs)
+        tally.rows["error"] = sum("error" in result for result in predictions)
+        tally.rows["gold"] = sum(gold is not None for gold in golds)
+        tally.rows["judged"] = len(judged)
+        tally.rows["unparsable"] = sum(result["unparsable"] for _, result in judged)
+        if judged:
+            tally.answers = task.count(*zip(*judged, strict=True))
+        for result in predictions:
+            if "error" not in result:
+                tally.problems.update(task.problems(result))
+        return tally
+
+    def add(self, other: Tally) -> None:
+        """Count more rows."""
+        self.rows.update(other.rows)
+        self.answers.update(other.answers)
+        self.problems.update(other.problems)
+
+    def metrics(self, task: Task) -> dict[str, float] | None:
+        """The task's metrics and the share of unparsable answers, over the judged rows; None without any."""
+        if not self.rows["judged"]:
+            return None
+        return task.scores(self.answers) | {"unparsable": self.rows["unparsable"] / self.rows["judged"]}
+
+    def to_json(self) -> dict:
+        """For `from_json`."""
+        answers = [[*key, count] for key, count in self.answers.items()]
+        return {"rows": self.rows, "answers": answers, "problems": self.problems}
+
+    @classmethod
+    def from_json(cls, value: dict) -> Tally:
+        """What `to_json` gave."""
+        answers = {(left, right): count for left, right, count in value["answers"]}
+        return cls(Counter(value["rows"]), Counter(answers), Counter(value["problems"]))
+
+
+def at_least(task: Task, predictions: Sequence[dict], threshold: float | None) -> list[dict]:
+    """The predictions without what is less probable than ``threshold``; all of them if it is None."""
+    if threshold is None:
+        return list(predictions)
+    return [result if "error" in result else task.at_least(result, threshold) for result in predictions]
+
+
+def best_threshold(task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> float | None:
+    """The task's best threshold for rows with gold and without an error; None where there is none to choose."""
+    pairs = zip(golds, predictions, strict=True)
+    judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
+    return task.best_threshold(*zip(*judged, strict=True)) if judged else None
+
+
 def score_predictions(
     task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]
 ) -> dict[str, float] | None:
@@ -143,12 +172,4 @@ def score_predictions(
 
     None when there are none.
     """
-    judged = [
-        (gold, prediction)
-        for gold, prediction in zip(golds, predictions, strict=True)
-        if gold is not None and "error" not in prediction
-    ]
-    if not judged:
-        return None
-    metrics = task.score(*zip(*judged, strict=True))
-    return metrics | {"unparsable": sum(prediction["unparsable"] for _, prediction in judged) / len(judged)}
+    return Tally.of(task, golds, predictions).metrics(task)

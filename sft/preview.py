@@ -48,10 +48,8 @@ def describe_lengths(report: LengthReport, max_length: int) -> str:
 def show_plan(rows: Sequence[EncodedRow], base_folder: Path, dtype: torch.dtype, arguments: Arguments) -> None:
     """Write steps, tokens and estimated memory and time to stdout."""
     training = arguments.training
-    micro_batch_rows = training.per_device_train_batch_size * training.world_size
-    steps_an_epoch = math.ceil(math.ceil(len(rows) / micro_batch_rows) / training.gradient_accumulation_steps)
-    steps = training.max_steps if training.max_steps > 0 else math.ceil(steps_an_epoch * training.num_train_epochs)
-    tokens = sum(len(row) for row in rows) * steps / steps_an_epoch
+    steps, epochs = planned_steps(len(rows), training)
+    tokens = sum(len(row) for row in rows) * epochs
     parameters, layers, hidden, intermediate, vocabulary = shape_of(base_folder)
     recompute = bool(training.gradient_checkpointing or training.activation_checkpointing)
     widest = sorted(len(row) for row in rows)[-training.per_device_train_batch_size :]
@@ -65,12 +63,25 @@ def show_plan(rows: Sequence[EncodedRow], base_folder: Path, dtype: torch.dtype,
     sys.stdout.write(
         f"数据      {len(rows)} 条，{sum(len(row) for row in rows)} 个词元，"
         f"其中学习 {sum(len(row.answer_ids) for row in rows)} 个\n"
-        f"步数      {steps}（每步 {micro_batch_rows * training.gradient_accumulation_steps} 条）\n"
+        f"步数      {steps}（每步 {rows_a_step(training)} 条）\n"
         f"数值      {str(dtype).removeprefix('torch.')}，{training.device}\n"
         f"内存估计  {memory_gb:.1f} GB\n"
         f"时间估计  {seconds / 60:.1f} 分钟（按本机矩阵乘法速度的一半估算，不含验证）\n"
         "检查通过，没有开始训练\n"
     )
+
+
+def rows_a_step(training: TrainingArguments) -> int:
+    """Rows of one optimizer step, over accumulation and processes."""
+    return training.per_device_train_batch_size * training.world_size * training.gradient_accumulation_steps
+
+
+def planned_steps(rows: int, training: TrainingArguments) -> tuple[int, float]:
+    """``(optimizer steps, epochs)`` of a run over ``rows`` rows, as the Trainer will count them."""
+    micro_batches = math.ceil(rows / (training.per_device_train_batch_size * training.world_size))
+    steps_an_epoch = math.ceil(micro_batches / training.gradient_accumulation_steps)
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(steps_an_epoch * training.num_train_epochs)
+    return steps, steps / steps_an_epoch
 
 
 def shape_of(folder: Path) -> tuple[int, int, int, int, int]:

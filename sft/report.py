@@ -45,20 +45,11 @@ CONVERSION_FIGURES = (
 )  # fmt: skip
 
 
-def reporting(
-    lines: Iterable[bytes], path: Path, loaded: Loaded, *, name: str, adapter: Path | None
-) -> Iterator[bytes]:
-    """Hand on the output lines of a prediction as they come; when they are used up, write the page about them.
-
-    A page that cannot be written then is told and no more: the predictions are what counts.
-
-    Args:
-        lines: as `sft.prediction.to_output` has them, in JSON.
-        name: what was predicted.
-        adapter: what with; None is the base model alone.
+def check_place(path: Path) -> None:
+    """Refuse, before anything costly, a place where no page can be written.
 
     Raises:
-        InputError: at once, if ``path`` is a folder or its folder cannot be made.
+        InputError: it is a folder, or its folder cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,15 +57,23 @@ def reporting(
         raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个 --report") from error
     if path.is_dir():
         raise InputError(f"{path}：是一个目录；请给出文件名，如 --report {path / 'report.html'}")
-    return _passing(lines, path, loaded, name, adapter)
 
 
-def _passing(lines: Iterable[bytes], path: Path, loaded: Loaded, name: str, adapter: Path | None) -> Iterator[bytes]:
-    findings = loaded.task.findings()
+def add_lines(findings: Findings, lines: Iterable[bytes]) -> None:
+    """Take in output lines of a prediction, as `sft.prediction.to_output` has them, in JSON."""
     for line in lines:
         row = orjson.loads(line)
         findings.add(row.get("text", ""), row.get("gold"), row)
-        yield line
+
+
+def write_prediction_page(path: Path, findings: Findings, loaded: Loaded, *, name: str, adapter: Path | None) -> None:
+    """Write the page about a prediction; one that cannot be written is told and no more: the predictions count.
+
+    Args:
+        findings: over all output lines.
+        name: what was predicted.
+        adapter: what with; None is the base model alone.
+    """
     rows = {"rows": figure(findings.rows), "failed": figure(findings.failed)}
     page = {
         "kind": "report_prediction",

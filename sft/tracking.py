@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 MODES = ("auto", "cloud", "local", "offline", "disabled")
 # What to try when a mode does not start.
 FALLBACKS = {"cloud": ("cloud", "local", "offline"), "local": ("local", "offline"), "offline": ("offline",)}
+SAMPLES = "预测样例"  # what sample predictions are called
 PROJECT_NAME = re.compile(r"[0-9A-Za-z_\-+.]{1,100}")
 PROBE_SECONDS = 5
 START_SECONDS = 40
@@ -44,31 +45,43 @@ class Tracking:
 
     Attributes:
         mode: ``cloud``, ``local``, ``offline`` or ``disabled``: where the run is really recorded.
+        where: the same for a person, with what to type to see it.
         callback: for ``trainer.add_callback``.
+        is_logging: whether SwanLab still takes what it is given.
     """
 
-    def __init__(self, mode: str, callback: TrainerCallback | None = None) -> None:
+    def __init__(self, mode: str, log_dir: Path, callback: TrainerCallback | None = None) -> None:
         self.mode = mode
+        self.where = {
+            "cloud": "SwanLab 云端",
+            "local": f"SwanLab 记录在本机，用 swanlab watch {log_dir} 查看",
+            "offline": f"SwanLab 存盘在 {log_dir}，以后用 swanlab sync 上传",
+            "disabled": "只记 metrics.jsonl",
+        }[mode]
         self.callback = callback
-        self._logging = mode != "disabled"
+        self.is_logging = mode != "disabled"
         self._finished = mode == "disabled"
 
     def log_metrics(self, metrics: Mapping[str, object], step: int) -> None:
         """Log numbers under the names given; NaN and infinity are left out."""
         self.attempt(_log_metrics, metrics, step)
 
-    def log_texts(self, name: str, texts: Sequence[str], step: int) -> None:
-        """Log sample predictions, one text each, under one name."""
+    def log_texts(self, name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
+        """Log ``(caption, text)`` pairs, such as sample predictions, under one name."""
         self.attempt(_log_texts, name, texts, step)
+
+    def replay(self, rows: Sequence[dict]) -> None:
+        """Log rows of a ``metrics.jsonl`` again, each at its own step."""
+        self.attempt(_replay, rows)
 
     def attempt(self, action: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Call a function of SwanLab's; what it raises is reported once and switches the tracker off."""
-        if not self._logging:
+        if not self.is_logging:
             return
         try:
             action(*args, **kwargs)
         except Exception as error:  # whatever it is, hours of training are worth more than their curve
-            self._logging = False
+            self.is_logging = False
             logger.warning("SwanLab 出错，此后不再记录（训练继续，指标照常写入 metrics.jsonl）：%s", _one_line(error))
 
     def finish(self, state: str = "success", error: str | None = None) -> None:
@@ -76,7 +89,7 @@ class Tracking:
 
         Not for use inside a signal handler: raise there, and call this where the exception is handled.
         """
-        self._logging = False
+        self.is_logging = False
         if self._finished:
             return
         self._finished = True
@@ -93,13 +106,13 @@ class Tracking:
 def start_tracking(
     *, mode: str, project: str, experiment: str | None, log_dir: Path, config: dict, metrics_path: Path
 ) -> Tracking:
-    """Start a SwanLab run as ``--swanlab_mode`` asks, or the nearest that works, and say which on the log.
+    """Start a SwanLab run as ``--swanlab_mode`` asks, or the nearest that works, and say on the log why it is another.
 
     Args:
         mode: one of ``MODES``.
         project, experiment: the names SwanLab shows; without an experiment name SwanLab makes one up.
         log_dir: where runs are kept, ``swanlog`` by default of SwanLab's.
-        config: the run's settings, shown beside its curves.
+        config: the run's settings, shown beside its curves; those that are None are left out.
         metrics_path: the run's ``metrics.jsonl``; a resumed run shows its rows again.
 
     Raises:
@@ -112,13 +125,14 @@ def start_tracking(
             f"--swanlab_project {project}：SwanLab 的项目名只能有英文字母、数字和 _ - + .，最长 100 个字符"
         )
     if mode == "disabled" or os.environ.get("RANK", "0") != "0":  # of several processes, the first one reports
-        return _untracked()
+        return _untracked(log_dir)
     try:
-        resolved, sentence = resolve_mode(mode, log_dir)
+        resolved, reason = resolve_mode(mode)
     except Exception as error:  # as in Tracking.attempt: SwanLab is missing, or its settings are broken
         logger.warning("SwanLab 用不了，本次只记 metrics.jsonl：%s", _one_line(error))
-        return _untracked()
-    logger.info(sentence)
+        return _untracked(log_dir)
+    if reason:
+        logger.warning("SwanLab：%s，改为 %s", reason, resolved)
     for candidate in FALLBACKS.get(resolved, ()):
         try:
             return _start(candidate, project, experiment, log_dir, config, metrics_path)
@@ -129,11 +143,11 @@ def start_tracking(
             logger.warning("SwanLab 启动失败（%s）：%s", candidate, _one_line(error))
     if resolved != "disabled":
         logger.warning("SwanLab 用不了，本次只记 metrics.jsonl")
-    return _untracked()
+    return _untracked(log_dir)
 
 
-def resolve_mode(requested: str, log_dir: Path) -> tuple[str, str]:
-    """The mode to use for ``requested``, and a sentence that tells a person which and why.
+def resolve_mode(requested: str) -> tuple[str, str]:
+    """The mode to use for ``requested``, and why it is another one than was wanted (empty when it is not).
 
     ``auto`` is what SwanLab was configured to (``SWANLAB_MODE``, ``swanlab local`` …), else cloud when logged in, else
     local. Cloud needs a login and an answer from the server within five seconds, local needs swanboard; otherwise the
@@ -154,7 +168,7 @@ def resolve_mode(requested: str, log_dir: Path) -> tuple[str, str]:
     if requested == "local" and not _dashboard_installed():
         requested = "offline"
         reason += "；" * bool(reason) + '没有装好本地看板（pip install "swanlab[dashboard]"）'
-    return requested, _sentence(requested, reason, log_dir)
+    return requested, reason
 
 
 def _configured_mode(settings) -> str | None:
@@ -173,20 +187,10 @@ def _dashboard_installed() -> bool:
     return any(line.replace(" ", "").startswith(pinned) for line in metadata.requires("swanlab") or ())
 
 
-def _sentence(mode: str, reason: str, log_dir: Path) -> str:
-    where = {
-        "cloud": "记录到云端",
-        "local": f"记录在本机，查看曲线：swanlab watch {log_dir}",
-        "offline": f"只存盘到 {log_dir}，之后可用 swanlab sync 上传",
-        "disabled": "不记录",
-    }[mode]
-    return f"SwanLab：{reason}，{where}" if reason else f"SwanLab：{where}"
-
-
-def _untracked() -> Tracking:
+def _untracked(log_dir: Path) -> Tracking:
     from transformers import TrainerCallback
 
-    return Tracking("disabled", TrainerCallback())
+    return Tracking("disabled", log_dir, TrainerCallback())
 
 
 def _start(mode: str, project: str, experiment: str | None, log_dir: Path, config: dict, metrics_path: Path):
@@ -197,8 +201,9 @@ def _start(mode: str, project: str, experiment: str | None, log_dir: Path, confi
 
     _call(_init, START_SECONDS, mode, project, experiment, log_dir, config)
     swanlab.get_run()  # raises when init did not leave a run behind
-    tracking = Tracking(mode)
-    tracking.callback = TrackingCallback(SwanLabCallback(), tracking.attempt, metrics_path)
+    tracking = Tracking(mode, log_dir)
+    # The settings shown are `config`: all of transformers', two hundred, would bury them.
+    tracking.callback = TrackingCallback(SwanLabCallback(log_config=False), tracking.attempt, metrics_path)
     return tracking
 
 
@@ -215,7 +220,7 @@ def _init(mode: str, project: str, experiment: str | None, log_dir: Path, config
         project=project,
         experiment_name=experiment,
         log_dir=str(log_dir),
-        config=config,
+        config={name: value for name, value in config.items() if value is not None},  # else "[object Object]"
         settings=settings,
         reinit=True,
     )
@@ -235,10 +240,19 @@ def _log_metrics(metrics: Mapping[str, object], step: int) -> None:
     swanlab.log(finite_numbers(metrics), step=step)
 
 
-def _log_texts(name: str, texts: Sequence[str], step: int) -> None:
+def _log_texts(name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
     import swanlab
 
-    swanlab.log({name: [swanlab.Text(text) for text in texts]}, step=step)
+    # Texts without captions break the local dashboard's page: it shows none of them.
+    swanlab.log({name: [swanlab.Text(text, caption=caption) for caption, text in texts]}, step=step)
+
+
+def _replay(rows: Sequence[dict]) -> None:
+    from swanlab.integration.transformers import SwanLabCallback
+
+    from sft.trainer_callbacks import replay_rows
+
+    replay_rows(SwanLabCallback(log_config=False), rows)
 
 
 def _quiet_stdout(swanlab) -> None:

@@ -6,7 +6,6 @@ import logging
 import math
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +13,9 @@ from types import FrameType
 
 import torch
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import (
     PrinterCallback,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -28,10 +27,12 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from sft import checkpoints
 from sft.batches import collate_padded, padded_tokens, split_rows, supervised_loss
+from sft.console import is_watched, progress
 from sft.decoding import Limits, predict
 from sft.encoding import EncodedRow, Task
-from sft.prediction import score_predictions
+from sft.prediction import at_least, best_threshold, score_predictions
 from sft.records import RunError, read_json, write_json
+from sft.trainer_callbacks import LogLines, ProgressOnStderr
 from sft.tree import collate_tree, tree_tokens
 
 logger = logging.getLogger(__name__)
@@ -75,23 +76,26 @@ class SftTrainer(Trainer):
         self.as_tree = as_tree
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.executed_tokens = self.logical_tokens = 0  # trained on since the start, padding and sharing counted
+        self.batch_tokens = 0  # executed for the last batch
         self.timed_tokens, self.timed_since = 0, time.perf_counter()
+        self.threshold: float | None = None  # entities less probable are not given; chosen on the validation records
         self.predictions: dict[str, list[dict]] = {}  # of the validation records, before training and latest
+        self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step_rows: list[int] = []  # the rows of the step under way, to name them when something is not finite
         self._folder_of_checkpoints: str | None = None
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
             self.remove_callback(callback)
         self.add_callback(StopOnNonFinite(self))
-        self.add_callback(LogLines() if self.args.disable_tqdm else ProgressOnStderr())
+        self.add_callback(ProgressOnStderr() if is_watched() and not self.args.disable_tqdm else LogLines())
 
     def _collate(self, rows: Sequence[dict]) -> dict[str, object]:
-        """The pieces a batch is computed in, and all its labels, by which the Trainer counts supervised tokens."""
+        """The rows of a batch, and all their labels, by which the Trainer counts supervised tokens."""
         encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], row["row"]) for row in rows]
         labels = torch.tensor([[token for row in encoded for token in row.answer_ids]])
-        lengths = torch.tensor([len(row) for row in encoded])
-        return {"pieces": self._pieces(encoded), "labels": labels, "shift_labels": labels, "lengths": lengths}
+        return {"rows": encoded, "labels": labels, "shift_labels": labels}
 
     def _pieces(self, rows: Sequence[EncodedRow]) -> list[dict]:
+        """What the model takes, a micro-batch at a time."""
         if self.as_tree:
             return [collate_tree(piece) for piece in split_rows(rows, self.max_tokens_per_micro_batch, tree_tokens)]
         pad_id = self.processing_class.pad_token_id
@@ -101,20 +105,56 @@ class SftTrainer(Trainer):
     # ---- loss ----
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Forward and backward of one batch, piece by piece; gradients meet between processes at the last one."""
-        *before, last = inputs["pieces"]
+        """Forward and backward of one batch; out of memory, all of it again in pieces half the size."""
+        gradients = [parameter.grad for parameter in self.adapter]  # of the step's earlier batches
+        gradients = [gradient if gradient is None else gradient.clone() for gradient in gradients]
+        while True:
+            pieces = self._pieces(inputs["rows"])
+            self.batch_tokens = sum(piece["input_ids"].numel() for piece in pieces)
+            try:
+                loss = self._forward_backward(model, pieces, num_items_in_batch)
+                break
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error) or max(len(piece["rows"]) for piece in pieces) == 1:
+                    raise
+            for parameter, gradient in zip(self.adapter, gradients, strict=True):
+                parameter.grad = gradient if gradient is None else gradient.clone()
+            self._halve(max(piece["input_ids"].numel() for piece in pieces))
+        self.executed_tokens += self.batch_tokens
+        self.logical_tokens += sum(len(row) for row in inputs["rows"])
+        return loss
+
+    def _forward_backward(self, model, pieces: Sequence[dict], num_items_in_batch) -> torch.Tensor:
+        """Piece by piece; gradients meet between processes at the last one."""
+        *before, last = pieces
         loss = torch.zeros((), device=self.args.device)
         for piece in before:
             with self.accelerator.no_sync(model):
                 loss += super().training_step(model, piece, num_items_in_batch)
-        loss += super().training_step(model, last, num_items_in_batch)
-        self.executed_tokens += sum(piece["input_ids"].numel() for piece in inputs["pieces"])
-        self.logical_tokens += int(inputs["lengths"].sum())
-        return loss
+        try:
+            return loss + super().training_step(model, last, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            if self.accelerator.num_processes == 1 or not self.accelerator.sync_gradients:
+                raise
+            raise RunError(  # the other processes have had their part of this piece's gradient
+                "有一张卡显存不够，多卡时无法只在一张卡上重算；请把 --max_tokens_per_micro_batch 设得比 "
+                f"{self.max_tokens_per_micro_batch} 小，再用 --resume_from_checkpoint true 续训"
+            ) from error
+
+    def _halve(self, largest_tokens: int) -> None:
+        """Make pieces half as large as the one that did not fit, from now on and in the checkpoints to come."""
+        self.max_tokens_per_micro_batch = min(self.max_tokens_per_micro_batch, largest_tokens) // 2
+        self.run[checkpoints.MICRO_BATCH] = self.max_tokens_per_micro_batch
+        clear_device_cache(garbage_collection=True)
+        logger.warning(
+            "第 %d 步显存不够：每次前向改为最多 %d 个词元，重算这一批；每步的数据和结果不变",
+            self.state.global_step + 1,
+            self.max_tokens_per_micro_batch,
+        )
 
     def floating_point_ops(self, inputs) -> int:
-        """What transformers estimates, over the pieces of a batch."""
-        return sum(super(SftTrainer, self).floating_point_ops(piece) for piece in inputs["pieces"])
+        """What transformers estimates, from the tokens that the batch came to."""
+        return super().floating_point_ops({"input_ids": torch.empty(self.batch_tokens, device="meta")})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with tokens and tokens a second beside every training loss."""
@@ -143,26 +183,37 @@ class SftTrainer(Trainer):
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss and metrics of predictions on the validation records; logged, and given to the callbacks."""
         started = time.perf_counter()
-        metrics, predictions = self.measure(self.validation_records, self.validation_rows, metric_key_prefix)
+        metrics, predictions = self.validate(metric_key_prefix)
         self.predictions["before" if self.state.global_step == 0 else "after"] = predictions
         self.timed_since += time.perf_counter() - started  # tokens a second are those of training
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def validate(self, prefix: str) -> tuple[dict[str, float], list[dict]]:
+        """`measure` on the validation records, which also tell how probable an entity must be to be given."""
+        return self.measure(self.validation_records, self.validation_rows, prefix, choose_threshold=True)
+
     def measure(
-        self, records: Sequence[dict], rows: Sequence[EncodedRow], prefix: str
+        self, records: Sequence[dict], rows: Sequence[EncodedRow], prefix: str, choose_threshold: bool = False
     ) -> tuple[dict[str, float], list[dict]]:
         """``({prefix_loss, prefix_<metric>, …}, predictions)`` of records; processes share the work."""
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         loss_sum, supervised_tokens = self._loss_sum(rows[mine])
         model = self.accelerator.unwrap_model(self.model)
-        predicted = list(predict(model, self.processing_class, self.task, records[mine], self.limits))
+        predicting = predict(model, self.processing_class, self.task, records[mine], self.limits)
+        predicted = list(progress(predicting, "预测", total=len(records[mine]), hidden=self.args.disable_tqdm))
         shares = gather_object([(loss_sum, supervised_tokens, predicted)])
         predictions: list[dict] = [{}] * len(records)
         for rank, (_, _, share) in enumerate(shares):
             predictions[rank :: self.accelerator.num_processes] = share
-        metrics = score_predictions(self.task, [self.task.gold(record) for record in records], predictions) or {}
+        golds = [self.task.gold(record) for record in records]
+        if choose_threshold:
+            self.threshold = best_threshold(self.task, golds, predictions)
+        predictions = at_least(self.task, predictions, self.threshold)
+        metrics = score_predictions(self.task, golds, predictions) or {}
+        if self.threshold is not None:
+            metrics["threshold"] = self.threshold
         metrics["loss"] = sum(share[0] for share in shares) / max(1, sum(share[1] for share in shares))
         return {f"{prefix}_{name}": value for name, value in metrics.items()}, predictions
 
@@ -172,7 +223,8 @@ class SftTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        loss_sum = sum(supervised_loss(model, self._prepare_inputs(piece), 1).item() for piece in self._pieces(rows))
+        pieces = progress(self._pieces(rows), "验证损失", "批", hidden=self.args.disable_tqdm)
+        loss_sum = sum(supervised_loss(model, self._prepare_inputs(piece), 1).item() for piece in pieces)
         model.train(was_training)
         return loss_sum, sum(len(row.answer_ids) for row in rows)
 
@@ -269,25 +321,3 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, args, state, control, **_) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class LogLines(TrainerCallback):
-    """One line on the log for every report of the Trainer's."""
-
-    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
-        if state.is_world_process_zero and logs:
-            logger.info("%s", log_line(state, logs))
-
-
-class ProgressOnStderr(ProgressCallback):
-    """transformers' progress bar, with the report lines above it on stderr: stdout is for results."""
-
-    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs:
-            self.training_bar.write(log_line(state, logs), file=sys.stderr)
-
-
-def log_line(state: TrainerState, logs: dict[str, float]) -> str:
-    """A report of the Trainer's for a person."""
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in logs.items()}
-    return f"[{state.global_step}/{state.max_steps}] " + "  ".join(f"{name} {value}" for name, value in shown.items())

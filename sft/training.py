@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
 
 import sft
-from sft import checkpoints, preview
+from sft import checkpoints, preview, summary
 from sft.arguments import Arguments
 from sft.attention import can_express, use_tree_attention
 from sft.curves import draw_loss_curve
@@ -20,7 +20,7 @@ from sft.decoding import Limits
 from sft.encoding import EncodedRow, Task, encode_rows
 from sft.hub import resolve_model
 from sft.memory import peak_memory_bytes
-from sft.model import add_lora, load_base, load_tokenizer, resolve_dtype
+from sft.model import add_lora, load_base, load_tokenizer, model_hash, resolve_dtype
 from sft.model_card import write_model_card
 from sft.records import (
     FORMAT_VERSION,
@@ -33,7 +33,7 @@ from sft.records import (
 )
 from sft.report import only_told
 from sft.run_report import write_run_report
-from sft.tracking import Tracking, start_tracking
+from sft.tracking import SAMPLES, Tracking, start_tracking
 from sft.trainer import SftTrainer, StopOnSignal
 from sft.trainer_callbacks import MetricsLog
 
@@ -128,11 +128,17 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         project=tracking_arguments.swanlab_project,
         experiment=tracking_arguments.swanlab_experiment or output_dir.name,
         log_dir=Path(tracking_arguments.swanlab_logdir),
-        config={**run, "output_dir": str(output_dir)},
+        config=shown_settings(run, arguments),
         metrics_path=output_dir / "metrics.jsonl",
     )
     trainer.add_callback(MetricsLog(output_dir / "metrics.jsonl", step_of(checkpoint)))
     trainer.add_callback(tracking.callback)
+    logger.info(
+        "%s",
+        summary.before_training(
+            task, rows, len(validation), len(test), model, as_tree, checkpoint, tracking.where, arguments
+        ),
+    )
 
     outcome = "crashed"
     try:
@@ -187,8 +193,14 @@ def train_and_test(
         write_json(output_dir / "task.json", task_json)
         write_json(output_dir / "train_results.json", results)
     if trainer.validation_records:
-        results |= trainer.evaluate()
+        # Of the best weights, which may not be the last: not logged, for the curve is of what was there at each step.
+        metrics, predictions = trainer.validate("eval")
+        trainer.predictions["after"] = predictions
+        results |= metrics
         write_results(trainer, "eval", results)
+        task_json["threshold"] = trainer.threshold
+        if trainer.is_world_process_zero():
+            write_json(output_dir / "task.json", task_json)
     if test:
         records = [record for _, record in test]
         test_rows, _ = encode_rows(test, trainer.task, trainer.processing_class, data.max_length)
@@ -198,7 +210,9 @@ def train_and_test(
         trainer.log(metrics)
         write_results(trainer, "test", results)
         samples = sample_texts(trainer.task, records, predictions, data.sample_predictions, training.seed)
-        tracking.log_texts("预测样例", samples, trainer.state.global_step)
+        tracking.log_texts(SAMPLES, samples, trainer.state.global_step)
+        if trainer.is_world_process_zero():
+            write_json(output_dir / "sample_predictions.json", samples)
     trainer.save_state()
     if trainer.is_world_process_zero():
         write_json(output_dir / "all_results.json", results)
@@ -324,10 +338,11 @@ def describe_run(arguments: Arguments, base_folder: Path, dtype: str) -> dict:
     return run | {name: settings[name] for name in RESUMED_SETTINGS} | {"processes": arguments.training.world_size}
 
 
-def model_hash(folder: Path) -> str:
-    """One hash over the base model's config and weights."""
-    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-    return "-".join(checkpoints.file_hash(path)[:8] for path in files)
+def shown_settings(run: dict, arguments: Arguments) -> dict:
+    """What SwanLab shows of a run's settings: those of `describe_run`, with names of files instead of their hashes."""
+    data = arguments.data
+    files = {"train_file": data.train_file, "validation_file": data.validation_file}
+    return run | files | {"model": arguments.model.model_name_or_path, "output_dir": arguments.training.output_dir}
 
 
 def prepare_output(output_dir: Path, run: dict, arguments: Arguments) -> Path | None:
@@ -384,10 +399,14 @@ def write_results(trainer: SftTrainer, split: str, results: dict[str, float]) ->
         write_json(Path(trainer.args.output_dir) / f"{split}_results.json", figures)
 
 
-def sample_texts(task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int) -> list[str]:
-    """Some predictions for a person to read: the text, what was predicted, and what is right."""
+def sample_texts(
+    task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int
+) -> list[tuple[str, str]]:
+    """Some predictions for a person to read: 对 or 错, and the text, what was predicted, what is right."""
     chosen = random.Random(seed).sample(range(len(records)), min(count, len(records)))
-    return [
-        f"文本：{records[index]['text']}\n预测：{task.show(predictions[index])}\n正确：{task.show(task.gold(records[index]))}"
-        for index in sorted(chosen)
-    ]
+    samples = []
+    for index in sorted(chosen):
+        predicted, gold = task.show(predictions[index]), task.show(task.gold(records[index]))
+        text = f"文本：{records[index]['text']}\n预测：{predicted}\n正确：{gold}"
+        samples.append(("对" if predicted == gold else "错", text))
+    return samples

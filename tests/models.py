@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from sft.arguments import LINEAR_PROJECTIONS
-from sft.encoding import encode_texts
+from sft.encoding import encode_texts, terminator_id
 from sft.ner import NO_ENTITY, entity_line
 
 SIZES = {
@@ -74,6 +75,7 @@ class Oracle:
 
     training = False
     device = torch.device("cpu")
+    config = SimpleNamespace(model_type="oracle")
     margin = 9.0  # of the right token's logit over the others
 
     def __init__(self, tokenizer) -> None:
@@ -90,18 +92,30 @@ class Oracle:
         found = sorted((start, name) for name in NAMES for start in starts_of(name, sentence))
         return "\n".join(entity_line(name, "人名") for _, name in found) or NO_ENTITY
 
-    def generate(self, input_ids, attention_mask, logits_processor, max_new_tokens, eos_token_id, **_):
+    def scripts(self, input_ids, attention_mask) -> list[list[int]]:
         scripts = []
         for ids, mask in zip(input_ids, attention_mask.bool(), strict=True):
             prompt = self.tokenizer.decode(ids[mask])
             sentence = prompt.split("<|im_start|>user\n")[1].removesuffix("<|im_end|>\n<|im_start|>assistant\n")
             self.sentences.append(sentence)
-            scripts.append([*encode_texts([self.answer(sentence)], self.tokenizer)[0], eos_token_id])
+            answer_ids = encode_texts([self.answer(sentence)], self.tokenizer)[0]
+            scripts.append([*answer_ids, terminator_id(self.tokenizer)])
+        return scripts
+
+    def logits(self, scripts: list[list[int]], step: int) -> torch.Tensor:
+        tokens = torch.tensor([script[step] if step < len(script) else 0 for script in scripts])
+        return self.margin * torch.nn.functional.one_hot(tokens, len(self.tokenizer)).float()
+
+    def generate(self, input_ids, attention_mask, logits_processor, max_new_tokens, **_):
+        scripts = self.scripts(input_ids, attention_mask)
         for step in range(min(max_new_tokens, max(map(len, scripts)))):
-            tokens = torch.tensor([script[step] if step < len(script) else 0 for script in scripts])
-            logits = self.margin * torch.nn.functional.one_hot(tokens, len(self.tokenizer)).float()
-            input_ids = torch.cat([input_ids, logits_processor(input_ids, logits).argmax(-1, keepdim=True)], 1)
+            logits = logits_processor(input_ids, self.logits(scripts, step))
+            input_ids = torch.cat([input_ids, logits.argmax(-1, keepdim=True)], 1)
         return input_ids
+
+    def __call__(self, input_ids, attention_mask, past_key_values, **_):
+        scripts, step = past_key_values or (self.scripts(input_ids, attention_mask), 0)
+        return SimpleNamespace(logits=self.logits(scripts, step)[:, None], past_key_values=(scripts, step + 1))
 
     def token_probability(self) -> float:
         return torch.tensor([self.margin, *[0.0] * (len(self.tokenizer) - 1)]).softmax(0)[0].item()

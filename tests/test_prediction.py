@@ -20,7 +20,8 @@ from sft.classification import Classification
 from sft.decoding import Limits
 from sft.inference import Loaded, load_for_prediction, predict_rows
 from sft.ner import Ner
-from sft.prediction import read_file, read_lines, to_output, to_record
+from sft.prediction import to_output, to_record
+from sft.reading import in_original_shape, read_file, read_stream
 from sft.records import InputError, RowError
 
 ROOT = Path(predict.__file__).parent
@@ -35,7 +36,7 @@ FORMS = {
 
 
 def texts_of(rows) -> list[str]:
-    return [row["text"] for row in rows]
+    return [in_original_shape(row, "ner", None, None)["text"] for row in rows]
 
 
 def outcomes(rows) -> list[str]:
@@ -44,17 +45,17 @@ def outcomes(rows) -> list[str]:
 
 
 class TestForms:
-    @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "bom"])
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
     @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["lf", "crlf"])
     @pytest.mark.parametrize("ending", FORMS)
-    def test_every_form_of_a_file_gives_the_same_texts(self, tmp_path, ending, newline, mark):
+    def test_every_form_of_a_file_gives_the_same_texts(self, tmp_path, ending, newline, encoding):
         path = tmp_path / f"rows.{ending}"
-        path.write_text(mark + FORMS[ending], encoding="utf-8", newline=newline)
+        path.write_text(FORMS[ending], encoding=encoding, newline=newline)
         assert texts_of(read_file(path)) == TEXTS
 
     def test_standard_input_is_lines_of_text_or_json(self):
         lines = '\ufeff张伟\n\n{"text": "上海"}\n  \nc\r\n'.encode()
-        assert texts_of(read_lines(io.BytesIO(lines))) == ["张伟", "上海", "c"]
+        assert texts_of(read_stream(io.BytesIO(lines))) == ["张伟", "上海", "c"]
 
     def test_a_table_keeps_its_other_columns(self, tmp_path):
         path = tmp_path / "rows.csv"
@@ -74,36 +75,37 @@ class TestBadInput:
         path = tmp_path / "rows.csv"
         path.write_text("text\n你好,世界\n张伟\n", encoding="utf-8")
         bad, good = outcomes(read_file(path))
-        assert "第 2 行有 2 列，表头有 1 列" in bad
+        assert "第 2 行：有 2 列，表头有 1 列" in bad
         assert good == "张伟"
 
     def test_bad_lines_are_errors_in_their_place(self):
         lines = b'{"text": \n\xb0\xa1\xb0\xa2\n{"text": "\xe5\xbc\xa0"}\n'
-        assert [isinstance(row, RowError) for row in read_lines(io.BytesIO(lines))] == [True, True, False]
+        assert [isinstance(row, RowError) for row in read_stream(io.BytesIO(lines))] == [True, True, False]
 
     @pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
-    def test_a_gbk_file_is_refused_at_once_with_what_to_do(self, tmp_path, ending):
+    def test_bytes_of_another_encoding_say_how_to_name_it(self, tmp_path, ending):
         path = tmp_path / f"rows.{ending}"
-        path.write_text(FORMS[ending].replace("𠮷", "吉"), encoding="gbk")
-        with pytest.raises(InputError, match=r"gb18030.*iconv"):
-            read_file(path)
+        path.write_bytes(FORMS[ending].encode() + b"\n\xb0\xa1\xb0\xa2\n")
+        assert "--encoding gb18030" in outcomes(read_file(path))[-1]
 
     def test_bad_bytes_in_one_row_of_a_table_are_an_error_in_its_place(self, tmp_path, classification):
         path = tmp_path / "rows.csv"
         path.write_bytes("text\n张伟\n上海\n".encode() + b"\xb0\xa1\n" + "菲律宾\n".encode())
         records = [to_record(row, classification) for row in read_file(path)]
         assert [isinstance(record, RowError) for record in records] == [False, False, True, False]
-        assert "UTF-8" in str(records[2])
+        assert "第 4 行：有解不开的字节" in str(records[2])
 
     def test_a_table_without_a_text_column_is_refused_at_once(self, tmp_path):
         path = tmp_path / "rows.csv"
         path.write_text("标题,正确\n一,二\n", encoding="utf-8")
-        with pytest.raises(InputError, match=r"没有文本列.*标题、正确"):
+        with pytest.raises(InputError, match=r"认不出哪一列是文本.*标题、正确.*--text_column"):
             read_file(path)
+        assert next(read_file(path, text_column="标题"))["标题"] == "一"
 
-    def test_a_folder_or_a_missing_file_is_refused_at_once(self, tmp_path):
-        for path in (tmp_path, tmp_path / "none.txt"):
-            with pytest.raises(InputError, match="无法读取"):
+    def test_a_folder_a_missing_or_an_empty_file_is_refused_at_once(self, tmp_path):
+        (tmp_path / "empty.txt").write_text("\n\n")
+        for path in (tmp_path, tmp_path / "none.txt", tmp_path / "empty.txt"):
+            with pytest.raises(InputError, match=f"{path.name}：(没有这个文件|是一个目录|文件是空的)"):
                 read_file(path)
 
     @pytest.mark.parametrize(

@@ -352,7 +352,7 @@ def test_the_strings_table_has_no_word_that_is_not_used():
     assert unused == []
 
 
-def test_prediction_lines_pass_through_unchanged_and_the_page_is_about_them(tmp_path):
+def test_the_page_about_a_prediction_is_made_of_its_output_lines(tmp_path):
     class Loaded:
         task = NER
 
@@ -369,7 +369,10 @@ def test_prediction_lines_pass_through_unchanged_and_the_page_is_about_them(tmp_
     ]
     lines[5] = orjson.dumps({"error": "不是合法的 JSON"})
     path = tmp_path / "new" / "report.html"
-    assert list(report.reporting(iter(lines), path, Loaded, name="test.jsonl", adapter=None)) == lines
+    findings = NER.findings()
+    report.check_place(path)
+    report.add_lines(findings, lines)
+    report.write_prediction_page(path, findings, Loaded, name="test.jsonl", adapter=None)
     text = Page(path).text
     assert "40 条，其中 1 条无法预测" in text
     assert "微调之前的模型" in text

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nervaluate import Evaluator
 
-from sft.scores import label_scores, span_scores
+from sft.scores import best_span_threshold, label_scores, span_scores
 
 LABELS = ("地理实体", "人名", "组织")
 ENTITY = st.builds(
@@ -118,3 +118,19 @@ class TestLabelScores:
         figures = label_scores(["体育", "体育"], ["体育", "军事"])
         assert figures["macro_f1"] == figures["f1_体育"] == pytest.approx(2 / 3)
         assert "f1_军事" not in figures
+
+
+class TestThreshold:
+    @settings(max_examples=60, deadline=None)
+    @given(rows=gold_and_predicted(), scores=st.lists(st.floats(0, 1), min_size=25, max_size=25))
+    def test_no_other_threshold_gives_a_higher_f1(self, rows, scores):
+        gold, predicted = rows
+        scores = iter(scores)
+        predicted = [[entity | {"score": next(scores)} for entity in row] for row in predicted]
+
+        def f1(threshold: float) -> float:
+            kept = [[entity for entity in row if entity["score"] >= threshold] for row in predicted]
+            return span_scores(gold, kept, LABELS)["f1"]
+
+        best = best_span_threshold(gold, predicted)
+        assert all(f1(best) > f1(step / 20) or (f1(best) == f1(step / 20) and best <= step / 20) for step in range(20))

@@ -178,9 +178,8 @@ def log_in(host: str, home: Path) -> None:
 
 
 def test_auto_is_local_for_someone_who_is_not_logged_in(tmp_path: Path) -> None:
-    mode, sentence = resolve_mode("auto", Path("swanlog"))
-    assert mode == "local"
-    assert "swanlab watch swanlog" in sentence
+    assert resolve_mode("auto") == ("local", "")
+    assert "swanlab watch swanlog" in Tracking("local", Path("swanlog")).where
 
 
 @pytest.mark.parametrize("how", ["key", "netrc"])
@@ -192,20 +191,20 @@ def test_auto_is_cloud_for_someone_who_is_logged_in(
         monkeypatch.setenv("SWANLAB_API_KEY", "k" * 21)
     else:
         log_in(refusing_server, tmp_path / "swanlab_home")
-    assert resolve_mode("auto", Path("swanlog"))[0] == "cloud"
+    assert resolve_mode("auto")[0] == "cloud"
 
 
 def test_cloud_without_login_is_local_and_says_how_to_log_in() -> None:
-    mode, sentence = resolve_mode("cloud", Path("swanlog"))
+    mode, reason = resolve_mode("cloud")
     assert mode == "local"
-    assert "swanlab login" in sentence
+    assert "swanlab login" in reason
 
 
 @pytest.mark.parametrize("configured", ["offline", "disabled", "local"])
 def test_auto_respects_what_swanlab_was_told(configured: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SWANLAB_MODE", configured)
     monkeypatch.setenv("SWANLAB_API_KEY", "k" * 21)
-    assert resolve_mode("auto", Path("swanlog"))[0] == configured
+    assert resolve_mode("auto")[0] == configured
 
 
 @pytest.mark.parametrize("network", ["refused", "silent", "no such name"])
@@ -218,10 +217,10 @@ def test_cloud_without_network_is_local_within_the_probes_time(
         monkeypatch.setenv("SWANLAB_API_HOST", f"http://{host}")
         monkeypatch.setenv("SWANLAB_API_KEY", "k" * 21)
         started = time.monotonic()
-        mode, sentence = resolve_mode("cloud", Path("swanlog"))
+        mode, reason = resolve_mode("cloud")
     assert time.monotonic() - started < 3
     assert mode == "local"
-    assert "连不上" in sentence
+    assert "连不上" in reason
     assert capfd.readouterr().out == ""
 
 
@@ -237,9 +236,9 @@ def test_local_without_the_right_dashboard_is_offline(installed: str | None, mon
         return installed
 
     monkeypatch.setattr(metadata, "version", version)
-    mode, sentence = resolve_mode("local", Path("swanlog"))
+    mode, reason = resolve_mode("local")
     assert mode == "offline"
-    assert "swanlab[dashboard]" in sentence
+    assert "swanlab[dashboard]" in reason
 
 
 def test_a_mistyped_mode_or_project_is_told(tmp_path: Path) -> None:
@@ -261,7 +260,7 @@ import sys, pathlib, sft.tracking, sft.curves
 print([m for m in ("torch", "transformers", "swanlab", "matplotlib") if m in sys.modules])
 tracked = sft.tracking.start_tracking(mode="disabled", project="p", experiment=None, log_dir=pathlib.Path("swanlog"),
     config={}, metrics_path=pathlib.Path("m"))
-tracked.log_texts("样例", ["一"], 1); tracked.log_metrics({"f1": 1.0}, 1); tracked.finish("crashed")
+tracked.log_texts("样例", [("对", "一")], 1); tracked.log_metrics({"f1": 1.0}, 1); tracked.finish("crashed")
 print("swanlab" in sys.modules, pathlib.Path("swanlog").exists())
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -281,7 +280,7 @@ def test_the_local_curve_is_what_was_reported(
     assert tracked.mode == "local"
     trainer = train(tmp_path, tracked)
     trainer.log({"eval_f1": np.float32(0.5)})
-    tracked.log_texts("样例预测", ["句子：他在北京。\n预测：北京", "二"], 4)
+    tracked.log_texts("样例预测", [("对", "句子：他在北京。\n预测：北京"), ("错", "二")], 4)
     tracked.finish()
 
     drawn = curves(tmp_path / "swanlog")
@@ -486,7 +485,7 @@ def test_a_tracker_that_raises_changes_nothing_but_one_line_of_the_log(
     tracked = begin("local", tmp_path / "run")
     monkeypatch.setattr(swanlab, "log", raises(ValueError("磁盘满了")))
     trainer = train(tmp_path / "run", tracked)
-    tracked.log_texts("样例", ["一"], 4)
+    tracked.log_texts("样例", [("对", "一")], 4)
     tracked.finish()
 
     assert [record.message for record in caplog.records if "SwanLab 出错" in record.message] == [
@@ -641,8 +640,14 @@ def test_scalars_of_every_library_become_plain_numbers() -> None:
     }
 
 
-def test_messages_are_chinese_and_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_mode_than_was_asked_for_is_told_in_one_chinese_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
-    begin("offline", tmp_path).finish()
-    ours = [record.getMessage() for record in caplog.records if record.name == "sft.tracking"]
-    assert ours == [f"SwanLab：只存盘到 {tmp_path / 'swanlog'}，之后可用 swanlab sync 上传"]
+    for mode, expected in [
+        ("offline", []),
+        ("cloud", ["SwanLab：没有登录（要上云请先运行 swanlab login），改为 local"]),
+    ]:
+        caplog.clear()
+        begin(mode, tmp_path).finish()
+        assert [record.getMessage() for record in caplog.records if record.name == "sft.tracking"] == expected

@@ -51,13 +51,14 @@ def articles(count: int, seed: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """``train_cls.jsonl`` (40 rows), ``test_cls.jsonl`` (12), ``train_ner.jsonl`` and their settings."""
+    """Records of both tasks, for training and testing, and their settings."""
     folder = tmp_path_factory.mktemp("data")
     write_records(folder / "train_cls.jsonl", Classification(LABELS), articles(40, 0))
     write_records(folder / "test_cls.jsonl", Classification(LABELS), articles(12, 1))
     entities = [{"start": 0, "end": 2, "text": "张伟", "label": "人名"}]
     sentences = [{"text": f"张伟到了上海{n}次。", "entities": entities if n % 3 else []} for n in range(16)]
     write_records(folder / "train_ner.jsonl", Ner.with_labels(["人名", "地点"]), sentences)
+    write_records(folder / "test_ner.jsonl", Ner.with_labels(["人名", "地点"]), sentences[:8])
     return folder
 
 
@@ -202,9 +203,18 @@ def test_ner_trains_and_predicts(base, data, tmp_path, capsys):
     output_dir = tmp_path / "ner"
     arguments = ["--model_name_or_path", str(base), "--train_file", str(data / "train_ner.jsonl"), "--max_steps", "1"]
     arguments += ["--output_dir", str(output_dir), "--swanlab_mode", "disabled", "--dtype", "float32"]
+    arguments += ["--validation_ratio", "0.25"]
     assert train_qwen2_ner.main(arguments) == 0
     assert predict.main(["--adapter", str(output_dir), "--text", "张伟到了上海。"]) == 0
     assert '"entities":' in capsys.readouterr().out
+    test_file, output = str(data / "test_ner.jsonl"), str(tmp_path / "predictions.jsonl")
+    assert predict.main(["--adapter", str(output_dir), "--input_file", test_file, "--output_file", output]) == 0
+    predicted = json.loads(capsys.readouterr().out)
+    reported = json.loads((output_dir / "test_results.json").read_text())
+    chosen = json.loads((output_dir / "task.json").read_text())["threshold"]
+    assert chosen == reported["test_threshold"]
+    for name in ("precision", "recall", "f1", "macro_f1", "unparsable"):
+        assert predicted[name] == reported[f"test_{name}"]
 
 
 def test_the_same_flags_give_the_same_adapter(finished, base, data, tmp_path):

@@ -1,0 +1,107 @@
+"""What a person watches while a script works: log lines and progress bars on stderr, no bars where nobody looks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+Item = TypeVar("Item")
+BAR_AFTER_SECONDS = 2  # what is over sooner shows none
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Send log lines from ``level`` on to stderr, as they are; without what libraries tell each other."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+
+
+def log_level(training: TrainingArguments) -> int:
+    """The level that ``--log_level`` asks for; left alone it is INFO for the first process, WARNING for others."""
+    if training.log_level == "passive" and training.should_log:
+        return logging.INFO
+    return training.get_process_log_level()
+
+
+def is_watched() -> bool:
+    """Whether stderr is a terminal and this is the first of several processes."""
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+
+
+def quiet_libraries() -> None:
+    """Where nobody watches, the bars of libraries stay away too; call this before they are imported.
+
+    For a process of one's own only: a notebook's kernel belongs to its user.
+    """
+    if not is_watched():
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def progress(
+    items: Iterable[Item], what: str, unit: str = "条", total: int | None = None, hidden: bool = False
+) -> Iterator[Item]:
+    """Yield ``items`` under a bar that tells how many are done, how many a second, and the time left.
+
+    Args:
+        what: what is being done, as the bar's title.
+        unit: what one item is called.
+        total: how many items there will be, where ``items`` does not know.
+        hidden: show none, whoever watches (``--disable_tqdm``).
+    """
+    from tqdm import tqdm
+
+    return iter(tqdm(items, total=total, **_bar(what, unit, hidden)))
+
+
+class ConversionProgress:
+    """A bar over the lines of each raw file that takes long."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._bar = None
+
+    def __enter__(self) -> ConversionProgress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, path: Path, line: int) -> None:
+        """``line`` lines of ``path`` have been read."""
+        if not is_watched():
+            return
+        from tqdm import tqdm
+
+        if path != self._path:
+            self.__exit__()
+            self._path, self._bar = path, tqdm(**_bar(f"转换 {path.name}", "行", False))
+        if self._bar.total is None and self._bar.format_dict["elapsed"] > BAR_AFTER_SECONDS:
+            self._bar.total = count_lines(path)
+        self._bar.update(line - self._bar.n)
+
+
+def count_lines(path: Path) -> int:
+    """Line ends in a file; about a second for two gigabytes."""
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
+def _bar(what: str, unit: str, hidden: bool) -> dict[str, object]:
+    return {
+        "desc": what,
+        "unit": unit,
+        "file": sys.stderr,
+        "disable": hidden or not is_watched(),
+        "delay": BAR_AFTER_SECONDS,
+        "leave": False,
+        "dynamic_ncols": True,
+    }

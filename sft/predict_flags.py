@@ -1,0 +1,101 @@
+"""The flags of `predict.py`. Standard library only, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, exit 2."""
+        self.exit(2, f"{self.prog}：参数有误：{message}；python {self.prog} --help 列出所有参数\n")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = _Parser(description="用微调好的适配器预测", allow_abbrev=False)
+    parser.add_argument("--adapter", type=Path, help="训练脚本的 --output_dir")
+    parser.add_argument("--base_only", action="store_true", help="不加载适配器，看微调之前的模型")
+    parser.add_argument("--task_file", type=Path, help="没有 --adapter 时的任务设置：data/*.task.json")
+    parser.add_argument("--model_name_or_path", help="基座模型；默认用训练时的那个")
+
+    reading = parser.add_argument_group("输入")
+    source = reading.add_mutually_exclusive_group()
+    source.add_argument("--text", help="一段文本")
+    source.add_argument(
+        "--input_file",
+        type=Path,
+        help="转换脚本认得的任何原始数据、转换后的 jsonl、csv/tsv，或每行一段文本；都不给则读标准输入",
+    )
+    reading.add_argument("--text_column", help="文本所在的列名或字段名（默认自动识别）")
+    reading.add_argument("--label_column", help="金标所在的列名或字段名（默认自动识别；没有金标也可以）")
+    encodings = ("auto", "utf-8", "gb18030", "utf-16")
+    reading.add_argument("--encoding", choices=encodings, default="auto", help="编码（默认自动识别）")
+    reading.add_argument("--max_rows", type=_positive, help="只预测前多少条")
+
+    writing = parser.add_argument_group("输出")
+    writing.add_argument(
+        "--output_file", type=Path, help="结果写到这里（每行一条 JSON，顺序同输入，随跑随写）；默认标准输出"
+    )
+    writing.add_argument("--report", type=Path, help="把成绩、错误和逐条对照另写成一页 HTML")
+    writing.add_argument("--resume", action="store_true", help="接着上次没跑完的写；输入、适配器和设置须与上次相同")
+    writing.add_argument("--overwrite", action="store_true", help="盖掉没跑完的结果，或不是 predict.py 写的文件")
+
+    answers = parser.add_argument_group("答案")
+    answers.add_argument("--options", help="分类：每一条都从这些选项里选，如 体育,军事,经济；默认用数据或训练时的")
+    answers.add_argument(
+        "--threshold",
+        type=_probability,
+        help="概率低于它的标签给 null，低于它的实体不给（实体默认用训练时在验证集上选的；0 表示全给）",
+    )
+    answers.add_argument(
+        "--constrained",
+        type=_boolean,
+        default=True,
+        metavar="{true,false}",
+        help="true（默认）只产生合法的答案；false 让模型随便说，原话在 answer 里，指标里有各种毛病的个数",
+    )
+
+    limits = parser.add_argument_group("长度、速度、内存")
+    limits.add_argument("--batch_size", type=_positive, default=16, help="每批多少条（默认 16）")
+    limits.add_argument("--max_tokens", type=_positive, help="内存里同时最多多少词元；默认不限")
+    limits.add_argument("--max_length", type=_positive, help="一条最多多少词元；默认同训练")
+    limits.add_argument("--max_new_tokens", type=_positive, help="答案最多多少词元；默认按训练数据")
+    limits.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="数值类型；默认同训练")
+    arguments = parser.parse_args(argv)
+    _check_together(parser, arguments)
+    return arguments
+
+
+def _check_together(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.adapter is None and not arguments.base_only:
+        parser.error("请用 --adapter 给出训练脚本的 --output_dir；想看未微调的模型请加 --base_only")
+    if arguments.resume and (arguments.input_file is None or arguments.output_file is None):
+        parser.error("--resume 需要 --input_file 和 --output_file；标准输入无法从中间读起")
+    if arguments.resume and arguments.overwrite:
+        parser.error("--resume 和 --overwrite 只能给一个")
+
+
+def _positive(value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"应是不小于 1 的整数，实际是 {value}")
+    return int(value)
+
+
+def _probability(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"应在 0 与 1 之间，实际是 {value}")
+    return number
+
+
+def _boolean(value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"应是 true 或 false，实际是 {value}")
+    return value.lower() == "true"

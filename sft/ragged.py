@@ -1,0 +1,224 @@
+"""Passes over many rows at once, each with as many new tokens as it has, against keys and values kept from before.
+
+The new tokens of all rows stand in one flat row, so that no matrix is multiplied with padding; attention alone knows
+which row they belong to. Registered with transformers under the name ``ragged``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from sft.attention import NO_MASK
+
+NAME = "ragged"
+QUERY_BLOCK_TOKENS = 512  # of a long row at a time, so that its mask stays small
+
+
+class Feed(NamedTuple):
+    """New tokens of one row: ``token_ids`` go to the places from ``place`` on, in the row's slot of the cache."""
+
+    slot: int
+    place: int
+    token_ids: Sequence[int]
+
+
+class Group(NamedTuple):
+    """Rows with like many new tokens, attended together.
+
+    Attributes:
+        slots: which slots of the cache, a slice where they stand side by side.
+        take: (rows, width) flat positions of the new tokens; a shorter row repeats its last one.
+        places: (rows, width) their places.
+        seen: how many places of the cache any of them sees.
+    """
+
+    slots: slice | torch.Tensor
+    take: torch.Tensor
+    places: torch.Tensor
+    seen: int
+
+
+class RaggedPass(NamedTuple):
+    """One pass: where each flat token is kept, who attends together, and how the result is put in order again."""
+
+    cache: Cache
+    slots: torch.Tensor  # (tokens,)
+    places: torch.Tensor  # (tokens,)
+    groups: list[Group]
+    order: torch.Tensor  # (tokens,) where each flat token stands in the groups, concatenated and flattened
+
+
+class Cache:
+    """Keys and values of ``slots`` rows, up to ``capacity`` tokens each; places written twice keep the last."""
+
+    def __init__(self, slots: int, capacity: int) -> None:
+        self.slots, self.capacity = slots, capacity
+        self.layers: dict[int, torch.Tensor] = {}  # of a layer: (2, slots, heads, capacity, head size)
+
+    def write(self, layer: int, step: RaggedPass, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Keep keys and values of shape (1, heads, tokens, head size); all that is kept of the layer."""
+        if layer not in self.layers:
+            shape = (2, self.slots, key.shape[1], self.capacity, key.shape[3])
+            self.layers[layer] = key.new_zeros(shape)
+        kept = self.layers[layer]
+        kept[0][step.slots, :, step.places] = key[0].transpose(0, 1)
+        kept[1][step.slots, :, step.places] = value[0].transpose(0, 1)
+        return kept
+
+    def share(self, tokens: int) -> None:
+        """Give every slot the first ``tokens`` of slot 0."""
+        for kept in self.layers.values():
+            kept[:, 1:, :, :tokens] = kept[:, :1, :, :tokens]
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for ``capacity`` tokens a slot."""
+        if capacity > self.capacity:
+            for layer, kept in self.layers.items():
+                wider = kept.new_zeros((*kept.shape[:3], capacity, kept.shape[4]))
+                wider[:, :, :, : self.capacity] = kept
+                self.layers[layer] = wider
+            self.capacity = capacity
+
+
+@torch.no_grad()
+def run(model: PreTrainedModel, cache: Cache, feeds: Sequence[Feed]) -> torch.Tensor:
+    """Last hidden states of all new tokens, flat, in the order of ``feeds``: (tokens, hidden size).
+
+    ``model`` is the base model, under `attention`.
+    """
+    cache.reserve(max(feed.place + len(feed.token_ids) for feed in feeds))
+    device = model.device
+    step = _lay_out(cache, feeds, device)
+    input_ids = torch.tensor([[token_id for feed in feeds for token_id in feed.token_ids]], device=device)
+    hidden = model.base_model(
+        input_ids=input_ids,
+        position_ids=step.places[None],
+        attention_mask=NO_MASK.to(device),
+        use_cache=False,
+        ragged=step,
+    ).last_hidden_state
+    return hidden[0]
+
+
+def common_prefix_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, each keeping one of its own; 0 for one alone, which shares nothing."""
+    if len(prompts) < 2:
+        return 0
+    first, last = min(prompts), max(prompts)  # of sorted sequences, these differ earliest
+    shared, most = 0, min(map(len, prompts)) - 1
+    while shared < most and first[shared] == last[shared]:
+        shared += 1
+    return shared
+
+
+@lru_cache(maxsize=64)
+def say_once(logger: logging.Logger, message: str) -> None:
+    """Warn of something that is true of a whole run."""
+    logger.warning(message)
+
+
+@contextmanager
+def attention(model: PreTrainedModel, name: str = NAME) -> Iterator[PreTrainedModel]:
+    """The base model with the attention ``name`` for as long as the block runs, then with its own again."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    before = base.config._attn_implementation
+    base.set_attn_implementation(name)
+    try:
+        yield base
+    finally:
+        base.set_attn_implementation(before)
+
+
+def _lay_out(cache: Cache, feeds: Sequence[Feed], device: torch.device) -> RaggedPass:
+    slots, places, start = [], [], 0
+    by_width: dict[int, list[tuple[int, Feed]]] = defaultdict(list)
+    for feed in feeds:
+        count = len(feed.token_ids)
+        slots += [feed.slot] * count
+        places += range(feed.place, feed.place + count)
+        by_width[(count - 1).bit_length()].append((start, feed))
+        start += count
+    order = torch.empty(start, dtype=torch.long)
+    groups, offset = [], 0
+    for members in by_width.values():
+        width = max(len(feed.token_ids) for _, feed in members)
+        take = torch.empty((len(members), width), dtype=torch.long)
+        for row, (first, feed) in enumerate(members):
+            count = len(feed.token_ids)
+            take[row] = torch.arange(first, first + width).clamp_(max=first + count - 1)
+            order[first : first + count] = torch.arange(offset, offset + count)
+            offset += width
+        at = torch.tensor(places)[take]
+        chosen = _slots([feed.slot for _, feed in members], device)
+        groups.append(Group(chosen, take.to(device), at.to(device), int(at.max()) + 1))
+    return RaggedPass(
+        cache, torch.tensor(slots, device=device), torch.tensor(places, device=device), groups, order.to(device)
+    )
+
+
+def _slots(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:
+    if list(slots) == list(range(slots[0], slots[0] + len(slots))):
+        return slice(slots[0], slots[0] + len(slots))  # a view instead of a copy
+    return torch.tensor(slots, device=device)
+
+
+def ragged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    ragged: RaggedPass | None = None,
+    **_,
+) -> tuple[torch.Tensor, None]:
+    """Attention of each new token to what its row has kept and, causally, to the row's new ones.
+
+    Args:
+        query: (1, heads, tokens, head size); ``key`` and ``value`` with as many or fewer heads.
+
+    Returns:
+        (1, tokens, heads, head size), and no weights.
+    """
+    kept = ragged.cache.write(module.layer_idx, ragged, key, value)
+    parts = []
+    for group in ragged.groups:
+        of_rows = kept[:, group.slots, :, : group.seen]
+        rows, width = group.take.shape
+        states = query[0].transpose(0, 1).index_select(0, group.take.flatten())
+        states = states.unflatten(0, (rows, width)).transpose(1, 2)
+        parts.append(_attend(states, of_rows[0], of_rows[1], group.places, scaling))
+    return torch.cat(parts).index_select(0, ragged.order)[None], None
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """(rows × width, heads, head size): each query sees the keys up to its own place."""
+    blocks = []
+    for start in range(0, query.shape[2], QUERY_BLOCK_TOKENS):
+        at = places[:, start : start + QUERY_BLOCK_TOKENS]
+        mask = torch.arange(key.shape[2], device=key.device) <= at[:, None, :, None]
+        blocks.append(
+            scaled_dot_product_attention(
+                query[:, :, start : start + QUERY_BLOCK_TOKENS], key, value, attn_mask=mask, scale=scaling,
+                enable_gqa=True,
+            )
+        )  # fmt: skip
+    return torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1)
+
+
+AttentionInterface.register(NAME, ragged_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

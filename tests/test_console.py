@@ -1,0 +1,180 @@
+"""The terminal: summaries, bars for someone who watches, quiet for a file, and consoles that speak GBK."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from checkout import REPOSITORY, stranger
+
+from sft import console, summary
+from sft.classification import Classification
+from sft.trainer_arguments import SftTrainingArguments
+from tests.models import save_model, tiny_model
+from tests.test_training import LABELS, articles, write_records
+
+GBK = {"PYTHONIOENCODING": "cp936", "PYTHONUTF8": "0"}  # Windows' name for it
+NOT_IN_GBK = "😀"
+SLOW_LOOP = """
+import time
+from sft.console import progress
+for _ in progress(range(50), "转换"): time.sleep(0.06)
+"""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, tokenizer) -> Path:
+    """A tiny model and records, some with a character that GBK does not have."""
+    folder = tmp_path_factory.mktemp("控制台")
+    save_model(tiny_model("qwen2"), tokenizer, folder / "tiny")
+    records = articles(12, 0)
+    records[0]["text"] += NOT_IN_GBK
+    write_records(folder / "train_cls.jsonl", Classification(LABELS), records)
+    write_records(folder / "test_cls.jsonl", Classification(LABELS), records[:3])
+    return folder
+
+
+def training_command(inputs: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, str(REPOSITORY / "train_qwen2_classification.py"), "--output_dir", str(inputs / "run")),
+        *("--model_name_or_path", str(inputs / "tiny"), "--train_file", str(inputs / "train_cls.jsonl")),
+        *("--dtype", "float32", "--max_steps", "2", "--logging_steps", "1", "--overwrite_output_dir", *more),
+    ]
+
+
+def environment(inputs: Path, **more: str) -> dict[str, str]:
+    return stranger(inputs / "home") | {"PYTHONPATH": str(REPOSITORY)} | more
+
+
+def on_a_terminal(command: list[str], **keywords) -> bytes:
+    """What a command writes to a terminal, stdout and stderr together."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, **keywords)
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            written += os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+    os.close(ours)
+    assert process.wait(60) == 0, written[-3000:].decode("utf-8", "replace")
+    return written
+
+
+# ---- a training run ----
+
+
+def test_a_run_on_a_gbk_console_speaks_gbk_and_its_results_are_utf8(inputs):
+    """With SwanLab, whose messages have emoji; nobody watches, so there are no bars."""
+    done = subprocess.run(
+        training_command(inputs, "--swanlab_mode", "local", "--validation_ratio", "0.2"),
+        cwd=inputs,
+        env=environment(inputs, **GBK),
+        capture_output=True,
+        timeout=300,
+    )
+    told = done.stderr.decode("gbk")
+    assert done.returncode == 0, told[-2000:]
+    assert any(name.startswith("test_f1_") and name[8:] in LABELS for name in json.loads(done.stdout.decode("utf-8")))
+    assert "Traceback" not in told
+    assert "\r" not in told
+    assert "it/s" not in told
+    before, after = told.index("将要训练"), told.index("训练完成")
+    for word in ("任务", "模型", "数据", "计划", "数值", "输出", "swanlab watch"):
+        assert word in told[before:after], word
+    for word in ("用时", "验证", "测试", "产物", "report.html", f"python predict.py --adapter {inputs / 'run'}"):
+        assert word in told[after:], word
+
+
+def test_log_level_error_leaves_only_results(inputs):
+    command = training_command(inputs, "--dry_run", "--log_level", "error")
+    done = subprocess.run(command, cwd=inputs, env=environment(inputs), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert "步数" in done.stdout
+    assert done.stderr == ""
+
+
+def test_someone_who_watches_sees_training_move(inputs):
+    command = training_command(inputs, "--swanlab_mode", "disabled", "--eval_strategy", "no", "--test_file", "none")
+    written = on_a_terminal(command, cwd=inputs, env=environment(inputs)).decode()
+    assert "Traceback" not in written
+    assert "训练: 100%" in written
+    assert "条/s" in written
+    assert "[2/2] loss" in written, "reports stand above the bar"
+
+
+@pytest.mark.parametrize(("level", "expected"), [("passive", logging.INFO), ("error", 40), ("debug", 10)])
+def test_log_level_is_transformers_own_flag(level, expected, tmp_path):
+    assert console.log_level(SftTrainingArguments(output_dir=str(tmp_path), log_level=level)) == expected
+
+
+# ---- bars ----
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk"])
+def test_a_bar_tells_rate_and_time_left_after_two_seconds(inputs, encoding):
+    variables = environment(inputs, **(GBK if encoding == "gbk" else {}))
+    written = on_a_terminal([sys.executable, "-c", SLOW_LOOP], env=variables).decode(encoding)
+    assert "转换:" in written
+    assert "条/s" in written
+    assert "<00:0" in written, "time left"
+    assert "  0%" not in written, "what is quick shows no bar"
+
+
+def test_no_bar_goes_into_a_file(inputs):
+    command = [sys.executable, "-c", SLOW_LOOP.replace("0.06", "0.001")]
+    done = subprocess.run(command, env=environment(inputs), capture_output=True, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+def test_conversion_shows_how_far_it_is(inputs, tmp_path):
+    """With the whole file's length known, although it is read as a stream."""
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text("一行\n" * 90, encoding="utf-8")
+    code = f"""
+import time
+from pathlib import Path
+from sft.console import ConversionProgress
+with ConversionProgress() as progress:
+    for line in range(1, 91):
+        time.sleep(0.04)
+        progress(Path({str(raw)!r}), line)
+"""
+    written = on_a_terminal([sys.executable, "-c", code], env=environment(inputs)).decode()
+    assert "/90 [" in written
+    assert "行/s" in written
+    assert console.count_lines(raw) == 90
+
+
+# ---- summaries ----
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(7, "7 个"), (9999, "9999 个"), (10_000, "1 万"), (456_000, "45.6 万"), (1.54e9, "15.4 亿")]
+)
+def test_counts_are_told_in_chinese_units(number, shown):
+    assert summary.count(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.4, "0 秒"), (59.6, "1 分 0 秒"), (192, "3 分 12 秒"), (3725, "1 小时 2 分")]
+)
+def test_durations_are_told_in_chinese(seconds, shown):
+    assert summary.duration(seconds) == shown
+
+
+def test_many_labels_are_counted_not_listed():
+    assert summary.shown_labels([str(n) for n in range(20)]).endswith("等 20 种")
+    assert summary.shown_labels(("体育", "军事")) == "体育、军事"
+    assert summary.shown_labels(()) == "每行自带选项"

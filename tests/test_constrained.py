@@ -1,0 +1,223 @@
+"""Constrained decoding: what plain constrained greedy decoding gives, token by token, in fewer passes."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
+
+import pytest
+import torch
+from models import CONFIGS, WHOLE, tiny_model, with_random_lora
+from tokenizers_of_all_kinds import KINDS
+
+from sft import constrained
+from sft.attention import use_tree_attention
+from sft.automaton import Automaton, answer_format
+from sft.constrained import Bounds, decode
+from sft.decoding import Limits, predict
+from sft.encoding import encode_prompts
+from sft.model import load_base, load_tokenizer
+from sft.ner import Ner
+from sft.vocabulary import vocabulary_of
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "qwen" / "demo"
+LABELS = ("人名", "人", "地理实体")
+WORDS = ("张伟", "上海", "菲律宾", "到了", "，", "。", "a ", '"', "\\", "\n", "𠮷", "12", "南京大学")
+
+
+def some_texts(count: int, seed: int = 0, words: int = 8) -> list[str]:
+    generator = random.Random(seed)
+    return ["".join(generator.choices(WORDS, k=generator.randint(1, words))) for _ in range(count)]
+
+
+def sample_texts(count: int) -> list[str]:
+    with (ROOT / "data" / "sample" / "ner_test.jsonl").open(encoding="utf-8") as rows:
+        return [json.loads(next(rows))["text"] for _ in range(count)]
+
+
+def prompts_of(texts: list[str], tokenizer) -> list[list[int]]:
+    task = Ner.with_labels(LABELS)
+    return encode_prompts([{"text": text} for text in texts], task, tokenizer)
+
+
+@torch.no_grad()
+def plain_greedy(model, vocabulary, text: str, prompt: list[int], answer_tokens: int) -> tuple[str, list, list]:
+    """One token at a time, every logit of the whole sequence anew: the definition.
+
+    Besides the answer, for each entity the log-probability of all tokens up to the one that ends its label, and what
+    of it is due to how that token goes on after the label's closing quote.
+    """
+    automaton = Automaton(text, answer_format(LABELS), vocabulary)
+    state, answer, log_probability, upto, going_on = automaton.begin, [], 0.0, [], []
+    while True:
+        allowed = automaton.allowed(state, len(answer) < answer_tokens)
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, -1]
+        ids = sorted(allowed)
+        token_id = ids[logits[ids].argmax().item()]
+        if token_id == vocabulary.end:
+            return vocabulary.join(answer)[len(vocabulary.lead) :].decode(), upto, going_on
+        scores = dict(zip(ids, logits[ids].log_softmax(-1).tolist(), strict=True))
+        log_probability += scores[token_id]
+        answer.append(token_id)
+        if allowed[token_id].entities > state.entities:
+            label_end = vocabulary.spelling[token_id].split(b'"')[0] + b'"'
+            ends = [scores[other] for other in scores if vocabulary.spelling.get(other, b"").startswith(label_end)]
+            upto.append(log_probability)
+            going_on.append(scores[token_id] - math.log(sum(map(math.exp, ends))))
+        state = allowed[token_id]
+
+
+def check_against_plain(model, tokenizer, texts: list[str], bounds: Bounds) -> int:
+    """The number of entities compared."""
+    vocabulary = vocabulary_of(tokenizer)
+    prompts = prompts_of(texts, tokenizer)
+    answers = decode(model, vocabulary, LABELS, texts, prompts, bounds)
+    for text, prompt, answer in zip(texts, prompts, answers, strict=True):
+        expected, *_ = plain_greedy(model, vocabulary, text, prompt, bounds.answer_tokens)
+        assert answer.text == expected
+    return sum(len(answer.scores) for answer in answers)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """A model that writes the template as it is usually spelt, and names many entities."""
+    return load_base(DEMO, torch.float32).eval(), load_tokenizer(DEMO)
+
+
+class TestSameAsPlainGreedy:
+    def test_answers_of_a_trained_model_are_plain_greedy_in_few_passes(self, demo):
+        model, tokenizer = demo
+        vocabulary, texts = vocabulary_of(tokenizer), sample_texts(3)
+        passes, tokens = [], 0
+        hook = model.model.register_forward_hook(lambda *_: passes.append(1))
+        for text, prompt in zip(texts, prompts_of(texts, tokenizer), strict=True):
+            (answer,) = decode(model, vocabulary, LABELS, [text], [prompt], Bounds(1, 80))
+            tokens += len(vocabulary.encode([answer.text])[0]) + 1
+        hook.remove()
+        assert len(passes) < 0.65 * tokens  # untrained for the task, it is hard to guess
+        assert check_against_plain(model, tokenizer, texts, Bounds(3, 80)) > 3
+
+    @pytest.mark.parametrize("architecture", CONFIGS)
+    def test_answers_are_those_of_plain_constrained_greedy_decoding(self, tokenizer, architecture):
+        model = tiny_model(architecture)
+        assert check_against_plain(model, tokenizer, some_texts(6), Bounds(4, 40)) > 0
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_answers_are_plain_greedy_whatever_the_tokenizer(self, kind):
+        assert check_against_plain(tiny_model("qwen2", seed=3), KINDS[kind](), some_texts(5), Bounds(3, 40)) > 0
+
+    @pytest.mark.parametrize("bounds", [Bounds(1, 30), Bounds(3, 30), Bounds(16, 30), Bounds(16, 30, 400)])
+    def test_answers_do_not_depend_on_how_many_rows_run_together(self, tokenizer, bounds):
+        model = with_random_lora(tiny_model("qwen2", seed=5))
+        texts, vocabulary = some_texts(9, seed=1), vocabulary_of(tokenizer)
+        prompts = prompts_of(texts, tokenizer)
+        alone = [
+            decode(model, vocabulary, LABELS, [text], [prompt], Bounds(1, 30))[0]
+            for text, prompt in zip(texts, prompts, strict=True)
+        ]
+        together = decode(model, vocabulary, LABELS, texts, prompts, bounds)
+        assert [answer.text for answer in together] == [answer.text for answer in alone]
+        for got, expected in zip(together, alone, strict=True):
+            assert got.scores == pytest.approx(expected.scores, rel=1e-4)
+
+    def test_a_wrong_draft_changes_nothing(self, tokenizer, monkeypatch):
+        model, texts = tiny_model("llama", seed=2), some_texts(6, seed=2)
+        vocabulary = vocabulary_of(tokenizer)
+        prompts = prompts_of(texts, tokenizer)
+        expected = decode(model, vocabulary, LABELS, texts, prompts, Bounds(4, 40))
+        generator = random.Random(0)
+
+        class Wild(constrained.Drafter):
+            def guess(self, state, copies, copied):
+                return generator.randrange(480) if generator.random() < 0.5 else super().guess(state, copies, copied)
+
+        monkeypatch.setattr(constrained, "Drafter", Wild)
+        wild = decode(model, vocabulary, LABELS, texts, prompts, Bounds(4, 40))
+        assert [answer.text for answer in wild] == [answer.text for answer in expected]
+
+    @pytest.mark.slow
+    def test_a_thousand_sentences_agree_with_plain_greedy(self, tokenizer):
+        entities = 0
+        for seed in range(20):
+            model = tiny_model(WHOLE[seed % len(WHOLE)], seed=seed)
+            entities += check_against_plain(model, tokenizer, some_texts(50, seed, words=10), Bounds(16, 60))
+        assert entities > 1000
+
+
+class TestScores:
+    def test_scores_multiply_up_to_the_probability_of_the_answer_so_far(self, demo):
+        """But for what the last token of a label says of what follows it: that counts with the next entity."""
+        model, tokenizer = demo
+        vocabulary, texts = vocabulary_of(tokenizer), sample_texts(2)
+        prompts = prompts_of(texts, tokenizer)
+        compared = 0
+        answers = decode(model, vocabulary, LABELS, texts, prompts, Bounds(4, 60))
+        for text, prompt, answer in zip(texts, prompts, answers, strict=True):
+            _, upto, going_on = plain_greedy(model, vocabulary, text, prompt, 60)
+            products = list(accumulate(answer.scores, mul))
+            expected = [math.exp(total - after) for total, after in zip(upto, going_on, strict=True)]
+            assert products == pytest.approx(expected, rel=1e-4)
+            assert all(0 < score <= 1 for score in answer.scores)
+            compared += len(expected)
+        assert compared > 2
+
+    def test_the_score_of_a_lone_allowed_answer_is_one(self, tokenizer, monkeypatch):
+        """A source of one character and one label: the only choice is whether there is an entity."""
+        vocabulary, model = vocabulary_of(tokenizer), tiny_model("qwen2", torch.float64, seed=1)
+        (prompt,) = prompts_of(["a"], tokenizer)
+        automaton = Automaton("a", answer_format(("b",)), vocabulary)
+        allowed = automaton.allowed(automaton.begin)
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        (answer,) = decode(model, vocabulary, ("b",), ["a"], [prompt], Bounds(1, 60))
+        if answer.scores:  # spellings of the template differ, so at most the probability of beginning one
+            opening = [token_id for token_id, state in allowed.items() if vocabulary.spelling[token_id][:1] == b"{"]
+            ids = sorted(allowed)
+            most = logits[ids].softmax(-1)[[ids.index(token_id) for token_id in opening]].sum().item()
+            assert answer.scores[0] <= most + 1e-9
+
+
+class TestPredict:
+    def test_a_text_that_goes_on_after_the_last_token_ends_with_a_whole_entity(self, tokenizer):
+        model, vocabulary = tiny_model("qwen2", seed=3), vocabulary_of(tokenizer)
+        text = "张伟到上海，" * 12
+        (prompt,) = prompts_of([text], tokenizer)
+        lengths = []
+        for answer_tokens in (1, 20, 80):
+            (answer,) = decode(model, vocabulary, LABELS, [text], [prompt], Bounds(1, answer_tokens))
+            parsed = Ner(labels=LABELS, system_prompt="").parse(answer.text, {"text": text})
+            assert not parsed["unparsable"]
+            lengths.append(len(parsed["entities"]))
+        assert lengths[0] <= 1 and lengths == sorted(lengths)
+
+    @pytest.mark.parametrize("implementation", ["sdpa", "eager", "prefix_tree"])
+    def test_the_model_keeps_its_attention_and_its_mode(self, tokenizer, implementation):
+        model = tiny_model("qwen2", seed=6)
+        expected = list(run(model, tokenizer))
+        if implementation == "prefix_tree":
+            use_tree_attention(model)
+        else:
+            model.set_attn_implementation(implementation)
+        model = with_random_lora(model)
+        model.base_model.model.gradient_checkpointing_enable()
+        model.train()
+        with model.disable_adapter():
+            assert list(run(model, tokenizer)) == expected
+        assert model.training
+        assert model.config._attn_implementation == implementation
+
+    def test_raw_answers_are_had_by_asking_for_them(self, tokenizer):
+        model = tiny_model("qwen2", seed=6)
+        assert not any(result["unparsable"] for result in run(model, tokenizer))
+        assert any(result["unparsable"] for result in run(model, tokenizer, constrained=False))
+
+
+def run(model, tokenizer, constrained: bool = True):
+    task = Ner(labels=LABELS, system_prompt="请提取实体。")
+    records = [{"text": text} for text in some_texts(5, seed=8)]
+    for result in predict(model, tokenizer, task, records, Limits(400, 40, 3, constrained=constrained)):
+        yield {name: result[name] for name in ("answer", "unparsable", "problems")}
