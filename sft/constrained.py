@@ -82,6 +82,7 @@ class Bounds(NamedTuple):
     max_tokens: int | None = None
 
 
+@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
@@ -266,7 +267,6 @@ def _finishing_score(decision: Decision, vocabulary: Vocabulary) -> float:
     return decision.log_probabilities[same].logsumexp(0).item()
 
 
-@torch.no_grad()
 def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequence[Row], bounds: Bounds) -> None:
     """Plain constrained greedy decoding in padded batches: for models whose attention cannot be ragged."""
     for start in range(0, len(rows), bounds.rows):
