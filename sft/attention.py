@@ -1,4 +1,4 @@
-"""Attention over a prefix tree, registered with transformers under the name ``prefix_tree``.
+"""Attention over a prefix tree, registered with transformers: by padded groups everywhere, of variable length on GPUs.
 
 The model computes everything else as ever on one flat row of tokens; only attention knows that the row is a tree.
 Without a tree (generation, scoring) it is transformers' own SDPA attention.
@@ -6,36 +6,80 @@ Without a tree (generation, scoring) it is transformers' own SDPA attention.
 
 from __future__ import annotations
 
+import logging
+
 import torch
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sft.head import ARCHITECTURES
-from sft.tree import PrefixTree
+from sft.tree import PrefixTree, Segments, build_tree
 
-NAME = "prefix_tree"
+logger = logging.getLogger(__name__)
+
+NAME, VARLEN_NAME = "prefix_tree", "prefix_tree_varlen"  # the names under which transformers finds the two
 # A mask with four dimensions is passed on as it is, so none is built; the attention below does not read it.
 NO_MASK = torch.zeros((1, 1, 1, 1), dtype=torch.bool)
+CAUSAL = (-1, 0)  # a window for varlen attention: everything before, nothing after
 
 
-def use_tree_attention(model: PreTrainedModel) -> None:
-    """Register the attention and switch ``model`` to it."""
-    AttentionInterface.register(NAME, tree_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+def use_tree_attention(model: PreTrainedModel, device: torch.device | None = None) -> None:
+    """Register the attention and switch ``model`` to it: to the one of variable length where ``device`` can do it."""
+    for name, attention in ((NAME, tree_attention), (VARLEN_NAME, varlen_attention)):
+        AttentionInterface.register(name, attention)
+        AttentionMaskInterface.register(name, sdpa_mask)
+    varlen = device is not None and device.type == "cuda" and varlen_works(model, device)
+    model.set_attn_implementation(VARLEN_NAME if varlen else NAME)
+    if device is not None and device.type == "cuda":
+        logger.info("前缀树注意力：%s", "变长 FlashAttention" if varlen else "SDPA（这张卡或这个模型用不了变长的）")
 
 
-def can_express(model: PreTrainedModel, length_tokens: int) -> bool:
-    """Whether a tree says all there is to say about the model's attention, and the model takes one."""
-    return model.config.model_type in ARCHITECTURES and sees_everything(model, length_tokens)
+@torch.enable_grad()
+def varlen_works(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether variable-length attention gives on ``device`` what SDPA gives, forward and backward, on a small tree.
+
+    Tried, not looked up: it depends on the card, the numbers, the head size, and on what torch was built with.
+    """
+    config = model.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    tree = PrefixTree(*_to_device(tuple(build_tree(5, [range(5, 6), range(6, 15), range(15, 22)])), device))
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn((1, count, 22, size), generator=generator) for count in (heads, kv_heads, kv_heads)]
+    results = []
+    for attention in (tree_attention, varlen_attention):
+        inputs = [state.to(device, model.dtype).requires_grad_() for state in states]
+        try:
+            attended, _ = attention(None, *inputs, None, scaling=size**-0.5, tree=tree)
+            results.append([attended, *torch.autograd.grad(attended.square().sum(), inputs)])
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            logger.debug("变长注意力：%s", error)
+            return False
+    return all(torch.allclose(ours, theirs, rtol=0.05, atol=0.05) for theirs, ours in zip(*results, strict=True))
+
+
+def _to_device(value: object, device: torch.device) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return type(value)(_to_device(item, device) for item in value) if isinstance(value, tuple | list) else value
+
+
+def can_express(config: PreTrainedConfig, length_tokens: int) -> bool:
+    """Whether a tree says all there is to say about a model's attention, and the model takes one."""
+    return config.model_type in ARCHITECTURES and _sees_everything(config, length_tokens)
 
 
 def sees_everything(model: PreTrainedModel, length_tokens: int) -> bool:
     """Whether every layer attends to all of ``length_tokens``; a window that no row exceeds is full attention."""
-    kinds = set(getattr(model.config, "layer_types", None) or ())
-    window = getattr(model.config, "sliding_window", None)
+    return _sees_everything(model.config, length_tokens)
+
+
+def _sees_everything(config: PreTrainedConfig, length_tokens: int) -> bool:
+    kinds = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None)
     if not kinds and window is not None:  # Mistral names no kinds
         kinds = {"sliding_attention"}
     return kinds <= {"full_attention"} or (
@@ -44,7 +88,7 @@ def sees_everything(model: PreTrainedModel, length_tokens: int) -> bool:
 
 
 def tree_attention(
-    module: torch.nn.Module,
+    module: torch.nn.Module | None,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -54,7 +98,7 @@ def tree_attention(
     tree: PrefixTree | None = None,
     **keywords,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of each token to the prefix and to its own branch.
+    """Attention of each token to the prefix and to its own branch: branches of like length padded to one width.
 
     Args:
         query: (1, heads, tokens, head size); ``key`` and ``value`` with as many or fewer heads.
@@ -69,8 +113,12 @@ def tree_attention(
         )
     repeats = query.shape[1] // key.shape[1]
     settings = {"dropout_p": dropout, "scale": scaling}
+    if query.device.type == "cpu":  # up to twice as fast; on a GPU no fused kernel takes grouped heads and a mask
+        settings["enable_gqa"] = repeats > 1
+    elif repeats > 1:
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     shared = tree.prefix_tokens
-    prefix_key, prefix_value = repeat_kv(key[:, :, :shared], repeats), repeat_kv(value[:, :, :shared], repeats)
+    prefix_key, prefix_value = key[:, :, :shared], value[:, :, :shared]
     parts = []
     if shared:
         attended = scaled_dot_product_attention(
@@ -79,17 +127,49 @@ def tree_attention(
         parts.append(attended.transpose(1, 2).flatten(0, 1))
     for group in tree.groups:
         rows, width = group.shape
-        branch_query = _take(query, group)
-        branch_key, branch_value = repeat_kv(_take(key, group), repeats), repeat_kv(_take(value, group), repeats)
         attended = scaled_dot_product_attention(
-            branch_query,
-            torch.cat((prefix_key.expand(rows, -1, -1, -1), branch_key), dim=2),
-            torch.cat((prefix_value.expand(rows, -1, -1, -1), branch_value), dim=2),
+            _take(query, group),
+            torch.cat((prefix_key.expand(rows, -1, -1, -1), _take(key, group)), dim=2),
+            torch.cat((prefix_value.expand(rows, -1, -1, -1), _take(value, group)), dim=2),
             attn_mask=_branch_mask(width, shared, query.device),
             **settings,
         )
         parts.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts).index_select(0, tree.order)[None], None
+
+
+def varlen_attention(
+    module: torch.nn.Module | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    tree: PrefixTree | None = None,
+    **keywords,
+) -> tuple[torch.Tensor, None]:
+    """The same in one call of variable-length attention: the prefix is a sequence, and so is each branch behind it.
+
+    Dropout of attention weights, which no supported model has, takes the other way.
+    """
+    if tree is None or dropout:
+        return tree_attention(module, query, key, value, attention_mask, dropout, scaling, tree, **keywords)
+    segments = Segments(*tree.segments)
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    attended = varlen_attn(
+        query.contiguous(),
+        key.index_select(0, segments.keys),
+        value.index_select(0, segments.keys),
+        segments.query_offsets,
+        segments.key_offsets,
+        segments.longest_queries,
+        segments.longest_keys,
+        scale=scaling,
+        window_size=CAUSAL,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return attended[None], None
 
 
 def _take(states: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

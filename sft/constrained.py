@@ -99,7 +99,7 @@ def decode(
         for automaton, tokens, prompt in zip(automata, copies, prompts, strict=True)
     ]
     longest = max(map(len, prompts)) + bounds.answer_tokens + OVERRUN_TOKENS
-    if can_express(model, longest):
+    if can_express(model.config, longest):
         with attention(model) as base:
             _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), rows, longest, bounds)
     else:

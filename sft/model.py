@@ -9,9 +9,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -79,6 +81,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The base model's configuration, read before its weights.
+
+    Raises:
+        InputError: the folder holds no model that transformers knows.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}：读不出模型（{_one_line(error)}）；请重新下载模型") from error
 
 
 def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

@@ -80,7 +80,7 @@ def score(
         max_tokens: in one pass at most, as far as a prompt allows; a row with very many options takes several.
     """
     longest = max(len(ids) + max(map(len, branches)) - 1 for ids, branches in zip(prompts, branches_of, strict=True))
-    if not can_express(model, longest):
+    if not can_express(model.config, longest):
         say_once(logger, "这种模型的注意力无法用前缀树表达：每个选项单独计算，结果相同，只是慢")
         return [_score_padded(model, ids, branches) for ids, branches in zip(prompts, branches_of, strict=True)]
     scores: list[list[torch.Tensor]] = [[] for _ in prompts]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, PreTrainedModel, set_seed
+from transformers import EarlyStoppingCallback, PreTrainedConfig, set_seed
 
 import sft
 from sft import checkpoints, preview, summary
@@ -17,10 +17,11 @@ from sft.arguments import Arguments
 from sft.attention import can_express, use_tree_attention
 from sft.curves import draw_loss_curve
 from sft.decoding import Limits
+from sft.encoded_cache import encode_rows_cached
 from sft.encoding import EncodedRow, Task, encode_rows
 from sft.hub import resolve_model
 from sft.memory import peak_memory_bytes
-from sft.model import add_lora, load_base, load_tokenizer, model_hash, resolve_dtype
+from sft.model import add_lora, load_base, load_config, load_tokenizer, model_hash, resolve_dtype
 from sft.model_card import write_model_card
 from sft.records import (
     FORMAT_VERSION,
@@ -75,19 +76,21 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     train, validation, test = read_splits(task, arguments)
     base_folder = resolve_model(model_arguments.model_name_or_path, Path("qwen"))
     tokenizer = load_tokenizer(base_folder)
-    rows, lengths = encode_rows(train, task, tokenizer, data.max_length)
+    cache = Path(data.train_file).parent / ".cache"
+    rows, lengths = encode_rows_cached(train, task, tokenizer, data.max_length, cache)
     require_supervision(rows, data.train_file)
     if data.preview:
         preview.show_rows(rows[: data.preview], tokenizer)
         return None
     dtype = resolve_dtype(model_arguments.dtype, training.device)
     logger.info("%s", preview.describe_lengths(lengths, data.max_length))
+    as_tree = choose_batching(load_config(base_folder), data.batching, max(len(row) for row in rows))
     if data.dry_run:
-        preview.show_plan(rows, base_folder, dtype, arguments)
+        preview.show_plan(rows, base_folder, dtype, as_tree, arguments)
         return None
 
     shape = preview.shape_of(base_folder)
-    max_tokens = data.max_tokens_per_micro_batch or preview.fitting_tokens(shape, dtype, training)
+    max_tokens = data.max_tokens_per_micro_batch or preview.fitting_tokens(shape, dtype, arguments)
     run = describe_run(arguments, base_folder, str(dtype)) | {checkpoints.MICRO_BATCH: max_tokens}
     checkpoint = prepare_output(output_dir, run, arguments)
     task_json = {
@@ -103,7 +106,8 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
 
     set_seed(training.seed)  # the adapter's first weights
     base = load_base(base_folder, dtype)
-    as_tree = choose_batching(base, data.batching, max(len(row) for row in rows))
+    if as_tree:
+        use_tree_attention(base, training.device)
     model = add_lora(base, lora_arguments)
     settle_training_arguments(validation, dtype, arguments)
     stop_on_signal = StopOnSignal()
@@ -184,7 +188,7 @@ def train_and_test(
     data, training = arguments.data, arguments.training
     output_dir = Path(training.output_dir)
     results = dict(trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics)
-    results |= {"executed_tokens": trainer.executed_tokens, "logical_tokens": trainer.logical_tokens}
+    results |= dict(zip(("executed_tokens", "logical_tokens"), trainer.token_counts(), strict=True))
     results |= {"peak_memory_bytes": peak_memory_bytes(training.device)}
     if stop_on_signal.received is not None:
         raise Interrupted(stop_on_signal.received)
@@ -221,21 +225,20 @@ def train_and_test(
     return results
 
 
-def choose_batching(base: PreTrainedModel, batching: str, longest_tokens: int) -> bool:
-    """Whether to lay batches out as prefix trees; the model is switched to the attention that knows them.
+def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int) -> bool:
+    """Whether to lay batches out as prefix trees.
 
     Raises:
         InputError: ``--batching prefix_tree`` with a model whose attention a tree cannot express.
     """
     if batching == "padded":
         return False
-    if not can_express(base, longest_tokens):
-        reason = f"{base.config.model_type} 的注意力不能用前缀树表示"
+    if not can_express(config, longest_tokens):
+        reason = f"{config.model_type} 的注意力不能用前缀树表示"
         if batching == "prefix_tree":
             raise InputError(f"--batching prefix_tree：{reason}；请用 auto 或 padded")
         logger.info("%s，按补齐的方式训练", reason)
         return False
-    use_tree_attention(base)
     return True
 
 

@@ -8,6 +8,7 @@ Training, arXiv 2511.00413). Nothing here knows about models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,24 @@ GROUP_WASTE = 1.25
 GROUP_SLACK_TOKENS = 8
 
 
+class Segments(NamedTuple):
+    """The same tree as sequences one after the other, for attention of variable length: the prefix, then each branch.
+
+    The queries of a branch are its own tokens, its keys the prefix and itself; causal from the lower right corner.
+
+    Attributes:
+        keys: flat positions of all keys, (keys,).
+        query_offsets, key_offsets: (sequences + 1,), int32: where each sequence begins among queries and keys.
+        longest_queries, longest_keys: of any sequence.
+    """
+
+    keys: torch.Tensor
+    query_offsets: torch.Tensor
+    key_offsets: torch.Tensor
+    longest_queries: int
+    longest_keys: int
+
+
 class PrefixTree(NamedTuple):
     """Who attends to whom, for tokens laid out flat: the prefix, then the branches one after the other.
 
@@ -27,11 +46,13 @@ class PrefixTree(NamedTuple):
         groups: one tensor of shape (branches, width) a group: flat positions of each branch's tokens; a shorter
             branch repeats its last position. A branch sees the prefix and, causally, itself.
         order: (tokens,): where each flat token stands in prefix + groups, concatenated and flattened.
+        segments: the fields of a `Segments`, plain like these.
     """
 
     prefix_tokens: int
     groups: list[torch.Tensor]
     order: torch.Tensor
+    segments: tuple = ()
 
 
 def common_prefix_tokens(rows: Sequence[EncodedRow]) -> int:
@@ -103,7 +124,24 @@ def build_tree(prefix_tokens: int, branches: Sequence[range]) -> PrefixTree:
             order[branch.start : branch.stop] = place + row * width + torch.arange(len(branch))
         groups.append(group)
         place += group.numel()
-    return PrefixTree(prefix_tokens, groups, order)
+    return PrefixTree(prefix_tokens, groups, order, tuple(_segments(prefix_tokens, branches)))
+
+
+def _segments(prefix_tokens: int, branches: Sequence[range]) -> Segments:
+    prefix = torch.arange(prefix_tokens)
+    sequences = [range(prefix_tokens), *branches] if prefix_tokens else branches
+    sequences = [sequence for sequence in sequences if len(sequence)]
+    queries = [len(sequence) for sequence in sequences]
+    keys = [sequence.stop if sequence.start == 0 else prefix_tokens + len(sequence) for sequence in sequences]
+    positions = []
+    for sequence in sequences:
+        positions += [] if sequence.start == 0 else [prefix]
+        positions.append(torch.arange(sequence.start, sequence.stop))
+    return Segments(torch.cat(positions), _offsets(queries), _offsets(keys), max(queries), max(keys))
+
+
+def _offsets(lengths: Sequence[int]) -> torch.Tensor:
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 def _group_by_length(branches: Sequence[range]) -> list[list[range]]:

@@ -1,0 +1,50 @@
+"""The memory that training is estimated to need, by tokens a micro-batch: the table in docs/guide.md.
+
+python -m benchmarks.memory_table qwen/Qwen2.5-1.5B-Instruct
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sft.preview import estimate_memory_bytes, tokens_that_fit
+
+MICRO_BATCH_TOKENS = (1024, 2048, 4096, 8192, 16384)
+CARDS_GB = (6, 8, 12, 16, 24, 48, 80)
+CARD_ITSELF_GB = 1  # CUDA, the adapter, its gradients and Adam's moments
+SUPERVISED_SHARE = 4  # one token in so many is supervised, as `sft.preview.fitting_tokens` assumes
+
+
+def main() -> None:
+    """Print two Markdown tables; the folder needs config.json only."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    folder = parser.parse_args().model
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    shape = (config.num_hidden_layers, config.hidden_size, config.intermediate_size, config.vocab_size)
+    print(f"{folder.name}：{parameters:,} 个参数，16 位权重 {2 * parameters / 1e9:.1f} GB\n")
+    print("| 一次前向的词元 | 默认 | `--gradient_checkpointing` |\n|---|---|---|")
+    for tokens in MICRO_BATCH_TOKENS:
+        plain, recomputed = (
+            estimate_memory_bytes(parameters, *shape, 2, tokens, tokens // SUPERVISED_SHARE, recompute, False) / 1e9
+            for recompute in (False, True)
+        )
+        print(f"| {tokens:,} | {plain:.1f} GB | {recomputed:.1f} GB |")
+    print("\n| 显存 | 自动定的一次前向的词元 | 打开 `--gradient_checkpointing true` |\n|---|---|---|")
+    for card in CARDS_GB:
+        free_bytes = int((card - CARD_ITSELF_GB) * 1e9)
+        plain, recomputed = (
+            tokens_that_fit(free_bytes, (parameters, *shape), 2, recompute, False) for recompute in (False, True)
+        )
+        print(f"| {card} GB | {plain:,} | {recomputed:,} |")
+
+
+if __name__ == "__main__":
+    main()
