@@ -35,11 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
     """
     arguments = parse_arguments(argv)
+    from sft.console import log_to_stderr, quiet_libraries
+    from sft.records import InputError, RunError
+
     if __name__ == "__main__":  # results are UTF-8 also where the console is GBK; a notebook's stdout always is
         sys.stdout.reconfigure(encoding="utf-8")
+        quiet_libraries()
     first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
-    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    from sft.records import InputError, RunError
+    log_to_stderr(logging.INFO if first else logging.ERROR)
 
     try:
         metrics = run(arguments)
@@ -75,8 +78,6 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
 
         check_place(arguments.report)
 
-    from transformers.utils.logging import disable_progress_bar
-
     from sft.inference import load_for_prediction, metrics_of
     from sft.outputs import finished_lines
     from sft.processes import agree_on, choose_device, joined, predict_in_turns, process_index
@@ -84,8 +85,6 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
     from sft.report import add_lines
 
     choose_device()
-    if not sys.stderr.isatty():
-        disable_progress_bar()
     loaded = load_for_prediction(
         adapter=arguments.adapter,
         base_only=arguments.base_only,

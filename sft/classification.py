@@ -143,7 +143,7 @@ class Classification:
 
     def problems(self, result: dict) -> dict[str, int]:
         """What was wrong with the answer that gave a result, as counts."""
-        return {"out_of_options": int(result["unparsable"])}
+        return {"out_of_options": int(result["unparsable"] and result["label"] is None)}
 
     def gold(self, record: dict) -> dict | None:
         """The right result as a prediction would have it, None where the row has none."""

@@ -130,7 +130,7 @@ def _answer(model, tokenizer, task: Task, records, prompts: list[list[int]], lim
         return
     for start in range(0, len(records), limits.batch_size):
         batch = records[start : start + limits.batch_size], prompts[start : start + limits.batch_size]
-        if free_text:
+        if free_text or not limits.constrained:
             yield from _generate(model, tokenizer, task, *batch, limits)
         else:
             yield from _choose(model, tokenizer, task, *batch, limits)
@@ -203,7 +203,7 @@ class _ChosenProbability(LogitsProcessor):
 
 @torch.no_grad()
 def _generate(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> list[dict]:
-    """Greedy answers, parsed; an entity's ``score`` is the probability of its line given what precedes it."""
+    """Greedy answers, parsed; the ``score`` is a label's probability, or an entity's line's given what precedes it."""
     end = terminator_id(tokenizer)
     width = max(len(ids) for ids in prompts)
     input_ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
@@ -235,6 +235,9 @@ def _parse_answer(tokenizer, task: Task, record: dict, answer_ids: list[int], st
     result = task.parse(answer, record)
     result["unparsable"] = result["unparsable"] or not finished
     result["answer"] = answer
+    if "label" in result:  # an answer of one piece
+        result["score"] = math.exp(sum(steps[: len(answer_ids) + finished]))
+        return result
     line_scores = _line_scores(tokenizer, answer, answer_ids, steps)
     for entity in result["entities"]:
         entity["score"] = line_scores[entity.pop("line")]

@@ -75,7 +75,11 @@ def load_for_prediction(
     if threshold is None and adapter is not None and constrained and not base_only:
         threshold = settings.get("threshold")  # chosen for this adapter, and for what constrained answers score
     row_settings = RowSettings(
-        text_column, label_column, options_from_flag(options) if options else None, threshold, not constrained
+        text_column,
+        label_column,
+        options_from_flag(options) if options is not None else None,
+        threshold,
+        not constrained,
     )
     base = model_name_or_path or settings.get("base_model") or "qwen/Qwen2.5-1.5B-Instruct"
     folder = resolve_model(base, Path("qwen"))

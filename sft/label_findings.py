@@ -48,10 +48,12 @@ class LabelFindings:
             return
         predicted = self._number(prediction["label"])
         right = self._number(gold["label"]) if gold is not None else -1
-        score = prediction.get("score")
-        score = score if score is not None and math.isfinite(score) else None
-        likely = sorted(prediction.get("scores", {}).items(), key=lambda item: -item[1])[:_PROBABILITIES_SHOWN]
-        likely = [[self._number(label), round(probability, 4)] for label, probability in likely]
+        score = _finite(prediction.get("score"))
+        chances = {
+            label: chance for label, chance in prediction.get("scores", {}).items() if _finite(chance) is not None
+        }
+        likely = sorted(chances, key=lambda label: -chances[label])[:_PROBABILITIES_SHOWN]
+        likely = [[self._number(label), round(chances[label], 4)] for label in likely]
         shown_score = score and round(score, 4)
         row = [self.rows, text[:MOST_CHARACTERS], len(text), right, predicted, shown_score, likely, gold is not None]
         if gold is None:
@@ -89,13 +91,15 @@ class LabelFindings:
 
     def _by_label(self) -> list[dict]:
         """Precision, recall, F1 and rows of each label that occurs, the most frequent first."""
-        figures = []
-        for label, number in self.numbers.items():
-            gold = sum(rows for (right, _), rows in self.pairs.items() if right == number)
-            predicted = sum(rows for (_, answer), rows in self.pairs.items() if answer == number)
-            right = self.pairs[number, number]
-            if gold or predicted:
-                figures.append(by_label_figures(label, right, predicted, gold))
+        gold, predicted = Counter(), Counter()
+        for (right, answer), rows in self.pairs.items():
+            gold[right] += rows
+            predicted[answer] += rows
+        figures = [
+            by_label_figures(label, self.pairs[number, number], predicted[number], gold[number])
+            for label, number in self.numbers.items()
+            if gold[number] or predicted[number]
+        ]
         return sorted(figures, key=lambda figure: -figure["gold"])
 
     def _confusion(self) -> dict | None:
@@ -141,6 +145,10 @@ class LabelFindings:
         ]
         error = sum(bin_["rows"] * abs(bin_["accuracy"] - bin_["confidence"]) for bin_ in bins) / judged
         return {"bins": bins, "expected_error": error, "rows": judged}
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
 
 
 def by_label_figures(label: str, right: int, predicted: int, gold: int) -> dict:

@@ -158,14 +158,12 @@ class Ner:
                 for entity in result["entities"]
             ]
             offset += len(piece["text"])
-        merged = {
+        return {
             "entities": entities,
             "unparsable": any(result["unparsable"] for result in results),
             "problems": {kind: sum(result["problems"][kind] for result in results) for kind in PROBLEMS},
             "answer": "\n".join(result["answer"] for result in results),
         }
-        answers = [result["answer"] for result in results if "answer" in result]
-        return merged | {"answer": "\n".join(answers)} if answers else merged
 
     def parse(self, answer: str, record: dict) -> dict:
         """The entities of a generated answer, with offsets, and a count of what was wrong with it.

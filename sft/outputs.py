@@ -98,8 +98,13 @@ class Stream:
 
     def add(self, lines: Sequence[bytes], tally: Tally) -> None:
         """Write a window's lines."""
-        self.file.writelines(line.decode() + "\n" for line in lines)
-        self.file.flush()
+        try:
+            self.file.writelines(line.decode() + "\n" for line in lines)
+            self.file.flush()
+        except BrokenPipeError:  # the reader has had enough
+            raise
+        except OSError as error:
+            raise RunError(f"结果写不出去（{error.strerror}）") from error
         self.rows += len(lines)
         self.tally.add(tally)
 
@@ -110,7 +115,7 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.flush()
+        """Nothing is left to do: every window is flushed."""
 
 
 class GrowingFile:

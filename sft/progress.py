@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from sft.console import is_watched
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -21,12 +23,14 @@ def watched(windows: Iterable[Window], done: int, total: int | None) -> Iterator
         done: rows that an earlier run has finished; they do not count into the speed.
         total: rows in all; None where that is not known.
     """
-    if not sys.stderr.isatty():
+    if not is_watched():
         yield from _in_lines(windows, done, total)
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, desc="预测", unit="条", disable=total == 1) as bar:
+    with tqdm(
+        total=total, initial=done, desc="预测", unit="条", disable=total == 1, file=sys.stderr, dynamic_ncols=True
+    ) as bar:
         for window in windows:
             yield window
             bar.update(len(window[0]))

@@ -16,21 +16,23 @@ from sft.formats import (
     ENTITY_COLUMNS,
     LABEL_COLUMNS,
     TEXT_COLUMNS,
-    Source,
     csv_header,
-    entities_in_cell,
     file_encoding,
     find_column,
     is_quoted,
     is_tagged,
+    sample_lines,
+    tag_scheme,
+)
+from sft.raw_rows import (
+    Source,
+    entities_in_cell,
     numbered_lines,
     raw_entities,
     read_conll,
     read_csv,
     repeated_key,
-    sample_lines,
     split_tag,
-    tag_scheme,
     why_not_json,
 )
 from sft.records import InputError, RowError

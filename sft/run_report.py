@@ -59,7 +59,7 @@ def write_run_report(
         scores = {"before": at_start} | scores
     page = {
         "kind": "report_run",
-        "name": output_dir.name,
+        "name": output_dir.resolve().name,
         "facts": _facts(records, results, task_json, steps, resumed, arguments.training.device.type == "cuda"),
         "scores": scores,
         "charts": {

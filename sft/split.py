@@ -17,8 +17,8 @@ from typing import IO
 import orjson
 
 from sft.classification import Classification
-from sft.formats import Source, read_rows
 from sft.ner import Ner
+from sft.raw_rows import Source, read_rows
 from sft.records import InputError, RowError
 
 SIDES = ("train", "test")

@@ -76,7 +76,7 @@ class SftTrainer(Trainer):
         self.run = run
         self.as_tree = as_tree
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
-        self.executed_tokens = self.logical_tokens = 0  # trained on since the start, padding and sharing counted
+        self.executed_tokens = self.logical_tokens = 0  # by this process since the start
         self.batch_tokens = 0  # executed for the last batch
         self.timed_tokens, self.timed_since = 0, time.perf_counter()
         self.threshold: float | None = None  # entities less probable are not given; chosen on the validation records
@@ -159,14 +159,21 @@ class SftTrainer(Trainer):
         """What transformers estimates, from the tokens that the batch came to."""
         return super().floating_point_ops({"input_ids": torch.empty(self.batch_tokens, device="meta")})
 
+    def token_counts(self) -> tuple[int, int]:
+        """Tokens executed and logical since the start, of all processes; all of them must ask."""
+        counts = torch.tensor([self.executed_tokens, self.logical_tokens], device=self.args.device)
+        executed, logical = self.accelerator.reduce(counts, reduction="sum").tolist()
+        return executed, logical
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with tokens and tokens a second beside every training loss."""
         if "loss" in logs or "train_loss" in logs:
-            logs |= {"executed_tokens": self.executed_tokens, "logical_tokens": self.logical_tokens}
+            executed, logical = self.token_counts()
+            logs |= {"executed_tokens": executed, "logical_tokens": logical}
         if "loss" in logs:
             now = time.perf_counter()
-            logs["tokens_per_second"] = (self.logical_tokens - self.timed_tokens) / (now - self.timed_since)
-            self.timed_tokens, self.timed_since = self.logical_tokens, now
+            logs["tokens_per_second"] = (logical - self.timed_tokens) / (now - self.timed_since)
+            self.timed_tokens, self.timed_since = logical, now
         super().log(logs, start_time)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -236,8 +243,10 @@ class SftTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | None = None, **keywords):
         """As transformers', with the token counts of the checkpoint."""
         if resume_from_checkpoint is not None:
-            self.executed_tokens, self.logical_tokens = read_json(Path(resume_from_checkpoint) / TOKEN_COUNTS)
-            self.timed_tokens = self.logical_tokens
+            executed, logical = read_json(Path(resume_from_checkpoint) / TOKEN_COUNTS)
+            self.timed_tokens = logical
+            if self.is_world_process_zero():
+                self.executed_tokens, self.logical_tokens = executed, logical
             self.args.eval_on_start = False  # it was, and a second evaluation of a step would count as patience
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
 
@@ -259,9 +268,10 @@ class SftTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # every process writes its own random state
         if self.state.best_global_step is not None:
             self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{self.state.best_global_step}")
+        token_counts = self.token_counts()
         if self.args.should_save:
             self.state.save_to_json(str(beside / name / "trainer_state.json"))
-            write_json(beside / name / TOKEN_COUNTS, [self.executed_tokens, self.logical_tokens])
+            write_json(beside / name / TOKEN_COUNTS, token_counts)
             checkpoints.seal(beside / name, self.run)
             shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
             (beside / name).rename(final)

@@ -188,7 +188,7 @@ def train_and_test(
     data, training = arguments.data, arguments.training
     output_dir = Path(training.output_dir)
     results = dict(trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint)).metrics)
-    results |= {"executed_tokens": trainer.executed_tokens, "logical_tokens": trainer.logical_tokens}
+    results |= dict(zip(("executed_tokens", "logical_tokens"), trainer.token_counts(), strict=True))
     results |= {"peak_memory_bytes": peak_memory_bytes(training.device)}
     if stop_on_signal.received is not None:
         raise Interrupted(stop_on_signal.received)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sft.formats import classification_source, ner_source, read_rows
+from sft.formats import classification_source, ner_source
+from sft.raw_rows import read_rows
 from sft.records import InputError, RowError
 
 CHARACTER = st.characters(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import Oracle, save_model, tiny_model, with_random_lora
@@ -18,9 +21,11 @@ from models import Oracle, save_model, tiny_model, with_random_lora
 import predict
 from sft.classification import Classification
 from sft.decoding import Limits
-from sft.inference import Loaded, load_for_prediction, predict_rows
-from sft.ner import Ner
-from sft.prediction import to_output, to_record
+from sft.encoding import encode_prompts
+from sft.inference import Loaded, load_for_prediction, predict_rows, rows_per_window
+from sft.ner import Ner, entity_line
+from sft.prediction import RowSettings, to_output, to_record
+from sft.progress import duration, watched
 from sft.reading import in_original_shape, read_file, read_stream
 from sft.records import InputError, RowError
 
@@ -225,6 +230,88 @@ class TestPredictRows:
         assert "超过 20" in output["error"]
         assert metrics() is None
 
+    def test_rows_are_read_a_window_ahead_at_most_and_counted_not_kept(self, tokenizer, classification):
+        read = 0
+
+        def rows():
+            nonlocal read
+            for read in range(1, 101):
+                yield {"text": "打仗", "output": ("军事", "体育")[read % 2]}
+
+        loaded = Loaded(tiny_model("qwen2"), tokenizer, classification, Limits(100, 8, 1))
+        lines, metrics = predict_rows(loaded, rows())
+        for written, _ in enumerate(lines):
+            assert read - written <= rows_per_window(loaded.limits)
+        assert metrics()["rows"] == 100
+
+    @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+    def test_under_the_threshold_a_label_is_null_and_counts_as_wrong(self, tokenizer, classification, threshold):
+        settings = RowSettings(threshold=threshold)
+        loaded = Loaded(tiny_model("qwen2"), tokenizer, classification, Limits(200, 8, 2), settings)
+        rows = [{"text": text, "output": "军事"} for text in ("打仗", "比赛", "国家队赢了", "钱", "昨天")]
+        lines, metrics = predict_rows(loaded, rows)
+        outputs = [orjson.loads(line) for line in lines]
+        free = [orjson.loads(line) for line in predict_rows(replace(loaded, settings=RowSettings()), rows)[0]]
+        for output, unchecked in zip(outputs, free, strict=True):
+            kept = unchecked["score"] >= threshold
+            assert output == unchecked | {"label": unchecked["label"] if kept else None}
+        assert metrics()["accuracy"] == sum(output["label"] == "军事" for output in outputs) / 5
+        if threshold == 1.0:
+            assert {output["label"] for output in outputs} == {None}
+
+    def test_under_the_threshold_an_entity_is_not_given(self, tokenizer, ner):
+        def entities(threshold: float | None) -> list[dict]:
+            settings = RowSettings(threshold=threshold)
+            loaded = Loaded(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, 4, constrained=False), settings)
+            return orjson.loads(next(predict_rows(loaded, [{"text": "张伟到上海"}])[0]))["entities"]
+
+        scores = sorted(entity["score"] for entity in entities(None))
+        assert len(scores) == 2
+        assert len(entities(scores[0])) == 2
+        assert [entity["score"] for entity in entities((scores[0] + scores[1]) / 2)] == scores[1:]
+        assert entities(1.0) == []
+
+
+class Babbler(Oracle):
+    """A model whose answers have every fault there is."""
+
+    def answer(self, sentence: str) -> str:
+        faults = [("张伟", "人名"), ("张伟", "人名"), ("火星", "人名"), ("到", "怪物")]
+        return "\n".join([entity_line(*fault) for fault in faults] + ["随便说说"])
+
+
+class TestUnconstrained:
+    def test_faults_of_free_answers_are_counted_with_or_without_gold_and_the_answer_is_shown(self, tokenizer, ner):
+        loaded = Loaded(
+            Babbler(tokenizer), tokenizer, ner, Limits(512, 400, 2, constrained=False), RowSettings(with_answer=True)
+        )
+        lines, metrics = predict_rows(loaded, [{"text": "张伟到上海"}, {"text": ""}, {"text": "张伟到南京"}])
+        outputs = [orjson.loads(line) for line in lines]
+        assert outputs[0]["answer"] == Babbler(tokenizer).answer("")
+        assert [entity["text"] for entity in outputs[0]["entities"]] == ["张伟"]
+        assert metrics() == {
+            "predicted_rows": 2, "invalid": 2, "unknown_label": 2, "invented": 2, "repeated": 2, "out_of_order": 0,
+        }  # fmt: skip
+
+    def test_a_label_outside_the_options_is_null_and_counted(self, tokenizer, classification):
+        model = tiny_model("qwen2")
+        limits = Limits(200, 4, 2, constrained=False)
+        loaded = Loaded(model, tokenizer, classification, limits, RowSettings(with_answer=True))
+        rows = [{"text": text, "output": "军事"} for text in ("打仗", "比赛", "钱")]
+        lines, metrics = predict_rows(loaded, rows)
+        for row, output in zip(rows, map(orjson.loads, lines), strict=True):
+            assert output["answer"] not in classification.labels, "a random model"
+            assert output["label"] is None
+            (prompt,) = encode_prompts([row], classification, tokenizer)
+            ids = model.generate(torch.tensor([prompt]), max_new_tokens=4, do_sample=False)
+            chosen = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1).max(-1)
+            assert torch.equal(chosen.indices, ids[0, len(prompt) :])
+            assert output["answer"] == tokenizer.decode(ids[0, len(prompt) :])
+            assert output["score"] == pytest.approx(chosen.values.sum().exp().item(), rel=1e-4)
+        figures = metrics()
+        assert (figures["predicted_rows"], figures["out_of_options"], figures["accuracy"]) == (3, 3, 0.0)
+        assert figures["unparsable"] == 1.0
+
 
 @pytest.fixture(scope="module")
 def trained(tokenizer, tmp_path_factory) -> Path:
@@ -322,6 +409,11 @@ class TestCommandLine:
             ["--adapter", "x", "--batch_size", "0"],
             ["--adapter", "x", "--text", "a", "--input_file", "b"],
             ["--adapter", "x", "--dtype", "int8"],
+            ["--adapter", "x", "--threshold", "1.5"],
+            ["--adapter", "x", "--threshold", "nan"],
+            ["--adapter", "x", "--constrained", "maybe"],
+            ["--adapter", "x", "--max_tokens", "-1"],
+            ["--adapter", "x", "--resume", "--overwrite", "--input_file", "a", "--output_file", "b"],
         ],
         ids=" ".join,
     )
@@ -343,6 +435,38 @@ class TestCommandLine:
         assert "argparse" in modules
         assert not modules & {"torch", "transformers", "peft", "pandas"}
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+    @pytest.mark.parametrize(
+        "options", ["体育,军事", "体育，军事", "体育、军事", '["体育", "军事"]', "['体育', '军事']"]
+    )
+    def test_options_given_are_the_only_ones(self, trained, options, capsys):
+        assert predict.main(["--adapter", str(trained), "--text", "钱", "--options", options]) == 0
+        assert list(json.loads(capsys.readouterr().out)["scores"]) == ["体育", "军事"]
+
+    @pytest.mark.parametrize("options", ["体育,", "体育,体育", "[1]", "[", ""])
+    def test_options_that_are_none_are_one_line(self, trained, options, capsys):
+        assert predict.main(["--adapter", str(trained), "--text", "钱", "--options", options]) == 2
+        captured = capsys.readouterr()
+        assert one_line(captured.err)
+        assert "--options" in captured.err
+
+
+def test_progress_is_a_line_now_and_then_where_nobody_watches(monkeypatch, caplog):
+    monkeypatch.setattr("sft.progress.SECONDS_BETWEEN_LINES", 0.0)
+    caplog.set_level("INFO")
+    windows = [(["{}"] * 30, None), (["{}"] * 10, None)]
+    assert list(watched(iter(windows), 60, 100)) == windows
+    first, last = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(r"已预测 90 条（共 100），每秒 [\d.]+ 条，还要约 \d+ 秒", first)
+    assert "已预测 100 条" in last
+    caplog.clear()
+    list(watched(iter(windows), 0, None))
+    assert re.fullmatch(r"已预测 30 条，每秒 [\d.]+ 条", caplog.records[0].getMessage())
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 秒"), (89, "89 秒"), (100, "2 分"), (3725, "1 小时 2 分")])
+def test_time_left_is_said_as_exactly_as_it_is_known(seconds, words):
+    assert duration(seconds) == words
 
 
 def test_predictions_use_the_lengths_and_numbers_of_training(trained):

@@ -255,15 +255,22 @@ def test_the_switch_turns_every_word_into_english_and_back(kind, browser, report
 
 
 def contrast(browser, selector: str) -> float:
-    """WCAG contrast of an element's text with the page behind it."""
+    """WCAG contrast of an element's text with what is behind it."""
     return browser.execute_script(
         """
-        const light = (color) => color.match(/[\\d.]+/g).slice(0, 3)
-          .map((part) => part / 255).map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
-          .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
-        const text = light(getComputedStyle(document.querySelector(arguments[0])).color);
-        const back = light(getComputedStyle(document.body).backgroundColor);
-        return (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05)
+        const brightness = (color) => {
+          const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+          canvas.fillStyle = color;
+          canvas.fillRect(0, 0, 1, 1);
+          return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)
+            .map((part) => part / 255).map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+            .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+        };
+        const element = document.querySelector(arguments[0]);
+        let behind = element;
+        while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+        const pair = [getComputedStyle(element).color, getComputedStyle(behind).backgroundColor].map(brightness);
+        return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
         """,
         selector,
     )
@@ -276,8 +283,12 @@ def test_text_can_be_read_in_light_and_in_dark(dark, browser, reports):
     open_page(browser, reports["spans"])
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background.strip("rgb()").split(","))) < 200) == dark
-    for selector in ("h1", ".note", "dt", "nav a", ".badge", "mark", "mark.bad small"):
+    for selector in ("h1", ".note", "dt", "nav a", ".badge", "mark", "mark small", ".kinds :checked + span"):
         assert contrast(browser, selector) > 4.5, selector
+    hues = browser.execute_script("return HUES")
+    for hue in hues:  # one for each label
+        browser.execute_script(f"document.querySelector('mark.bad').style.setProperty('--hue', {hue})")
+        assert contrast(browser, "mark.bad small") > 4.5, hue
 
 
 def test_it_prints_on_white_without_controls(browser, reports):

@@ -128,6 +128,8 @@ def test_predict_gives_the_metrics_that_training_reported(finished, data, tmp_pa
         str(data / "test_cls.jsonl"),
         "--output_file",
         str(output),
+        "--report",
+        str(tmp_path / "report.html"),
     ]
     assert predict.main(arguments) == 0
     predicted = json.loads(capsys.readouterr().out)
@@ -135,6 +137,14 @@ def test_predict_gives_the_metrics_that_training_reported(finished, data, tmp_pa
     for name in ("accuracy", "macro_f1", "unparsable"):
         assert predicted[name] == reported[f"test_{name}"]
     assert len(output.read_text().splitlines()) == 12
+    assert f"<b>{predicted['accuracy']:.3f}</b>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_that_can_go_nowhere_is_refused(finished, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "report.html"):
+        assert predict.main(["--adapter", str(finished), "--text", "甲", "--report", str(path)]) == 2
+        assert str(path) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("disable_tqdm", ["true", "false"])

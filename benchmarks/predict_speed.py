@@ -1,0 +1,268 @@
+"""How fast predictions come, against what people run: the same model, the same rows, interleaved in one run.
+
+    python -m benchmarks.predict_speed --adapter output/real-ner --records data/real/test_ner.jsonl
+    python -m benchmarks.predict_speed --adapter output/real-ner --records data/real/test_ner.jsonl --widen --rows 48
+
+``--widen`` gives the fine-tuned model the shape and the cost of one of 222 million parameters (see widened_model.py).
+Every method answers greedily from the same prompts. ``loop`` is the original project's way: ``generate``, one row at a
+time. ``batched`` pads on the left and takes rows sorted by length; it and ours run with the best batch size of a grid.
+``work`` is the arithmetic done, in units of ours, counted in hooks while it runs: the ratio of times if all computed
+equally fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from benchmarks.widened_model import widen
+from sft.decoding import predict
+from sft.encoding import encode_prompts, terminator_id
+from sft.inference import Loaded, load_for_prediction
+from sft.records import InputError, read_records
+
+ORIGINAL_MAX_NEW_TOKENS = 512
+
+
+@dataclass
+class Work:
+    """What a run of a method did."""
+
+    seconds: float = 0.0
+    passes: int = 0
+    row_passes: int = 0  # a row in a pass
+    tokens: int = 0  # through the body, padding included
+    head_rows: int = 0  # through the whole head; ours takes only some columns where answers are constrained
+    answers: list[str] = field(default_factory=list)
+
+    def flop(self, model: PreTrainedModel) -> float:
+        """Of the matrices, attention left out."""
+        head = model.get_output_embeddings().weight.numel()
+        body = sum(p.numel() for p in model.base_model.parameters() if p.ndim == 2) - head  # tied: embedding is head
+        return 2.0 * (self.tokens * body + self.head_rows * head)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--adapter", type=Path, required=True, help="--output_dir of a training script")
+    parser.add_argument("--records", type=Path, required=True, help="test records of the transfer scripts")
+    parser.add_argument("--rows", type=int, default=128, help="how many of them, evenly spaced (128)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all methods in turn (3)")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 16, 32, 64], help="the grid")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--max_length", type=int, help="of a row in tokens; as in training by default")
+    parser.add_argument("--widen", action="store_true", help="in the shape of a model of 222 million parameters")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=None,
+        help="besides ours: batched, loop, lookup (prompt lookup; these by default), continuous",
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        loaded = load_for_prediction(adapter=arguments.adapter, dtype=arguments.dtype, max_length=arguments.max_length)
+        records = [record for _, record in read_records(arguments.records)]
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    records = records[:: max(1, len(records) // arguments.rows)][: arguments.rows]
+    loaded = replace(loaded, model=merged(loaded, arguments.widen))
+    compare(loaded, records, arguments)
+    return 0
+
+
+def merged(loaded: Loaded, widened: bool) -> PreTrainedModel:
+    """The model with the adapter in its weights, so that no method pays for it."""
+    model = loaded.model.merge_and_unload().eval()
+    return widen(model) if widened else model
+
+
+def compare(loaded: Loaded, records: list[dict], arguments: argparse.Namespace) -> None:
+    """Run every method in turn, round after round; print medians."""
+    # What is cut is cut for all: the others get the very prompts that ours reads.
+    records = [fitted(record, loaded) for record in records]
+    prompts = encode_prompts(records, loaded.task, loaded.tokenizer)
+    lengths = [len(ids) for ids in prompts]
+    print(f"rows {len(records)}, prompt tokens {min(lengths)}-{max(lengths)}, mean {statistics.mean(lengths):.0f}")
+    methods = method_table(loaded, records, prompts)
+    wanted = arguments.methods or [name for name in methods if name != "continuous"]  # minutes, on a CPU
+    methods = {name: run for name, run in methods.items() if name == "ours" or name in wanted}
+    measured(loaded, methods["ours"], arguments.batch_sizes[0])  # what is made once and kept
+    sizes = {name: best_size(loaded, run, arguments.batch_sizes) for name, run in methods.items()}
+    runs: dict[str, list[Work]] = {name: [] for name in methods}
+    for _ in range(arguments.rounds):
+        for name, run in methods.items():
+            runs[name].append(measured(loaded, run, sizes[name]))
+            print(f"  {name} {runs[name][-1].seconds:.2f} s", file=sys.stderr)
+    report(loaded, records, runs, sizes)
+
+
+def fitted(record: dict, loaded: Loaded) -> dict:
+    """The record as far as ``max_length`` lets it be read."""
+    room = 1 + max(map(len, loaded.tokenizer(list(loaded.task.options(record) or [""])).input_ids))
+    length = lambda piece: len(encode_prompts([piece], loaded.task, loaded.tokenizer)[0]) + room  # noqa: E731
+    return loaded.task.pieces(record, length, loaded.limits.max_length)[0]
+
+
+Run = Callable[[int], list[str]]
+
+
+def method_table(loaded: Loaded, records: list[dict], prompts: list[list[int]]) -> dict[str, Run]:
+    """Each method as a function of the batch size that gives the answers as text, in order."""
+    free_text = loaded.task.options(records[0]) is None
+    extra = {"prompt_lookup_num_tokens": 10}
+    methods: dict[str, Run] = {
+        "ours": lambda size: ours(loaded, records, size),
+        "batched": lambda size: batched(loaded, prompts, size),
+        "loop": lambda _: batched(loaded, prompts, 1),
+        "continuous": lambda _: continuous(loaded, prompts),
+    }
+    if free_text:
+        methods["lookup"] = lambda _: batched(loaded, prompts, 1, **extra)
+    return methods
+
+
+def ours(loaded: Loaded, records: list[dict], size: int) -> list[str]:
+    """What `predict.py` does."""
+    limits = replace(loaded.limits, batch_size=size)
+    results = predict(loaded.model, loaded.tokenizer, loaded.task, records, limits)
+    return [result["answer"] if "answer" in result else result["label"] for result in results]
+
+
+def batched(loaded: Loaded, prompts: list[list[int]], size: int, **keywords) -> list[str]:
+    """``generate`` with left padding, rows of like length together."""
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        width = max(len(prompts[row]) for row in rows)
+        input_ids = torch.full((len(rows), width), loaded.tokenizer.pad_token_id)
+        for index, row in enumerate(rows):
+            input_ids[index, width - len(prompts[row]) :] = torch.tensor(prompts[row])
+        output_ids = loaded.model.generate(
+            input_ids=input_ids,
+            attention_mask=torch.tensor([[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows]),
+            max_new_tokens=ORIGINAL_MAX_NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=terminator_id(loaded.tokenizer),
+            pad_token_id=loaded.tokenizer.pad_token_id,
+            **keywords,
+        )
+        for row, ids in zip(rows, output_ids[:, width:].tolist(), strict=True):
+            answers[row] = text_of(ids, loaded)
+    return answers
+
+
+def continuous(loaded: Loaded, prompts: list[list[int]]) -> list[str]:
+    """transformers' continuous batching with a paged cache."""
+    settings = GenerationConfig(
+        max_new_tokens=ORIGINAL_MAX_NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=terminator_id(loaded.tokenizer),
+        pad_token_id=loaded.tokenizer.pad_token_id,
+    )
+    before = loaded.model.config._attn_implementation
+    try:
+        outputs = loaded.model.generate_batch(inputs=prompts, generation_config=settings, progress_bar=False)
+    finally:
+        loaded.model.set_attn_implementation(before)
+    by_prompt = {tuple(output.prompt_ids): output.generated_tokens for output in outputs.values()}
+    return [text_of(by_prompt[tuple(ids)], loaded) for ids in prompts]
+
+
+def text_of(token_ids: list[int], loaded: Loaded) -> str:
+    """The answer before its terminator."""
+    end = terminator_id(loaded.tokenizer)
+    return loaded.tokenizer.decode(token_ids[: token_ids.index(end)] if end in token_ids else token_ids)
+
+
+def best_size(loaded: Loaded, run: Run, sizes: Sequence[int]) -> int:
+    """The fastest batch size of the grid for a method that has one."""
+    first = measured(loaded, run, sizes[0])
+    seconds = {sizes[0]: first.seconds}
+    for size in sizes[1:]:
+        again = measured(loaded, run, size)
+        if again.passes == first.passes:  # it takes no batch size
+            return 1
+        seconds[size] = again.seconds
+    return min(seconds, key=seconds.__getitem__)
+
+
+def measured(loaded: Loaded, run: Run, size: int) -> Work:
+    """One run, timed and counted."""
+    with counting(loaded.model) as work:
+        started = time.perf_counter()
+        work.answers = run(size)
+        work.seconds = time.perf_counter() - started
+    return work
+
+
+@contextmanager
+def counting(model: PreTrainedModel) -> Iterator[Work]:
+    """Count what goes through body and head."""
+    work = Work()
+
+    def body(module, positional, keywords, output) -> None:
+        input_ids = keywords["input_ids"]
+        work.passes += 1
+        work.tokens += input_ids.numel()
+        step = keywords.get("ragged")
+        work.row_passes += len(input_ids) if step is None else int(step.slots.unique().numel())
+
+    def head(module, positional, output) -> None:
+        work.head_rows += output.numel() // output.shape[-1]
+
+    hooks = [
+        model.base_model.register_forward_hook(body, with_kwargs=True),
+        model.get_output_embeddings().register_forward_hook(head),
+    ]
+    try:
+        yield work
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def report(loaded: Loaded, records: list[dict], runs: dict[str, list[Work]], sizes: dict[str, int]) -> None:
+    """A table: time, ratio to ours in the same round, counts, and how far the answers agree."""
+    ours_runs = runs["ours"]
+    answer_tokens = sum(len(ids) + 1 for ids in loaded.tokenizer(ours_runs[0].answers).input_ids)
+    print(f"answer tokens {answer_tokens}, terminators included")
+    print(
+        "| method | batch | rows/s | times ours | work | passes | passes of a row per token | valid | same as ours |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, works in runs.items():
+        ratio = statistics.median(mine.seconds / his.seconds for mine, his in zip(works, ours_runs, strict=True))
+        seconds = statistics.median(work.seconds for work in works)
+        tokens = sum(len(ids) + 1 for ids in loaded.tokenizer(works[0].answers).input_ids)
+        flop = works[0].flop(loaded.model) / ours_runs[0].flop(loaded.model)
+        valid, same = agreement(loaded, records, works[0].answers, ours_runs[0].answers)
+        of_rows = works[0].row_passes / tokens
+        figures = (f"{len(records) / seconds:.2f}", f"{ratio:.2f}", f"{flop:.2f}", works[0].passes, f"{of_rows:.2f}")
+        print(f"| {' | '.join(map(str, (name, sizes[name], *figures, f'{valid:.1%}', f'{same:.1%}')))} |")
+
+
+def agreement(loaded: Loaded, records: list[dict], answers: list[str], ours_: list[str]) -> tuple[float, float]:
+    """Shares: of valid answers, and of these that say what ours does."""
+    valid = same = 0
+    for record, answer, mine in zip(records, answers, ours_, strict=True):
+        result = loaded.task.parse(answer, record)
+        if not result["unparsable"] and not any(result.get("problems", {}).values()):
+            valid += 1
+            same += answer.strip() == mine
+    return valid / len(records), same / max(1, valid)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

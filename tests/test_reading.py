@@ -1,0 +1,184 @@
+"""Rows to predict in every notation: the same text and gold as the conversion finds, or a row without gold."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from sft.classification import Classification
+from sft.conversion import classification_recipe, ner_recipe
+from sft.formats import classification_source, ner_source
+from sft.ner import Ner
+from sft.prediction import RowSettings, to_record
+from sft.raw_rows import read_rows
+from sft.reading import count_rows, read_file, read_stream
+from sft.records import InputError, RowError
+
+TEXT = "张伟到上海"
+NER = Ner.with_labels(("人名", "地点"))
+CLS = Classification(labels=("体育", "军事"))
+PLACES = [(0, 2, "人名"), (3, 5, "地点")]
+ENTITIES = [{"start": start, "end": end, "text": TEXT[start:end], "label": label} for start, end, label in PLACES]
+
+
+def line(**row: object) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+NER_FORMS = {
+    "ccfbdci.jsonl": line(
+        text=TEXT,
+        entities=[
+            {"start_idx": start, "end_idx": end, "entity_text": TEXT[start:end], "entity_label": label}
+            for start, end, label in PLACES
+        ],
+    ),
+    "spans.jsonl": line(text=TEXT, entities=[{"start": s, "end": e, "label": label} for s, e, label in PLACES]),
+    "doccano.jsonl": line(text=TEXT, label=[list(place) for place in PLACES]),
+    "cluener.json": line(text=TEXT, label={"人名": {"张伟": [[0, 1]]}, "地点": {"上海": [[3, 4]]}}),
+    "table.csv": 'text,entities\n张伟到上海,"[[0, 2, ""人名""], [3, 5, ""地点""]]"\n',
+    "python.tsv": "正文\t实体\n张伟到上海\t[(0, 2, '人名'), (3, 5, '地点')]\n",
+    "tags.txt": "张 B-人名\n伟 I-人名\n到 O\n上 B-地点\n海 I-地点\n\n",
+    "bmes.conll": "张\tB-人名\n伟\tE-人名\n到\tO\n上\tB-地点\n海\tE-地点\n",
+}
+CLS_FORMS = {
+    "fudan.jsonl": line(text="赢了", category="['体育', '军事']", output="体育"),
+    "label.jsonl": line(sentence="赢了", label="体育"),
+    "options.jsonl": line(content="赢了", options=["体育", "军事"], label="体育"),
+    "category.jsonl": line(text="赢了", category="体育"),
+    "table.csv": "id,内容,标签\n1,赢了,体育\n",
+    "table.tsv": "label\ttext\n体育\t赢了\n",
+}
+
+
+def written(folder: Path, name: str, content: str) -> Path:
+    path = folder / name
+    path.write_text(content, encoding="utf-8", newline="")
+    return path
+
+
+@pytest.mark.parametrize("name", NER_FORMS)
+def test_every_notation_of_entities_has_the_same_text_and_gold(tmp_path, name):
+    path = written(tmp_path, name, NER_FORMS[name])
+    (record,) = [to_record(row, NER) for row in read_file(path)]
+    assert (record["text"], record["entities"]) == (TEXT, ENTITIES)
+    (raw,) = [row for _, _, row in read_rows(ner_source(path))]
+    assert ner_recipe([], "人名,地点").convert(raw) == {"text": TEXT, "entities": ENTITIES}, "as conversion reads it"
+
+
+@pytest.mark.parametrize("name", CLS_FORMS)
+def test_every_notation_of_a_label_has_the_same_text_and_gold(tmp_path, name):
+    path = written(tmp_path, name, CLS_FORMS[name])
+    (record,) = [to_record(row, CLS) for row in read_file(path)]
+    assert (record["text"], record["label"], list(CLS.options(record))) == ("赢了", "体育", ["体育", "军事"])
+    (raw,) = [row for _, _, row in read_rows(classification_source(path))]
+    assert classification_recipe([], "体育,军事").convert(raw)["label"] == "体育", "as conversion reads it"
+
+
+def test_a_converted_record_is_read_as_it_is():
+    fields = {"text": TEXT, "entities": ENTITIES}
+    record = {"messages": [], "task": "ner", **fields}
+    assert to_record(record, NER) == fields | {"original": TEXT}
+    fields = {"text": "赢了", "options": ["体育", "军事"], "label": "体育"}
+    record = to_record({"messages": [], "task": "classification", **fields}, CLS)
+    assert (record["label"], list(record["options"])) == ("体育", ["体育", "军事"])
+
+
+def test_rows_of_one_file_may_differ_and_need_no_gold(tmp_path):
+    lines = [
+        line(text="甲"),
+        line(text="乙", output="体育"),
+        line(sentence="丙", label="军事"),
+        line(text="丁", label=3),
+    ]
+    records = [to_record(row, CLS) for row in read_file(written(tmp_path, "rows.jsonl", "".join(lines)))]
+    assert [record["text"] for record in records] == ["甲", "乙", "丙", "丁"]
+    assert [record.get("label") for record in records] == [None, "体育", "军事", None]
+
+
+def test_options_alone_are_taken_and_are_no_gold():
+    record = to_record({"text": "甲", "category": "['左', '右']"}, CLS)
+    assert list(CLS.options(record)) == ["左", "右"]
+    assert CLS.gold(record) is None
+
+
+def test_columns_can_be_named():
+    row = {"text": "题目", "body": "正文", "label": "军事", "kind": "体育"}
+    record = to_record(row, CLS, RowSettings(text_column="body", label_column="kind"))
+    assert (record["text"], record["label"]) == ("正文", "体育")
+    missing = to_record({"text": "题目"}, CLS, RowSettings(text_column="body"))
+    assert str(missing) == "body: 缺少这个字段"
+
+
+def test_two_columns_like_a_text_are_asked_about():
+    error = to_record({"sentence": "甲", "content": "乙"}, CLS)
+    assert isinstance(error, RowError)
+    assert "sentence、content" in str(error)
+    assert "--text_column" in str(error)
+    assert to_record({"text": "甲", "content": "乙"}, CLS)["text"] == "甲", "the usual name needs no asking"
+
+
+def test_options_of_the_command_line_replace_a_rows_own():
+    record = to_record({"text": "甲", "category": ["左", "右"]}, CLS, RowSettings(options=("上", "下")))
+    assert CLS.options(record) == ("上", "下")
+
+
+@pytest.mark.parametrize(
+    "text", ["他的血型是 O", "维生素 B-12", "逗号,分隔", "制表\t符", "[注] 甲", '"引号"'], ids=lambda text: text
+)
+def test_a_line_of_text_is_a_text_whatever_it_looks_like(tmp_path, text):
+    path = written(tmp_path, "one.txt", f"{text}\n")
+    assert [row["text"] for row in read_file(path)] == [text]
+
+
+def test_a_json_array_is_refused_with_how_to_convert_it(tmp_path):
+    for content in ('[{"text": "甲"}]', '[\n{"text": "甲"}\n]', '{\n"text": "甲"\n}'):
+        with pytest.raises(InputError, match="jq"):
+            read_file(written(tmp_path, "rows.json", content))
+
+
+def test_in_a_jsonl_file_a_line_that_is_not_json_is_an_error_in_its_place(tmp_path):
+    rows = list(read_file(written(tmp_path, "rows.jsonl", f"{line(text='甲')}乙\n[1]\n{line(text='丙')}")))
+    assert [isinstance(row, RowError) for row in rows] == [False, True, True, False]
+    assert str(rows[1]).startswith("第 2 行：不是合法的 JSON")
+
+
+def test_an_open_quote_costs_the_rest_of_a_table_but_not_what_came_before(tmp_path):
+    rows = list(read_file(written(tmp_path, "rows.csv", 'text\n甲\n"乙\n丙\n')))
+    assert rows[0] == {"text": "甲"}
+    assert [isinstance(row, RowError) for row in rows] == [False, True]
+    assert "引号没有闭合" in str(rows[1])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16"])
+def test_a_stream_is_read_in_the_encoding_it_has(encoding):
+    content = f"张伟\n\n{line(text='上海')}".encode(encoding)
+    rows = read_stream(io.BytesIO(content), encoding="auto" if encoding == "utf-8-sig" else encoding)
+    assert [row["text"] for row in rows] == ["张伟", "上海"]
+
+
+def test_a_stream_is_read_no_further_than_it_is_used():
+    class Endless(io.RawIOBase):
+        read_bytes = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:
+            buffer[:4] = "甲\n".encode()
+            self.read_bytes += 4
+            return 4
+
+    source = Endless()
+    rows = read_stream(io.BufferedReader(source))
+    assert [next(rows)["text"] for _ in range(3)] == ["甲"] * 3
+    assert source.read_bytes < 100_000
+
+
+def test_rows_are_counted_as_they_are_read(tmp_path):
+    path = written(tmp_path, "rows.csv", 'text\n"一\n二"\n\n三\n四\n')
+    assert count_rows(path, None) == len(list(read_file(path))) == 3
+    assert count_rows(path, 2) == 2
