@@ -25,7 +25,8 @@ from stub_hub import StubHub, stub_hub
 
 CHINESE, ENGLISH = REPOSITORY / "readme.md", REPOSITORY / "readme_en.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PROGRAMS = ("bash", "python", "py", "pip", "modelscope", "swanlab", "torchrun", "set", "apt", "curl", "conda")
+PROGRAMS = ("bash", "python", "py", "pip", "modelscope", "swanlab", "torchrun", "jupyter")
+PROGRAMS += ("set", "apt", "curl", "conda")
 TRAIN_ROWS, TEST_ROWS = 24, 6
 
 
@@ -296,6 +297,23 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def replays(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """The metrics of the run before it are in SwanLab's store once more."""
+    trained = next(other for other in STORY if f"--output_dir {command.split()[-1]}" in other)
+    workspace.run_after(trained, STORY)
+    before = {path.name for path in workspace.path("swanlog").glob("run-*")}
+    assert "SwanLab 记录在本机" in workspace.run(command).stderr
+    assert len({path.name for path in workspace.path("swanlog").glob("run-*")} - before) == 1
+
+
+def opens_notebooks(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """A front end is the user's own choice and not installed; the kernel it asks for comes with the packages."""
+    assert command in ("pip install notebook", "jupyter notebook")
+    kernels = workspace.run("python -c 'import ipykernel.kernelspec as k; print(k.KERNEL_NAME)'").stdout.split()
+    notebook = json.loads((REPOSITORY / "qwen_ner.ipynb").read_text(encoding="utf-8"))
+    assert notebook["metadata"]["kernelspec"]["name"] in kernels
+
+
 def makes_an_environment(workspace: Workspace, hub: StubHub, command: str) -> None:
     """``py`` is Windows' name for a Python; without pip, for the packages are another command's."""
     version = re.search(r"py -3\.(\d+) ", command)
@@ -356,6 +374,9 @@ RULES = [
     Rule(r"\.venv\\Scripts\\activate", activates),
     Rule(r"pip install -r requirements\.txt", installs),
     Rule(r"set \w+=\w+", sets_utf8),
+    Rule(r"python -m sft\.replay_metrics output/\w+", replays),
+    Rule(r"pip install notebook", opens_notebooks),
+    Rule(r"jupyter notebook", opens_notebooks),
     Rule(r"modelscope download --model \S+ --local_dir \S+", downloads_the_model),
     Rule(r"modelscope download --dataset \S+ --local_dir \S+", downloads_the_data),
     Rule(r"modelscope download …", begins_like_a_command_of_the_story),

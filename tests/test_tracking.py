@@ -33,7 +33,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from sft import tracking
+from sft import replay_metrics, tracking
 from sft.metrics_log import keep_rows, plain_metrics, read_rows
 from sft.records import InputError, RunError
 from sft.tracking import Tracking, resolve_mode, start_tracking
@@ -543,6 +543,20 @@ def test_a_login_the_cloud_refuses_falls_back_to_local(
     assert capfd.readouterr().out == ""
 
 
+def test_a_run_for_the_cloud_without_network_is_recorded_here_and_costs_no_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWANLAB_API_HOST", "http://127.0.0.1:9")
+    monkeypatch.setenv("SWANLAB_API_KEY", "k" * 21)
+    started = time.monotonic()
+    tracked = begin("cloud", tmp_path)
+    train(tmp_path, tracked)
+    tracked.finish()
+    assert time.monotonic() - started < 30
+    assert tracked.mode == "local"
+    assert curves(tmp_path / "swanlog")["train/loss"] == reported(tmp_path, "loss")
+
+
 @pytest.mark.parametrize("stuck", ["init", "finish"])
 def test_a_tracker_that_hangs_is_left_behind(
     stuck: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -560,6 +574,24 @@ def test_a_tracker_that_hangs_is_left_behind(
     release.set()
     assert "秒内没有" in caplog.text
     assert tracked.mode == ("offline" if stuck == "finish" else "disabled")
+
+
+def test_replaying_says_what_is_wrong_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert replay_metrics.main([str(tmp_path)]) == 2
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert replay_metrics.main([str(tmp_path)]) == 2
+    (tmp_path / "metrics.jsonl").write_text('{"step":1,"loss":2.0}\n')
+    (tmp_path / "swanlog").write_text("a file")
+    assert replay_metrics.main([str(tmp_path), "--swanlab_mode", "offline"]) == 1
+    with pytest.raises(SystemExit) as stop:
+        replay_metrics.main([str(tmp_path), "--swanlab_mode", "disabled"])
+    assert stop.value.code == 2
+    told = [record.getMessage() for record in caplog.records if record.name == "sft.replay_metrics"]
+    assert [line.split("：")[1] for line in told] == [
+        "没有这个文件；请给出训练脚本的 --output_dir",
+        "里面没有指标；请给出训练脚本的 --output_dir",
+        "没能记进 SwanLab，原因见上",
+    ]
 
 
 # metrics.jsonl
