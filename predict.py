@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         metrics = run(arguments)
+        if metrics is not None:
+            where = sys.stdout if arguments.output_file else sys.stderr
+            print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where, flush=True)
+        return 0
     except InputError as error:
         if first:  # the others have found the same
             print(error, file=sys.stderr)
@@ -59,10 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # predict.py … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    if metrics is not None:
-        where = sys.stdout if arguments.output_file else sys.stderr
-        print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where)
-    return 0
 
 
 def run(arguments: argparse.Namespace) -> dict[str, float] | None:
@@ -103,11 +103,11 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
         label_column=arguments.label_column,
     )
     findings = None if arguments.report is None else loaded.task.findings()
-    with joined(), open_output(arguments, loaded) as output:
-        done = agree_on(output.rows)
+    with open_output(arguments, loaded) as output, joined() as group:
+        done = agree_on(output.rows, group)
         if findings is not None:
             add_lines(findings, finished_lines(output_file, done))
-        windows = predict_in_turns(loaded, islice(rows, done, None))
+        windows = predict_in_turns(loaded, islice(rows, done, None), group)
         for lines, tally in watched(windows, done, total):
             output.add(lines, tally)
             if findings is not None:

@@ -24,7 +24,7 @@ run_task() {
         --output_file "$data/train_$task.jsonl" --test_file "$data/test_$task.jsonl"
     echo "== $task：微调之前" >&2
     mkdir -p "$output"
-    python predict.py --base_only --model_name_or_path qwen/demo --dtype float32 --batch_size 64 \
+    python predict.py --base_only --model_name_or_path qwen/demo --dtype float32 --batch_size 64 --overwrite \
         --input_file "$data/test_$task.jsonl" --output_file "$output/$task-before.jsonl" > "$output/$task-before.json"
     echo "== $task：微调" >&2
     python "$train" --model_name_or_path qwen/demo --dtype float32 --swanlab_mode local \

@@ -82,6 +82,7 @@ class Bounds(NamedTuple):
     max_tokens: int | None = None
 
 
+@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
@@ -105,6 +106,8 @@ def decode(
     else:
         say_once(logger, "这种模型的注意力无法用前缀树表达：逐词元生成，结果相同，只是慢")
         _decode_padded(model, vocabulary, rows, bounds)
+    if any(len(row.answer) >= bounds.answer_tokens for row in rows):
+        say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个词元，没有再找后面的实体；可加大 --max_new_tokens")
     lead = len(vocabulary.lead)
     return [
         Answer(vocabulary.join(row.answer)[lead:].decode(), [min(1.0, math.exp(score)) for score in row.scores])
@@ -264,7 +267,6 @@ def _finishing_score(decision: Decision, vocabulary: Vocabulary) -> float:
     return decision.log_probabilities[same].logsumexp(0).item()
 
 
-@torch.no_grad()
 def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequence[Row], bounds: Bounds) -> None:
     """Plain constrained greedy decoding in padded batches: for models whose attention cannot be ragged."""
     for start in range(0, len(rows), bounds.rows):

@@ -34,8 +34,9 @@ class Limits:
 
     Attributes:
         max_new_tokens: of an answer in free text; in a constrained one no entity begins after so many.
-        constrained: only well-formed answers; false for what the model says by itself.
-        max_tokens: how many tokens may be in memory together; None leaves it to the other three.
+        constrained: only well-formed answers; false for what the model says by itself, parsed.
+        max_tokens: how many tokens may be in memory together; None: as many as ``batch_size`` rows have, and of rows
+            with options ``batch_size`` × ``max_length``.
     """
 
     max_length: int
@@ -124,16 +125,23 @@ def _answer(model, tokenizer, task: Task, records, prompts: list[list[int]], lim
     """The results of records in the order given, the shortest first."""
     if not records:
         return
-    free_text = task.options(records[0]) is None
-    if free_text and limits.constrained and (vocabulary := _vocabulary_for(tokenizer, task)) is not None:
+    chooses = task.options(records[0]) is not None
+    vocabulary = None if chooses or not limits.constrained else _vocabulary_for(tokenizer, task)
+    if vocabulary is not None:
         yield from _extract(model, vocabulary, task, records, prompts, limits)
         return
-    for start in range(0, len(records), limits.batch_size):
-        batch = records[start : start + limits.batch_size], prompts[start : start + limits.batch_size]
-        if free_text or not limits.constrained:
-            yield from _generate(model, tokenizer, task, *batch, limits)
-        else:
+    for rows in groups(range(len(records)), limits.batch_size if chooses else _raw_batch_size(prompts, limits)):
+        batch = [records[row] for row in rows], [prompts[row] for row in rows]
+        if chooses and limits.constrained:
             yield from _choose(model, tokenizer, task, *batch, limits)
+        else:
+            yield from _generate(model, tokenizer, task, *batch, limits)
+
+
+def _raw_batch_size(prompts: Sequence[list[int]], limits: Limits) -> int:
+    if limits.max_tokens is None:
+        return limits.batch_size
+    return max(1, min(limits.batch_size, limits.max_tokens // (len(prompts[-1]) + limits.max_new_tokens)))
 
 
 def _vocabulary_for(tokenizer, task: Task) -> Vocabulary | None:

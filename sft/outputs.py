@@ -7,10 +7,12 @@ each window is on the disk, so whatever the output file has beyond it is the wor
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -148,7 +150,7 @@ class GrowingFile:
             logger.info("%s：还没有可以接着跑的结果，从头开始", path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for leftover in path.parent.glob(f".{progress_path(path).name}.*.tmp"):
+            for leftover in path.parent.glob(f".{glob.escape(progress_path(path).name)}.*.tmp"):
                 leftover.unlink()
             self._save()  # before the file is cut: whatever is in it now is no longer of this run
             self._file = path.open("r+b" if progress is not None and path.exists() else "wb")
@@ -227,6 +229,7 @@ class GrowingFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._file.close()
+        with suppress(OSError):  # what could not be written was said by `add`
+            self._file.close()
         if kind is not None and self.run.get("input_file"):
             logger.warning("%s：已写好 %d 行；原来的命令加 --resume 接着跑", self.path, self.rows)

@@ -17,8 +17,9 @@ import torch.distributed
 from sft.decoding import groups
 from sft.inference import Loaded, predict_window, rows_per_window
 from sft.prediction import Tally
-from sft.records import RowError
+from sft.records import RowError, RunError
 
+Group = torch.distributed.ProcessGroup | None  # None for one process alone
 PATIENCE = timedelta(days=7)  # how long a process waits for another's window; a dead one ends all by the launcher
 
 
@@ -39,37 +40,42 @@ def choose_device() -> None:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined() -> Iterator[Group]:
     """Within this the processes can talk; results are small, so they go by gloo, over the CPU."""
     if process_count() == 1:
-        yield
+        yield None
         return
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    torch.distributed.init_process_group("gloo")
     try:
-        yield
+        yield torch.distributed.new_group(timeout=PATIENCE)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def agree_on(value: int) -> int:
+def agree_on(value: int, group: Group) -> int:
     """The first process's ``value``, in every process."""
-    if process_count() == 1:
+    if group is None:
         return value
     values = [value]
-    torch.distributed.broadcast_object_list(values, src=0)
+    torch.distributed.broadcast_object_list(values, src=0, group=group)
     return values[0]
 
 
-def predict_in_turns(loaded: Loaded, rows: Iterable[dict | RowError]) -> Iterator[tuple[list[bytes], Tally]]:
+def predict_in_turns(
+    loaded: Loaded, rows: Iterable[dict | RowError], group: Group
+) -> Iterator[tuple[list[bytes], Tally]]:
     """Each window's output lines and counts, in order, in the first process; the others yield nothing."""
     count, index = process_count(), process_index()
     windows = groups(rows, rows_per_window(loaded.limits))
     for turn in groups(windows, count):
         mine = predict_window(loaded, turn[index]) if index < len(turn) else None
-        if count == 1:
+        if group is None:
             yield mine
             continue
         results = [None] * count if index == 0 else None
-        torch.distributed.gather_object(mine, results, dst=0)
+        try:
+            torch.distributed.gather_object(mine, results, dst=0, group=group)
+        except RuntimeError as error:
+            raise RunError("另一个进程已经退出；原因见它的报错") from error
         if index == 0:
             yield from results[: len(turn)]

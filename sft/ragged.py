@@ -17,12 +17,14 @@ import torch
 from peft import PeftModel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 
 from sft.attention import NO_MASK
 
 NAME = "ragged"
-QUERY_BLOCK_TOKENS = 512  # of a long row at a time, so that its mask stays small
+QUERY_BLOCK_TOKENS = 512  # of a long row at a time: no mask is the square of a row
+GROWTH_TOKENS = 64
 
 
 class Feed(NamedTuple):
@@ -82,8 +84,9 @@ class Cache:
             kept[:, 1:, :, :tokens] = kept[:, :1, :, :tokens]
 
     def reserve(self, capacity: int) -> None:
-        """Make room for ``capacity`` tokens a slot."""
+        """Make room for ``capacity`` tokens a slot, and some to grow into."""
         if capacity > self.capacity:
+            capacity += GROWTH_TOKENS
             for layer, kept in self.layers.items():
                 wider = kept.new_zeros((*kept.shape[:3], capacity, kept.shape[4]))
                 wider[:, :, :, : self.capacity] = kept
@@ -211,13 +214,16 @@ def _attend(
     for start in range(0, query.shape[2], QUERY_BLOCK_TOKENS):
         at = places[:, start : start + QUERY_BLOCK_TOKENS]
         mask = torch.arange(key.shape[2], device=key.device) <= at[:, None, :, None]
-        blocks.append(
-            scaled_dot_product_attention(
-                query[:, :, start : start + QUERY_BLOCK_TOKENS], key, value, attn_mask=mask, scale=scaling,
-                enable_gqa=True,
-            )
-        )  # fmt: skip
+        blocks.append(attend(query[:, :, start : start + QUERY_BLOCK_TOKENS], key, value, scaling, attn_mask=mask))
     return torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1)
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, **mask) -> torch.Tensor:
+    """torch's attention where several heads of the query share one of the keys."""
+    if query.is_cuda:  # the kernels that take a mask there know of no sharing
+        repeats = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    return scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=not query.is_cuda, **mask)
 
 
 AttentionInterface.register(NAME, ragged_attention)

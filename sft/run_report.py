@@ -154,6 +154,7 @@ def _shortened(lengths: LengthReport) -> tuple[str, dict[str, str]]:
 def _settings(arguments: Arguments, task_json: dict) -> dict[str, object]:
     """The settings that people compare runs by, under the names of their flags."""
     training, data, lora = arguments.training, arguments.data, arguments.lora
+    threshold = task_json.get("threshold")  # where the task has one and there were validation rows to choose it by
     return {
         "train_file": data.train_file,
         "learning_rate": f"{training.learning_rate:g}",
@@ -171,5 +172,6 @@ def _settings(arguments: Arguments, task_json: dict) -> dict[str, object]:
         "max_new_tokens": task_json["max_new_tokens"],
         "batching": data.batching,
         "seed": training.seed,
+        "threshold": "–" if threshold is None else f"{threshold:.3g}",
         "version": task_json["version"],
     }

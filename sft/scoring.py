@@ -17,17 +17,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from sft.attention import NO_MASK, can_express
-from sft.ragged import attention, common_prefix_tokens, say_once
+from sft.ragged import QUERY_BLOCK_TOKENS, attend, attention, common_prefix_tokens, say_once
 
 logger = logging.getLogger(__name__)
 
 NAME = "option_tree"
-QUERY_BLOCK_TOKENS = 512  # of a long row at a time: no mask is the square of a row
 HEAD_BLOCK_TOKENS = 256  # logits of so many places at a time: 256 × 151,936 in float32 are 156 MB
 LEAST_OPTION_TOKENS = 256  # in a pass, however long the prompt is
 PADDED_SEQUENCES = 16  # in a pass of the ordinary path
@@ -217,11 +215,10 @@ def option_attention(
         (1, tokens, heads, head size), and no weights.
     """
     shared = option_tree.prefix_tokens
-    settings = {"scale": scaling, "enable_gqa": True}
     parts = []
     if shared:
         prefix = (states[:, :, :shared] for states in (query, key, value))
-        parts.append(scaled_dot_product_attention(*prefix, is_causal=True, **settings))
+        parts.append(attend(*prefix, scaling, is_causal=True))
     for places, sees in option_tree.units:
         own = slice(places.start, places.stop)
         unit_key = torch.cat((key[:, :, :shared], key[:, :, own]), dim=2)
@@ -229,16 +226,9 @@ def option_attention(
         for start in range(places.start, places.stop, QUERY_BLOCK_TOKENS):
             block = range(start, min(start + QUERY_BLOCK_TOKENS, places.stop))
             mask = _mask(block, places, shared, sees)
-            seen = mask.shape[1]
-            parts.append(
-                scaled_dot_product_attention(
-                    query[:, :, block.start : block.stop],
-                    unit_key[:, :, :seen],
-                    unit_value[:, :, :seen],
-                    attn_mask=mask,
-                    **settings,
-                )
-            )
+            seen_key, seen_value = unit_key[:, :, : mask.shape[1]], unit_value[:, :, : mask.shape[1]]
+            block_query = query[:, :, block.start : block.stop]
+            parts.append(attend(block_query, seen_key, seen_value, scaling, attn_mask=mask))
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
 

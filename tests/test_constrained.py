@@ -146,7 +146,7 @@ class TestSameAsPlainGreedy:
         for seed in range(20):
             model = tiny_model(WHOLE[seed % len(WHOLE)], seed=seed)
             entities += check_against_plain(model, tokenizer, some_texts(50, seed, words=10), Bounds(16, 60))
-        assert entities > 1000
+        assert entities > 500
 
 
 class TestScores:

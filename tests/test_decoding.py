@@ -145,6 +145,15 @@ class TestPredictLabels:
         list(predict(model, tokenizer, classification, [record], Limits(100, 8, 1)))
         assert 80 < widths[0] <= 100 + branch_tokens
 
+    def test_raw_labels_are_had_by_asking_for_them(self, tokenizer, classification):
+        """What a random model says is no option, and is not made one."""
+        records = classification_records()
+        for result in predict(
+            tiny_model("qwen2"), tokenizer, classification, records, replace(LIMITS, constrained=False)
+        ):
+            assert (result["label"], result["unparsable"]) == (None, True)
+            assert 0 < result["score"] < 1 and result["answer"]
+
     def test_a_record_that_cannot_fit_is_an_error_in_its_place(self, tokenizer, classification):
         many = tuple(f"选项{number}" for number in range(100))
         records = [{"text": "军"}, {"text": "军", "options": many}, {"text": "军事" * 90}]

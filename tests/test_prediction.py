@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -442,6 +443,17 @@ class TestCommandLine:
     def test_options_given_are_the_only_ones(self, trained, options, capsys):
         assert predict.main(["--adapter", str(trained), "--text", "钱", "--options", options]) == 0
         assert list(json.loads(capsys.readouterr().out)["scores"]) == ["体育", "军事"]
+
+    @pytest.mark.parametrize("to_file", [False, True], ids=["lines", "metrics"])
+    def test_a_reader_that_has_had_enough_is_no_error_to_tell(self, trained, rows_file, tmp_path, to_file):
+        """As in ``predict.py … | head -1``."""
+        reader, writer = os.pipe()
+        os.close(reader)
+        output = ["--output_file", str(tmp_path / "out.jsonl")] if to_file else []
+        command = [sys.executable, "predict.py", "--adapter", str(trained), "--input_file", str(rows_file), *output]
+        done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, encoding="utf-8")
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (141, "")
 
     @pytest.mark.parametrize("options", ["体育,", "体育,体育", "[1]", "[", ""])
     def test_options_that_are_none_are_one_line(self, trained, options, capsys):

@@ -3,8 +3,6 @@
 const page = JSON.parse(document.getElementById("for-script").textContent);
 const PAGE_ROWS = page.kind === "spans" ? 50 : 25;
 const HUES = [210, 30, 130, 280, 0, 175, 55, 330]; // of the labels' colours, in turn
-const MISSED = page.kinds.indexOf("missed");
-const INVENTED = page.kinds.indexOf("invented");
 let language = 0; // 0 Chinese, 1 English
 
 // ---- words ----

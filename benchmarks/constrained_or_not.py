@@ -1,0 +1,62 @@
+"""What the constraint changes: the same model on the same test rows, with well-formed answers only and as it comes.
+
+python -m benchmarks.constrained_or_not --adapter output/real-ner --records data/real/test_ner.jsonl
+python -m benchmarks.constrained_or_not --adapter output/real-cls --records data/real/test_cls.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sft.decoding import predict
+from sft.inference import load_for_prediction
+from sft.prediction import score_predictions
+from sft.records import InputError, read_records
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict twice, print the metrics side by side, and what was wrong with the free answers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--adapter", type=Path, required=True, help="--output_dir of a training script")
+    parser.add_argument("--records", type=Path, required=True, help="test records of the transfer scripts")
+    parser.add_argument("--rows", type=int, help="only the first so many")
+    parser.add_argument("--batch_size", type=int, default=32)
+    arguments = parser.parse_args(argv)
+    try:
+        loaded = load_for_prediction(adapter=arguments.adapter, batch_size=arguments.batch_size)
+        records = [record for _, record in read_records(arguments.records)][: arguments.rows]
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    golds = [loaded.task.gold(record) for record in records]
+    free_limits = replace(loaded.limits, constrained=False)
+    kept, free = (
+        list(predict(loaded.model, loaded.tokenizer, loaded.task, records, limits))
+        for limits in (loaded.limits, free_limits)
+    )
+    figures = [score_predictions(loaded.task, golds, results) for results in (kept, free)]
+    print(f"{len(records)} rows\n| | constrained | free |\n|---|---|---|")
+    for name in figures[0]:
+        print(f"| {name} | {figures[0][name]:.4f} | {figures[1].get(name, 0.0):.4f} |")
+    what = "label" if "label" in kept[0] else "entities"
+    agreeing = sum(shown(one[what]) == shown(other[what]) for one, other in zip(kept, free, strict=True))
+    print(f"\nthe same result: {agreeing / len(records):.2%}")
+    for kind in free[0].get("problems", ()):
+        rows = sum(result["problems"][kind] > 0 for result in free)
+        print(f"{kind}: {sum(result['problems'][kind] for result in free)} times in {rows / len(records):.2%} of rows")
+    return 0
+
+
+def shown(result: object) -> object:
+    """A label, or entities without their scores."""
+    if not isinstance(result, list):
+        return result
+    return [(entity["start"], entity["end"], entity["label"]) for entity in result]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
