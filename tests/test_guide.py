@@ -86,3 +86,9 @@ def test_every_command_of_the_guide_is_one_of_those(tmp_path: Path):
     elsewhere += (r"python -m benchmarks\.memory_table \S+", r"bash quickstart\.sh")
     for command in all_commands(GUIDE):
         assert command in COMMANDS or any(re.fullmatch(pattern, command) for pattern in elsewhere), command
+
+
+def test_its_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)\s]+)\)", GUIDE.read_text(encoding="utf-8"))
+    assert targets
+    assert [target for target in targets if not (GUIDE.parent / target.split("#")[0]).exists()] == []
