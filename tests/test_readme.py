@@ -220,6 +220,22 @@ def predicts(workspace: Workspace, hub: StubHub, command: str) -> None:
         assert [line["text"] for line in lines] == workspace.path("texts.txt").read_text(encoding="utf-8").splitlines()
 
 
+def predicts_with_a_report(workspace: Workspace, hub: StubHub, command: str) -> None:
+    metrics = json.loads(workspace.run_after(command, STORY).stdout)
+    page = workspace.path(flag_value(command, "--report")).read_text(encoding="utf-8")
+    assert f"{metrics['f1']:.3f}" in page
+
+
+def predicts_in_two_processes(workspace: Workspace, hub: StubHub, command: str) -> None:
+    alone = next(one for one in STORY if one.startswith("python predict.py") and "--output_file" in one)
+    output = flag_value(alone, "--output_file")
+    shared = command.removesuffix("…") + alone.partition("predict.py ")[2].replace(output, "output/shared.jsonl")
+    workspace.environment["PET_MASTER_PORT"] = str(free_port())
+    workspace.run_after(alone, STORY)
+    workspace.run(shared)
+    assert workspace.path("output/shared.jsonl").read_bytes() == workspace.path(output).read_bytes()
+
+
 def example_fields() -> list[list[str]]:
     """The fields of the predictions the readme shows: a classification, then a NER one."""
     examples = [json.loads(line) for block in blocks(CHINESE, "") for line in block.splitlines() if line[:1] == "{"]
@@ -387,11 +403,13 @@ RULES = [
     Rule(r"python train_qwen2_\w+\.py --preview \d+", previews),
     Rule(r"python train_qwen2_\w+\.py --dry_run", plans),
     Rule(r"torchrun --nproc_per_node 2 train_qwen2_ner\.py …", trains_in_two_processes),
+    Rule(r"torchrun --nproc_per_node 2 predict\.py …", predicts_in_two_processes),
     Rule(r"python predict\.py --adapter output/Qwen[^/]*", predicts),
+    Rule(r"python predict\.py --adapter output/Qwen.* --report \S+", predicts_with_a_report),
     Rule(r"python predict\.py --adapter output/Qwen2 --input_file \S+ --output_file \S+", predicts),
     Rule(r"python .*data/quickstart/.*", is_the_windows_quickstart),
 ]
-SLOW = (trains_in_two_processes,)
+SLOW = (trains_in_two_processes, predicts_in_two_processes)
 
 
 def rules_of(command: str) -> list[Rule]:
