@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sft.inference import Loaded
     from sft.outputs import GrowingFile, Stream
     from sft.records import RowError
-    from sft.report import Findings
+    from sft.report.page import Findings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
 
         check_output(output_file, arguments.input_file, resume=arguments.resume, overwrite=arguments.overwrite)
     if arguments.report is not None:
-        from sft.report import check_place
+        from sft.report.page import check_place
 
         check_place(arguments.report)
 
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
     from sft.outputs import finished_lines
     from sft.processes import agree_on, choose_device, joined, predict_in_turns, process_index
     from sft.progress import watched
-    from sft.report import add_lines
+    from sft.report.page import add_lines
 
     choose_device()
     loaded = load_for_prediction(
@@ -153,7 +153,7 @@ def open_output(arguments: argparse.Namespace, loaded: Loaded) -> GrowingFile | 
 
 def write_report(arguments: argparse.Namespace, loaded: Loaded, findings: Findings) -> None:
     """The page that ``--report`` asks for."""
-    from sft.report import write_prediction_page
+    from sft.report.page import write_prediction_page
 
     name = arguments.input_file.name if arguments.input_file else "predict.py"
     adapter = None if arguments.base_only else arguments.adapter

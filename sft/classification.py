@@ -15,7 +15,7 @@ from sft.records import InputError, RowError
 from sft.text import clean_text, read_literal
 
 if TYPE_CHECKING:
-    from sft.label_findings import LabelFindings
+    from sft.report.labels import LabelFindings
 
 SYSTEM_PROMPT = (
     "你是一个文本分类领域的专家，你会接收到几个分类选项和一段文本，请从选项中选出文本的正确类型，只输出类型本身。"
@@ -151,7 +151,7 @@ class Classification:
 
     def findings(self) -> LabelFindings:
         """What a report collects about predictions."""
-        from sft.label_findings import LabelFindings
+        from sft.report.labels import LabelFindings
 
         return LabelFindings(self.labels)
 

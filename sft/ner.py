@@ -16,7 +16,7 @@ from sft.records import RowError
 from sft.text import clean_text, shifted_offsets
 
 if TYPE_CHECKING:
-    from sft.span_findings import SpanFindings
+    from sft.report.spans import SpanFindings
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
 NO_ENTITY = "没有找到任何实体"
@@ -210,7 +210,7 @@ class Ner:
 
     def findings(self) -> SpanFindings:
         """What a report collects about predictions."""
-        from sft.span_findings import SpanFindings
+        from sft.report.spans import SpanFindings
 
         return SpanFindings(self.labels)
 

@@ -9,8 +9,8 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sft.report_strings import STRINGS
-from sft.span_errors import Span, span_errors
+from sft.report.span_errors import Span, span_errors
+from sft.report.strings import STRINGS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -32,8 +32,8 @@ from sft.records import (
     settings_path,
     write_json,
 )
-from sft.report import only_told
-from sft.run_report import write_run_report
+from sft.report.page import only_told
+from sft.report.run import write_run_report
 from sft.tracking import SAMPLES, Tracking, start_tracking
 from sft.trainer import SftTrainer, StopOnSignal
 from sft.trainer_callbacks import MetricsLog

@@ -12,7 +12,7 @@ from sft.classification import Classification
 from sft.encoding import LengthReport
 from sft.ner import Ner
 from sft.records import conversion_report_path, write_json
-from sft.run_report import write_run_report
+from sft.report.run import write_run_report
 
 LABELS = ("体育", "军事", "经济", "教育")
 ENTITY_LABELS = ("地理实体", "地点", "组织", "人名")

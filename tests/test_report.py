@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from sft import report
 from sft.classification import Classification
-from sft.label_findings import BINS, LabelFindings
 from sft.ner import Ner
+from sft.report import page
+from sft.report.labels import BINS, LabelFindings
+from sft.report.shown_rows import MOST_KEPT, RIGHT, WRONG, ShownRows
+from sft.report.span_errors import KINDS, PAIRED_KINDS, span_errors
+from sft.report.spans import SpanFindings
 from sft.scores import label_scores, span_scores
-from sft.shown_rows import MOST_KEPT, RIGHT, WRONG, ShownRows
-from sft.span_errors import KINDS, PAIRED_KINDS, span_errors
-from sft.span_findings import SpanFindings
 from tests.reports import ENTITY_LABELS, HOSTILE, LABELS, label_rows, span_rows, write_report
 
 CLASSIFICATION = Classification(LABELS)
@@ -338,17 +338,17 @@ def test_a_model_that_answers_nan_still_has_a_report(tmp_path):
 
 
 def test_every_word_is_there_in_both_languages():
-    for key, (chinese, english) in report.STRINGS.items():
+    for key, (chinese, english) in page.STRINGS.items():
         assert set(re.findall(r"\{\w+\}", chinese)) == set(re.findall(r"\{\w+\}", english)), key
         assert chinese.strip()
         assert english.strip()
 
 
 def test_the_strings_table_has_no_word_that_is_not_used():
-    sources = [*Path(report.TEMPLATES).iterdir(), *(Path(report.__file__).parent).glob("*.py")]
-    text = "".join(path.read_text(encoding="utf-8") for path in sources if path.name != "report_strings.py")
+    sources = [path for path in page.HERE.iterdir() if path.is_file()]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources if path.name != "strings.py")
     built = {f"{start}_{kind}" for start in ("task", "rows", "shown_cap") for kind in ("labels", "spans")}
-    unused = [key for key in report.STRINGS if not re.search(rf"[\"']{key}[\"']", text) and key not in built]
+    unused = [key for key in page.STRINGS if not re.search(rf"[\"']{key}[\"']", text) and key not in built]
     assert unused == []
 
 
@@ -370,9 +370,9 @@ def test_the_page_about_a_prediction_is_made_of_its_output_lines(tmp_path):
     lines[5] = orjson.dumps({"error": "不是合法的 JSON"})
     path = tmp_path / "new" / "report.html"
     findings = NER.findings()
-    report.check_place(path)
-    report.add_lines(findings, lines)
-    report.write_prediction_page(path, findings, Loaded, name="test.jsonl", adapter=None)
+    page.check_place(path)
+    page.add_lines(findings, lines)
+    page.write_prediction_page(path, findings, Loaded, name="test.jsonl", adapter=None)
     text = Page(path).text
     assert "40 条，其中 1 条无法预测" in text
     assert "微调之前的模型" in text

@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 
 from sft.classification import Classification
 from sft.ner import Ner
-from sft.span_errors import KINDS, span_errors
+from sft.report.span_errors import KINDS, span_errors
 from tests.browser import console_messages, prefer_dark, requested_urls
 from tests.reports import ENTITY_LABELS, HOSTILE, LABELS, label_rows, span_rows, write_report
 

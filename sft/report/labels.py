@@ -7,8 +7,8 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sft.intervals import Estimate, mean_over, ratio, with_intervals
-from sft.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
+from sft.report.intervals import Estimate, mean_over, ratio, with_intervals
+from sft.report.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
 
 if TYPE_CHECKING:
     import numpy as np

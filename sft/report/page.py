@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from sft.charts import reliability
-from sft.intervals import RESAMPLES
-from sft.label_findings import BINS, LabelFindings
 from sft.records import InputError, whole_file
-from sft.report_strings import STRINGS
-from sft.span_errors import KINDS
-from sft.span_findings import SpanFindings
+from sft.report.charts import reliability
+from sft.report.intervals import RESAMPLES
+from sft.report.labels import BINS, LabelFindings
+from sft.report.span_errors import KINDS
+from sft.report.spans import SpanFindings
+from sft.report.strings import STRINGS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -38,7 +38,7 @@ Fact = tuple[str, object]  # a key of STRINGS; a value as it is, or (key of STRI
 
 logger = logging.getLogger(__name__)
 
-TEMPLATES = Path(__file__).with_name("templates")
+HERE = Path(__file__).parent
 ROWS_BUDGET_BYTES = 1_500_000  # of a page that stays under 2 MB
 CONVERSION_FIGURES = (
     "read", "converted", "rejected", "merged", "leaked", "repeated", "composed", "conflicts", "texts_on_both_sides",
@@ -130,8 +130,8 @@ def render(page: dict, split: str | None, findings: Findings | None) -> str:
         found = findings.page()
         rows, shown = findings.shown.chosen(ROWS_BUDGET_BYTES, lambda row: len(embedded(row).encode()) + 1)
     estimates = [estimate for scores in page["scores"].values() for estimate in scores.values()]
-    script = _source("report.js")
-    return environment.get_template("report.html").render(
+    script = _source("page.js")
+    return environment.get_template("page.html").render(
         page=page,
         split=split,
         found=found,
@@ -144,7 +144,7 @@ def render(page: dict, split: str | None, findings: Findings | None) -> str:
         resamples=RESAMPLES,
         bins=BINS,
         conversion_figures=CONVERSION_FIGURES,
-        style=_source("report.css"),
+        style=_source("page.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         for_script=_for_script(page, found, rows),
@@ -177,7 +177,7 @@ def _environment() -> Environment:
     from jinja2.utils import htmlsafe_json_dumps
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        loader=FileSystemLoader(HERE, encoding="utf-8"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -213,7 +213,7 @@ def _source(name: str) -> Markup:
     """A file of ours that goes into the page as it is."""
     from markupsafe import Markup
 
-    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+    return Markup((HERE / name).read_text(encoding="utf-8"))
 
 
 def figure(number: float) -> str:

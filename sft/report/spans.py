@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sft.intervals import Estimate, mean_over, ratio, with_intervals
-from sft.label_findings import by_label_figures
-from sft.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
-from sft.span_errors import KINDS, Span, span_errors
+from sft.report.intervals import Estimate, mean_over, ratio, with_intervals
+from sft.report.labels import by_label_figures
+from sft.report.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
+from sft.report.span_errors import KINDS, Span, span_errors
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft.arguments import Arguments
-from sft.charts import curves_of, histogram, line_chart
 from sft.metrics_log import read_rows
 from sft.records import conversion_report_path, read_json
-from sft.report import Fact, Findings, figure, write_page
+from sft.report.charts import curves_of, histogram, line_chart
+from sft.report.page import Fact, Findings, figure, write_page
 
 if TYPE_CHECKING:
     from sft.encoding import LengthReport, Task
