@@ -1,7 +1,8 @@
-"""The two summaries of a training run: what is about to happen, and what came out."""
+"""What a training run tells a person: what is about to happen, what came out, and some predictions."""
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -116,3 +117,17 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {torch.get_num_threads()} 线程" if device.type == "cpu" else device.type
+
+
+def sample_texts(
+    task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int
+) -> list[tuple[str, str]]:
+    """Some predictions for a person to read: 对 or 错, and the text, what was predicted, what is right."""
+    chosen = random.Random(seed).sample(range(len(records)), min(count, len(records)))
+    samples = []
+    for index in sorted(chosen):
+        prediction, gold = predictions[index], task.show(task.gold(records[index]))
+        predicted = prediction["error"] if "error" in prediction else task.show(prediction)
+        text = f"文本：{records[index]['text']}\n预测：{predicted}\n正确：{gold}"
+        samples.append(("对" if predicted == gold else "错", text))
+    return samples

@@ -137,12 +137,9 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     )
     trainer.add_callback(MetricsLog(output_dir / "metrics.jsonl", step_of(checkpoint)))
     trainer.add_callback(tracking.callback)
-    logger.info(
-        "%s",
-        summary.before_training(
-            task, rows, len(validation), len(test), model, as_tree, checkpoint, tracking.where, arguments
-        ),
-    )
+    counts = len(validation), len(test)
+    plan = summary.before_training(task, rows, *counts, model, as_tree, checkpoint, tracking.where, arguments)
+    logger.info("%s", plan)
 
     outcome = "crashed"
     try:
@@ -213,7 +210,7 @@ def train_and_test(
         results |= metrics
         trainer.log(metrics)
         write_results(trainer, "test", results)
-        samples = sample_texts(trainer.task, records, predictions, data.sample_predictions, training.seed)
+        samples = summary.sample_texts(trainer.task, records, predictions, data.sample_predictions, training.seed)
         tracking.log_texts(SAMPLES, samples, trainer.state.global_step)
         if trainer.is_world_process_zero():
             write_json(output_dir / "sample_predictions.json", samples)
@@ -400,16 +397,3 @@ def write_results(trainer: SftTrainer, split: str, results: dict[str, float]) ->
     if trainer.is_world_process_zero():
         figures = {name: value for name, value in results.items() if name.startswith(f"{split}_")}
         write_json(Path(trainer.args.output_dir) / f"{split}_results.json", figures)
-
-
-def sample_texts(
-    task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int
-) -> list[tuple[str, str]]:
-    """Some predictions for a person to read: 对 or 错, and the text, what was predicted, what is right."""
-    chosen = random.Random(seed).sample(range(len(records)), min(count, len(records)))
-    samples = []
-    for index in sorted(chosen):
-        predicted, gold = task.show(predictions[index]), task.show(task.gold(records[index]))
-        text = f"文本：{records[index]['text']}\n预测：{predicted}\n正确：{gold}"
-        samples.append(("对" if predicted == gold else "错", text))
-    return samples

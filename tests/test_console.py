@@ -178,3 +178,15 @@ def test_many_labels_are_counted_not_listed():
     assert summary.shown_labels([str(n) for n in range(20)]).endswith("等 20 种")
     assert summary.shown_labels(("体育", "军事")) == "体育、军事"
     assert summary.shown_labels(()) == "每行自带选项"
+
+
+def test_samples_are_the_same_for_a_seed_and_tell_right_from_wrong():
+    task = Classification(LABELS)
+    records = [{"text": f"第{n}篇", "label": LABELS[n % 2]} for n in range(9)]
+    predictions = [{"label": LABELS[0]} for _ in records[:-1]] + [{"error": "太长"}]
+    samples = summary.sample_texts(task, records, predictions, 9, 42)
+    assert [caption for caption, _ in samples] == ["对", "错"] * 4 + ["错"]
+    assert samples[-1][1] == f"文本：第8篇\n预测：太长\n正确：{LABELS[0]}"
+    few = summary.sample_texts(task, records, predictions, 3, 42)
+    assert few == summary.sample_texts(task, records, predictions, 3, 42)
+    assert len(few) == 3
