@@ -89,6 +89,15 @@ class ConversionProgress:
         self._bar.update(line - self._bar.n)
 
 
+def duration(seconds: float) -> str:
+    """``3725`` → ``1 小时 2 分``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} 小时 {minutes} 分"
+    return f"{minutes} 分 {seconds} 秒" if minutes else f"{seconds} 秒"
+
+
 def count_lines(path: Path) -> int:
     """Line ends in a file; about a second for two gigabytes."""
     with path.open("rb") as file:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from sft.console import is_watched
+from sft.console import duration, is_watched
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,3 @@ def _line(done: int, predicted: int, total: int | None, seconds: float) -> str:
         return f"{so_far}，每秒 {speed:.1f} 条"
     left = (total - done - predicted) / speed
     return f"{so_far}（共 {total:,}），每秒 {speed:.1f} 条，还要约 {duration(left)}"
-
-
-def duration(seconds: float) -> str:
-    """``3725`` → ``1 小时 2 分``: as exact as an estimate deserves."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{round(seconds)} 秒"
-    return f"{minutes} 分" if minutes < 60 else f"{minutes // 60} 小时 {minutes % 60} 分"

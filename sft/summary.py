@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from sft.arguments import Arguments
+from sft.console import duration
 from sft.encoding import EncodedRow, Task
 from sft.preview import planned_steps, rows_a_step
 
@@ -101,15 +102,6 @@ def count(number: float) -> str:
         if number >= unit:
             return f"{number / unit:.3g} {name}"
     return f"{number:.0f} 个"
-
-
-def duration(seconds: float) -> str:
-    """``3725`` → ``1 小时 2 分``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} 小时 {minutes} 分"
-    return f"{minutes} 分 {seconds} 秒" if minutes else f"{seconds} 秒"
 
 
 def device_name(device: torch.device) -> str:

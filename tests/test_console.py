@@ -171,7 +171,7 @@ def test_counts_are_told_in_chinese_units(number, shown):
     ("seconds", "shown"), [(0.4, "0 秒"), (59.6, "1 分 0 秒"), (192, "3 分 12 秒"), (3725, "1 小时 2 分")]
 )
 def test_durations_are_told_in_chinese(seconds, shown):
-    assert summary.duration(seconds) == shown
+    assert console.duration(seconds) == shown
 
 
 def test_many_labels_are_counted_not_listed():

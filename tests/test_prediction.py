@@ -26,7 +26,7 @@ from sft.encoding import encode_prompts
 from sft.inference import Loaded, load_for_prediction, predict_rows, rows_per_window
 from sft.ner import Ner, entity_line
 from sft.prediction import RowSettings, to_output, to_record
-from sft.progress import duration, watched
+from sft.progress import watched
 from sft.reading import in_original_shape, read_file, read_stream
 from sft.records import InputError, RowError
 
@@ -474,11 +474,6 @@ def test_progress_is_a_line_now_and_then_where_nobody_watches(monkeypatch, caplo
     caplog.clear()
     list(watched(iter(windows), 0, None))
     assert re.fullmatch(r"已预测 30 条，每秒 [\d.]+ 条", caplog.records[0].getMessage())
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 秒"), (89, "89 秒"), (100, "2 分"), (3725, "1 小时 2 分")])
-def test_time_left_is_said_as_exactly_as_it_is_known(seconds, words):
-    assert duration(seconds) == words
 
 
 def test_predictions_use_the_lengths_and_numbers_of_training(trained):
