@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from sft.attention import NO_MASK, can_express
-from sft.ragged import QUERY_BLOCK_TOKENS, attend, attention, common_prefix_tokens, last_layer_at, say_once
+from sft.ragged import attend, attention, common_prefix_tokens, last_layer_at, say_once
 
 logger = logging.getLogger(__name__)
 
@@ -223,28 +223,17 @@ def option_attention(
         parts.append(attend(*prefix, scaling, is_causal=True))
     for places, sees in option_tree.units:
         own = slice(places.start, places.stop)
-        unit_key = torch.cat((key[:, :, :shared], key[:, :, own]), dim=2)
-        unit_value = torch.cat((value[:, :, :shared], value[:, :, own]), dim=2)
-        for start in range(places.start, places.stop, QUERY_BLOCK_TOKENS):
-            block = range(start, min(start + QUERY_BLOCK_TOKENS, places.stop))
-            mask = _mask(block, places, shared, sees)
-            seen_key, seen_value = unit_key[:, :, : mask.shape[1]], unit_value[:, :, : mask.shape[1]]
-            block_query = query[:, :, block.start : block.stop]
-            parts.append(attend(block_query, seen_key, seen_value, scaling, attn_mask=mask))
+        unit_query, unit_key, unit_value = (
+            torch.cat((states[:, :, :shared], states[:, :, own]), dim=2) for states in (query, key, value)
+        )
+        prompt = unit_key.shape[2] - len(sees)
+        # The prefix is asked again, for without a mask causal attention of any length needs no memory for one.
+        of_prompt = (states[:, :, :prompt] for states in (unit_query, unit_key, unit_value))
+        parts.append(attend(*of_prompt, scaling, is_causal=True)[:, :, shared:])
+        if len(sees):
+            mask = torch.cat((sees.new_ones((len(sees), prompt)), sees), dim=1)
+            parts.append(attend(unit_query[:, :, prompt:], unit_key, unit_value, scaling, attn_mask=mask))
     return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-def _mask(block: range, places: range, shared: int, sees: torch.Tensor) -> torch.Tensor:
-    """(block, keys): which of the prefix and the unit's tokens, up to the block's last, each token of it sees."""
-    rows = torch.arange(block.start, block.stop, device=sees.device)[:, None] - places.start + shared
-    mask = torch.arange(shared + block.stop - places.start, device=sees.device) <= rows
-    first_node = places.stop - len(sees)
-    if block.stop > first_node:  # nodes see all of the prompt, but of each other their ancestors only
-        nodes = range(max(block.start, first_node), block.stop)
-        mask[nodes.start - block.start :, shared + first_node - places.start :] = sees[
-            nodes.start - first_node : nodes.stop - first_node, : block.stop - first_node
-        ]
-    return mask
 
 
 @torch.no_grad()
