@@ -91,10 +91,9 @@ def compare(loaded: Loaded, records: list[dict], arguments: argparse.Namespace) 
     """Run every method in turn, round after round; print medians."""
     # What is cut is cut for all: the others get the very prompts that ours reads.
     records = [fitted(record, loaded) for record in records]
-    prompts = encode_prompts(records, loaded.task, loaded.tokenizer)
-    lengths = [len(ids) for ids in prompts]
+    lengths = [len(ids) for ids in encode_prompts(records, loaded.task, loaded.tokenizer)]
     print(f"rows {len(records)}, prompt tokens {min(lengths)}-{max(lengths)}, mean {statistics.mean(lengths):.0f}")
-    methods = method_table(loaded, records, prompts)
+    methods = method_table(loaded, records)
     wanted = arguments.methods or [name for name in methods if name != "continuous"]  # minutes, on a CPU
     methods = {name: run for name, run in methods.items() if name == "ours" or name in wanted}
     measured(loaded, methods["ours"], arguments.batch_sizes[0])  # what is made once and kept
@@ -117,18 +116,19 @@ def fitted(record: dict, loaded: Loaded) -> dict:
 Run = Callable[[int], list[str]]
 
 
-def method_table(loaded: Loaded, records: list[dict], prompts: list[list[int]]) -> dict[str, Run]:
+def method_table(loaded: Loaded, records: list[dict]) -> dict[str, Run]:
     """Each method as a function of the batch size that gives the answers as text, in order."""
     free_text = loaded.task.options(records[0]) is None
     extra = {"prompt_lookup_num_tokens": 10}
+    prompts = lambda: encode_prompts(records, loaded.task, loaded.tokenizer)  # noqa: E731 (all encode in their time)
     methods: dict[str, Run] = {
         "ours": lambda size: ours(loaded, records, size),
-        "batched": lambda size: batched(loaded, prompts, size),
-        "loop": lambda _: batched(loaded, prompts, 1),
-        "continuous": lambda _: continuous(loaded, prompts),
+        "batched": lambda size: batched(loaded, prompts(), size),
+        "loop": lambda _: batched(loaded, prompts(), 1),
+        "continuous": lambda _: continuous(loaded, prompts()),
     }
     if free_text:
-        methods["lookup"] = lambda _: batched(loaded, prompts, 1, **extra)
+        methods["lookup"] = lambda _: batched(loaded, prompts(), 1, **extra)
     return methods
 
 
@@ -188,6 +188,8 @@ def text_of(token_ids: list[int], loaded: Loaded) -> str:
 
 def best_size(loaded: Loaded, run: Run, sizes: Sequence[int]) -> int:
     """The fastest batch size of the grid for a method that has one."""
+    if len(sizes) == 1:
+        return sizes[0]
     first = measured(loaded, run, sizes[0])
     seconds = {sizes[0]: first.seconds}
     for size in sizes[1:]:

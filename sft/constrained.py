@@ -125,7 +125,7 @@ def _decode_ragged(
     cache = Cache(slots, max(len(row.unread) for row in rows) + OVERRUN_TOKENS)
     shared = common_prefix_tokens([row.unread for row in rows])
     if shared:
-        run(base, cache, [Feed(0, 0, rows[0].unread[:shared])])
+        run(base, cache, [Feed(0, 0, rows[0].unread[:shared])], [])
         cache.share(shared)
     waiting, free, active = deque(rows), list(range(slots)), []
     while waiting or active:
@@ -152,8 +152,10 @@ def _advance(
         start += len(draft)
         drafts.append(draft)
         decisions_of.append(decisions)
-    hidden = run(base, cache, feeds)
-    _judge(base, hidden, places, decisions_of)
+    open_places, open_decisions = _open(places, decisions_of)
+    hidden = run(base, cache, feeds, open_places)
+    if open_decisions:
+        _judge(base, hidden, open_decisions)
     for row, draft, decisions in zip(rows, drafts, decisions_of, strict=True):
         row.read += len(row.unread)
         for place, decision in enumerate(decisions):
@@ -187,24 +189,25 @@ def _decision(row: Row, state: State, bounds: Bounds, drafted: int) -> Decision:
     return Decision(state, allowed, sorted(allowed))
 
 
-def _judge(
-    base: PreTrainedModel, hidden: torch.Tensor, places: Sequence[Sequence[int]], decisions_of: list[list[Decision]]
-) -> None:
-    """Choose in every decision, from the hidden state at its place; where only one token is allowed, without."""
-    open_decisions, open_places = [], []
+def _open(places: Sequence[range], decisions_of: list[list[Decision]]) -> tuple[list[int], list[Decision]]:
+    """Decisions between several tokens, with their places; where only one is allowed, it is chosen."""
+    open_places, open_decisions = [], []
     for row_places, decisions in zip(places, decisions_of, strict=True):
         for place, decision in zip(row_places, decisions, strict=True):
             if len(decision.ids) == 1:
                 decision.chosen = decision.ids[0]
             else:
-                open_decisions.append(decision)
                 open_places.append(place)
-    if not open_decisions:
-        return
-    ids = torch.tensor([token_id for decision in open_decisions for token_id in decision.ids])
+                open_decisions.append(decision)
+    return open_places, open_decisions
+
+
+def _judge(base: PreTrainedModel, hidden: torch.Tensor, decisions: Sequence[Decision]) -> None:
+    """Choose in each decision, from the hidden state at its place."""
+    ids = torch.tensor([token_id for decision in decisions for token_id in decision.ids])
     union, columns = ids.unique(return_inverse=True)
-    logits = _logits(base, hidden[torch.tensor(open_places, device=hidden.device)], union.to(hidden.device))
-    _choose(open_decisions, logits, columns.to(logits.device))
+    logits = _logits(base, hidden, union.to(hidden.device))
+    _choose(decisions, logits, columns.to(logits.device))
 
 
 def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

@@ -75,9 +75,15 @@ def groups(items: Iterable, size: int) -> Iterator[tuple]:
 
 
 def _predict_window(model, tokenizer, task: Task, records: Sequence[dict], limits: Limits) -> list[dict]:
-    pieces_of = _fit(records, task, tokenizer, limits)
+    whole_prompts = encode_prompts(records, task, tokenizer)
+    pieces_of = [
+        _fit_one(record, len(prompt), task, tokenizer, limits)
+        for record, prompt in zip(records, whole_prompts, strict=True)
+    ]
     pieces = [piece for pieces in pieces_of if isinstance(pieces, list) for piece in pieces]
-    prompts = encode_prompts(pieces, task, tokenizer)
+    known = {id(record): prompt for record, prompt in zip(records, whole_prompts, strict=True)}
+    new = iter(encode_prompts([piece for piece in pieces if id(piece) not in known], task, tokenizer))
+    prompts = [known.get(id(piece)) or next(new) for piece in pieces]
     by_length = sorted(range(len(pieces)), key=lambda index: len(prompts[index]))
     answers = _answer(
         model, tokenizer, task, [pieces[index] for index in by_length], [prompts[index] for index in by_length], limits
@@ -92,15 +98,8 @@ def _predict_window(model, tokenizer, task: Task, records: Sequence[dict], limit
     ]
 
 
-def _fit(records: Sequence[dict], task: Task, tokenizer, limits: Limits) -> list[list[dict] | RowError]:
-    """Each record's pieces that leave room for the answer, or why there are none."""
-    prompts = encode_prompts(records, task, tokenizer)
-    return [
-        _fit_one(record, len(prompt), task, tokenizer, limits) for record, prompt in zip(records, prompts, strict=True)
-    ]
-
-
 def _fit_one(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Limits) -> list[dict] | RowError:
+    """The record's pieces that leave room for the answer (the record itself if it does), or why there are none."""
     options = task.options(record)
     if options is None:
         room_tokens = limits.max_new_tokens

@@ -95,8 +95,8 @@ class Cache:
 
 
 @torch.no_grad()
-def run(model: PreTrainedModel, cache: Cache, feeds: Sequence[Feed]) -> torch.Tensor:
-    """Last hidden states of all new tokens, flat, in the order of ``feeds``: (tokens, hidden size).
+def run(model: PreTrainedModel, cache: Cache, feeds: Sequence[Feed], places: Sequence[int]) -> torch.Tensor:
+    """Last hidden states at flat ``places`` of all new tokens in the order of ``feeds``: (places, hidden size).
 
     ``model`` is the base model, under `attention`.
     """
@@ -104,14 +104,46 @@ def run(model: PreTrainedModel, cache: Cache, feeds: Sequence[Feed]) -> torch.Te
     device = model.device
     step = _lay_out(cache, feeds, device)
     input_ids = torch.tensor([[token_id for feed in feeds for token_id in feed.token_ids]], device=device)
-    hidden = model.base_model(
-        input_ids=input_ids,
-        position_ids=step.places[None],
-        attention_mask=NO_MASK.to(device),
-        use_cache=False,
-        ragged=step,
-    ).last_hidden_state
-    return hidden[0]
+    wanted = torch.tensor(places, dtype=torch.long, device=device)
+    with last_layer_at(model, wanted):
+        hidden = model.base_model(
+            input_ids=input_ids,
+            position_ids=step.places[None],
+            attention_mask=NO_MASK.to(device),
+            use_cache=False,
+            ragged=step,
+        ).last_hidden_state[0]
+    return hidden.index_select(0, wanted)
+
+
+@contextmanager
+def last_layer_at(model: PreTrainedModel, places: torch.Tensor) -> Iterator[None]:
+    """For as long as the block runs, the last layer computes only at ``places`` what nothing but its output needs.
+
+    Keys and values are for all; queries, the output projection and the feed-forward are for the places (elsewhere
+    they are zero, and so is what comes out wrong). Hooks, so that adapters in these modules take part.
+    """
+
+    def only_there(module: torch.nn.Module, inputs: tuple) -> tuple:
+        return (inputs[0].index_select(1, places),)
+
+    def zero_elsewhere(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        everywhere = output.new_zeros((1, total[0], output.shape[2]))
+        return everywhere.index_copy_(1, places, output)
+
+    def note_total(module: torch.nn.Module, inputs: tuple, keywords: dict) -> None:
+        total.append((inputs[0] if inputs else keywords["hidden_states"]).shape[1])
+
+    total: list[int] = []
+    layer = model.base_model.layers[-1]
+    hooks = [layer.register_forward_pre_hook(note_total, with_kwargs=True)]
+    for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
+        hooks += [module.register_forward_pre_hook(only_there), module.register_forward_hook(zero_elsewhere)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def common_prefix_tokens(prompts: Sequence[Sequence[int]]) -> int:

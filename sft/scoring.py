@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from sft.attention import NO_MASK, can_express
-from sft.ragged import QUERY_BLOCK_TOKENS, attend, attention, common_prefix_tokens, say_once
+from sft.ragged import attend, attention, common_prefix_tokens, last_layer_at, say_once
 
 logger = logging.getLogger(__name__)
 
@@ -151,15 +151,18 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
         laid_out.append((range(start, len(input_ids)), sees.to(base.device)))
         nodes = start + len(rest)  # the place of the first; the prompt's last token, node -1, is just before
         predicted.append([[(nodes + node, token_id) for node, token_id in branch] for branch in branches])
-    hidden = base.base_model(
-        input_ids=torch.tensor([input_ids], device=base.device),
-        position_ids=torch.tensor([position_ids], device=base.device),
-        attention_mask=NO_MASK.to(base.device),
-        use_cache=False,
-        option_tree=OptionTree(shared, laid_out),
-    ).last_hidden_state[0]
-    flat = [pair for branches in predicted for branch in branches for pair in branch]
-    found = iter(_log_probabilities(base, hidden, flat).split([len(b) for branches in predicted for b in branches]))
+    pairs = torch.tensor([pair for branches in predicted for branch in branches for pair in branch])
+    places, index = pairs[:, 0].unique(return_inverse=True)
+    with last_layer_at(base, places.to(base.device)):
+        hidden = base.base_model(
+            input_ids=torch.tensor([input_ids], device=base.device),
+            position_ids=torch.tensor([position_ids], device=base.device),
+            attention_mask=NO_MASK.to(base.device),
+            use_cache=False,
+            option_tree=OptionTree(shared, laid_out),
+        ).last_hidden_state[0]
+    values = _log_probabilities(base, hidden.index_select(0, places.to(base.device)), index, pairs[:, 1])
+    found = iter(values.split([len(branch) for branches in predicted for branch in branches]))
     return [torch.stack([next(found).sum() for _ in branches]) for branches in predicted]
 
 
@@ -174,20 +177,19 @@ def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
     return sees, depths
 
 
-def _log_probabilities(base: PreTrainedModel, hidden: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
-    """Log-probability of each ``(place, next token)`` over the whole vocabulary; places in blocks, to save memory."""
-    places, tokens = torch.tensor(pairs).T
-    distinct, index = places.unique(return_inverse=True)
+def _log_probabilities(
+    base: PreTrainedModel, hidden: torch.Tensor, index: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Log-probability, over the whole vocabulary, of each of ``tokens`` after the hidden state that ``index`` says."""
     head = base.get_output_embeddings()
-    found: torch.Tensor | None = None
-    for start in range(0, len(distinct), HEAD_BLOCK_TOKENS):
-        block = distinct[start : start + HEAD_BLOCK_TOKENS].to(hidden.device)
-        logits = log_softmax(head(hidden[block]))
+    parts, order = [], []
+    for start in range(0, len(hidden), HEAD_BLOCK_TOKENS):  # in blocks, for all of their logits are much memory
         inside = ((index >= start) & (index < start + HEAD_BLOCK_TOKENS)).nonzero()[:, 0]
-        values = logits[(index[inside] - start).to(hidden.device), tokens[inside].to(hidden.device)].cpu()
-        found = values.new_empty(len(pairs)) if found is None else found
-        found[inside] = values
-    return found
+        log_probabilities = log_softmax(head(hidden[start : start + HEAD_BLOCK_TOKENS]))
+        at = (index[inside] - start).to(hidden.device), tokens[inside].to(hidden.device)
+        parts.append(log_probabilities[at].cpu())
+        order.append(inside)
+    return torch.cat(parts)[torch.cat(order).argsort()]
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -221,28 +223,17 @@ def option_attention(
         parts.append(attend(*prefix, scaling, is_causal=True))
     for places, sees in option_tree.units:
         own = slice(places.start, places.stop)
-        unit_key = torch.cat((key[:, :, :shared], key[:, :, own]), dim=2)
-        unit_value = torch.cat((value[:, :, :shared], value[:, :, own]), dim=2)
-        for start in range(places.start, places.stop, QUERY_BLOCK_TOKENS):
-            block = range(start, min(start + QUERY_BLOCK_TOKENS, places.stop))
-            mask = _mask(block, places, shared, sees)
-            seen_key, seen_value = unit_key[:, :, : mask.shape[1]], unit_value[:, :, : mask.shape[1]]
-            block_query = query[:, :, block.start : block.stop]
-            parts.append(attend(block_query, seen_key, seen_value, scaling, attn_mask=mask))
+        unit_query, unit_key, unit_value = (
+            torch.cat((states[:, :, :shared], states[:, :, own]), dim=2) for states in (query, key, value)
+        )
+        prompt = unit_key.shape[2] - len(sees)
+        # The prefix is asked again, for without a mask causal attention of any length needs no memory for one.
+        of_prompt = (states[:, :, :prompt] for states in (unit_query, unit_key, unit_value))
+        parts.append(attend(*of_prompt, scaling, is_causal=True)[:, :, shared:])
+        if len(sees):
+            mask = torch.cat((sees.new_ones((len(sees), prompt)), sees), dim=1)
+            parts.append(attend(unit_query[:, :, prompt:], unit_key, unit_value, scaling, attn_mask=mask))
     return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-def _mask(block: range, places: range, shared: int, sees: torch.Tensor) -> torch.Tensor:
-    """(block, keys): which of the prefix and the unit's tokens, up to the block's last, each token of it sees."""
-    rows = torch.arange(block.start, block.stop, device=sees.device)[:, None] - places.start + shared
-    mask = torch.arange(shared + block.stop - places.start, device=sees.device) <= rows
-    first_node = places.stop - len(sees)
-    if block.stop > first_node:  # nodes see all of the prompt, but of each other their ancestors only
-        nodes = range(max(block.start, first_node), block.stop)
-        mask[nodes.start - block.start :, shared + first_node - places.start :] = sees[
-            nodes.start - first_node : nodes.stop - first_node, : block.stop - first_node
-        ]
-    return mask
 
 
 @torch.no_grad()

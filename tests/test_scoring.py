@@ -36,18 +36,23 @@ def widths(monkeypatch) -> list[int]:
 
 
 @pytest.mark.parametrize("architecture", WHOLE)
-def test_documents_longer_than_a_block_of_queries_score_as_alone(tokenizer, architecture):
+def test_long_documents_score_as_alone(tokenizer, architecture):
     model = tiny_model(architecture)
-    prompts = some_prompts((scoring.QUERY_BLOCK_TOKENS - 2, 700, 1300))
+    prompts = some_prompts((510, 700, 1300))
     check_scores(model, tokenizer, prompts, [("体育", "体育新闻", "军"), ("经济", "军事"), ("a", "ab", "abc")], 1e-5)
 
 
 def test_no_mask_is_the_square_of_a_long_row(tokenizer, monkeypatch):
     masks = []
-    original = scoring._mask
-    monkeypatch.setattr(scoring, "_mask", lambda *parts: masks.append(original(*parts)) or masks[-1])
+    original = scoring.attend
+
+    def noted(*states, attn_mask=None, **settings):
+        masks.append(0 if attn_mask is None else attn_mask.numel())
+        return original(*states, attn_mask=attn_mask, **settings)
+
+    monkeypatch.setattr(scoring, "attend", noted)
     score_options(tiny_model("qwen2"), tokenizer, some_prompts((1500,)), [("体育", "军事")])
-    assert max(mask.shape[0] for mask in masks) == scoring.QUERY_BLOCK_TOKENS
+    assert 0 < max(masks) < 20 * 1500
 
 
 @pytest.mark.parametrize("max_tokens", [None, 400, 1])
