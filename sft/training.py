@@ -93,6 +93,8 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     max_tokens = data.max_tokens_per_micro_batch or preview.fitting_tokens(shape, dtype, arguments)
     run = describe_run(arguments, base_folder, str(dtype)) | {checkpoints.MICRO_BATCH: max_tokens}
     checkpoint = prepare_output(output_dir, run, arguments)
+    if data.max_tokens_per_micro_batch is not None:  # said now, it counts for more than the checkpoint's
+        run[checkpoints.MICRO_BATCH] = max_tokens
     task_json = {
         "format_version": FORMAT_VERSION,
         **task.settings(),

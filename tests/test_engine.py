@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,18 @@ def test_a_row_that_does_not_fit_alone_ends_the_run_with_advice(forward_that_fit
     assert train_qwen2_ner.main(flags(base, data, tmp_path / "run")) == 1
     error = capsys.readouterr().err
     assert "显存不够" in error and "--max_length" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(("said", "used"), [((), 300), (("--max_tokens_per_micro_batch", "200"), 200)])
+def test_a_resumed_run_keeps_its_piece_size_unless_told_another(said, used, padded, base, data, tmp_path):
+    arguments = flags(base, data, tmp_path / "run", "--per_device_train_batch_size", "8", "--save_steps", "3")
+    assert train_qwen2_ner.main([*arguments, "--max_tokens_per_micro_batch", "300"]) == 0
+    last = tmp_path / "run" / f"checkpoint-{STEPS}"
+    shutil.rmtree(last)
+    (tmp_path / "run" / "all_results.json").unlink()
+    assert train_qwen2_ner.main([*arguments, *said, "--resume_from_checkpoint", "true"]) == 0
+    assert json.loads((last / checkpoints.MANIFEST).read_text())["run"][checkpoints.MICRO_BATCH] == used
+    assert distance(tmp_path / "run", padded) <= 1e-3
 
 
 # ---- choosing ----

@@ -1,0 +1,322 @@
+"""How fast and how lean training is, against the original recipe, transformers' Trainer, and TRL.
+
+    python -m venv .venv-trl && .venv-trl/bin/pip install -r benchmarks/requirements-trl.txt
+    python benchmarks/train_speed.py --tokenizer qwen/Qwen2.5-1.5B-Instruct     # after both transfer scripts
+
+Real rows at their real lengths. Speed with a Qwen2 of 1.5B's proportions (its head costs 0.178 of its body), the
+token ids folded into its small vocabulary; memory with the whole vocabulary. The contestants are processes that
+train alternately, one pass over the rows each, in several rounds; ratios are medians over the rounds. Before that,
+in float32, all must have the same loss at the first step. Every peer runs at each point of a small grid once, and
+the fastest goes into the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKER = ROOT / "benchmarks" / "train_speed_worker.py"
+ROWS_PER_STEP = 16
+SMALL = {"hidden_size": 256, "intermediate_size": 1493, "num_hidden_layers": 4, "vocab_size": 3640}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 1}
+WHOLE_VOCABULARY = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 5, "vocab_size": 151936}
+WHOLE_VOCABULARY |= {"num_attention_heads": 14, "num_key_value_heads": 2}  # Qwen2.5-0.5B's layers, five of them
+ARTICLE_TOKENS = 1000
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A library with its settings.
+
+    Attributes:
+        name: as the tables have it.
+        group: peers of one group are points of one grid.
+        library: of the worker.
+        arguments: of its Trainer.
+        job: what else the worker is told.
+    """
+
+    name: str
+    group: str
+    library: str
+    arguments: dict
+    job: dict = field(default_factory=dict)
+
+
+def batches(size: int) -> dict:
+    """So many rows at a time, sixteen a step."""
+    return {"per_device_train_batch_size": size, "gradient_accumulation_steps": ROWS_PER_STEP // size}
+
+
+GROUPED = {"train_sampling_strategy": "group_by_length"}
+OURS = Contestant("ours", "ours", "ours", batches(16), {"as_tree": True, "max_tokens": 16384})
+PADDED = replace(OURS, name="ours, padded by length", group="padded", arguments=batches(16) | GROUPED)
+PADDED = replace(PADDED, job={"as_tree": False, "max_tokens": 16384})
+ORIGINAL = Contestant("original recipe", "original", "hf", batches(4) | {"gradient_checkpointing": True})
+PEERS = [
+    *(Contestant(f"HF Trainer, by length, {n}x{16 // n}", "HF", "hf", batches(n) | GROUPED) for n in (4, 8)),
+    *(Contestant(f"TRL padded, by length, {n}x{16 // n}", "TRL", "trl", batches(n) | GROUPED) for n in (4, 8)),
+    Contestant("TRL defaults, 8x2, checkpointing", "TRL", "trl", batches(8) | {"gradient_checkpointing": True}),
+]
+
+
+def packed(rows: list[dict], pack_tokens: int) -> Contestant:
+    """TRL packing: about sixteen rows a step, as near as packs come."""
+    mean_tokens = statistics.mean(len(row["prompt_ids"]) + len(row["answer_ids"]) for row in rows)
+    packs = max(1, round(ROWS_PER_STEP * mean_tokens / pack_tokens))
+    arguments = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": packs}
+    arguments |= {"packing": True, "max_length": pack_tokens}
+    return Contestant(f"TRL packing {pack_tokens}, 1x{packs}", "TRL", "trl", arguments)
+
+
+class Running:
+    """A contestant's process."""
+
+    def __init__(self, contestant: Contestant, rows: Path, base: Path, dtype: str, passes: int, python: dict) -> None:
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [python.get(contestant.library, sys.executable), str(WORKER)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment, cwd=ROOT,
+        )  # fmt: skip
+        job = {"library": contestant.library, "arguments": contestant.arguments, **contestant.job}
+        job |= {"rows": str(rows), "base": str(base), "dtype": dtype, "passes": passes}
+        self._tell(json.dumps(job | {"output_dir": tempfile.gettempdir()}))
+
+    def one_pass(self) -> dict:
+        """Let it run once over the rows; what it reports."""
+        self._tell("go")
+        return self._answer()
+
+    def finish(self) -> dict:
+        """The first loss and the peak memory."""
+        report = self._answer()
+        self.process.wait()
+        return report
+
+    def _tell(self, line: str) -> None:
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def _answer(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise SystemExit(f"a contestant failed:\n{self.errors.read()[-3000:]}")
+        return json.loads(line)
+
+
+def main() -> None:
+    """Measure what was asked for and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--tokenizer", type=Path, default=Path("qwen/Qwen2.5-1.5B-Instruct"))
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="train_ner.jsonl and train_cls.jsonl")
+    parser.add_argument("--trl_python", default=str(ROOT / ".venv-trl" / "bin" / "python"))
+    parser.add_argument(
+        "--rows", choices=("ner", "court", "articles", "unshared"), nargs="*", default=["ner", "court", "articles"]
+    )
+    parser.add_argument("--measure", choices=("speed", "memory"), nargs="*", default=["speed", "memory"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--seconds_per_pass", type=float, default=1.0, help="scales the number of rows")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in arguments.rows:
+            rows = read_rows(kind, arguments)
+            describe(kind, rows)
+            for measure in arguments.measure:
+                {"speed": measure_speed, "memory": measure_memory}[measure](kind, rows, Path(folder), arguments)
+
+
+# ---- rows and models ----
+
+
+def read_rows(kind: str, arguments: argparse.Namespace) -> list[dict]:
+    """Encoded rows of one kind; articles are court texts, put together to about a thousand tokens."""
+    sys.path.insert(0, str(ROOT))
+    from sft.classification import Classification
+    from sft.encoding import encode_rows
+    from sft.model import load_tokenizer
+    from sft.ner import Ner
+    from sft.records import read_task_records
+    from sft.training import read_task
+
+    name, task_type = ("ner", Ner) if kind in ("ner", "unshared") else ("cls", Classification)
+    path = arguments.data_dir / f"train_{name}.jsonl"
+    task = read_task(task_type, path)
+    records = read_task_records(path, task)
+    random.Random(0).shuffle(records)
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    count = {"ner": 256, "unshared": 256, "court": 128, "articles": 32}[kind]
+    rows = encode_rows(records[: 8 * count], task, tokenizer, 1024)[0]
+    if kind == "articles":
+        rows = articles(records, task, tokenizer, count)
+    if kind == "unshared":  # the first token tells the rows apart, so that nothing is shared
+        for number, row in enumerate(rows):
+            row.prompt_ids = [number + 10, *row.prompt_ids[1:]]
+    return [{"prompt_ids": row.prompt_ids, "answer_ids": row.answer_ids} for row in rows[:count]]
+
+
+def articles(records: list[tuple[int, dict]], task, tokenizer, count: int) -> list:
+    """Rows whose text is that of several records after one another, cut to about a thousand tokens."""
+    from sft.encoding import encode_rows
+
+    joined, remaining = [], iter(records)
+    while len(joined) < count:
+        line, record = next(remaining)
+        text = record["text"]
+        while len(text) < 2 * ARTICLE_TOKENS:
+            text += next(remaining)[1]["text"]
+        joined.append((line, record | {"text": text}))
+    generator = random.Random(1)
+    return [
+        encode_rows([pair], task, tokenizer, round(ARTICLE_TOKENS * generator.uniform(0.8, 1.2)))[0][0]
+        for pair in joined
+    ]
+
+
+def describe(kind: str, rows: list[dict]) -> None:
+    """One line about the rows."""
+    prompts, answers = ([len(row[name]) for row in rows] for name in ("prompt_ids", "answer_ids"))
+    shared = os.path.commonprefix([row["prompt_ids"] for row in rows])
+    print(
+        f"\n## {kind}: {len(rows)} rows, {statistics.mean(prompts):.0f} + {statistics.mean(answers):.0f} tokens, "
+        f"of which {len(shared)} are shared",
+        flush=True,
+    )
+
+
+def save_base(folder: Path, shape: dict, dtype: str) -> Path:
+    """A random Qwen2 of a shape, with a tokenizer that knows its ids by number."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(**shape, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1)
+    Qwen2ForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    vocabulary = {str(number): number for number in range(shape["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="0", eos_token="1", chat_template=""
+    ).save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict], vocabulary: int) -> Path:
+    """Rows with their ids folded into a vocabulary; 0 and 1 are kept for padding and the end."""
+    folded = [{name: [2 + token % (vocabulary - 2) for token in ids] for name, ids in row.items()} for row in rows]
+    path.write_text("\n".join(map(json.dumps, folded)))
+    return path
+
+
+# ---- speed ----
+
+
+def measure_speed(kind: str, rows: list[dict], folder: Path, arguments: argparse.Namespace) -> None:
+    """Equal losses first; then the grid; then the fastest of each group in turns."""
+    python = {"trl": arguments.trl_python}
+    rows = rows[: max(32, round(arguments.seconds_per_pass * len(rows)) // 16 * 16)]
+    base = save_base(folder / "small", SMALL, arguments.dtype)
+    peers = PEERS + [packed(rows, tokens) for tokens in (1024, 2048)]
+    assert_equal_losses([OURS, PADDED, ORIGINAL, peers[0], peers[2], peers[-1]], rows[:16], folder, python)
+    whole, part = write_rows(folder / "rows", rows, 3640), write_rows(folder / "part", rows[: len(rows) // 2], 3640)
+    best: dict[str, tuple[float, Contestant]] = {}
+    if kind != "unshared":
+        for peer in peers:
+            running = Running(peer, part, base, arguments.dtype, 1, python)
+            report = running.one_pass()
+            running.finish()
+            speed = len(rows) // 2 / report["seconds"]
+            print(f"grid  {peer.name:34s} {speed:7.2f} rows/s", flush=True)
+            best[peer.group] = max(best.get(peer.group, (0.0, peer)), (speed, peer), key=lambda pair: pair[0])
+    contestants = [OURS, PADDED] if kind == "unshared" else [OURS, *(peer for _, peer in best.values()), ORIGINAL]
+    take_turns(contestants, whole, rows, base, arguments, python)
+
+
+def take_turns(contestants, whole: Path, rows: list[dict], base: Path, arguments, python: dict) -> None:
+    """Rounds of one pass each, after one pass to warm up; medians, ratios and what arithmetic allows."""
+    running = {
+        peer.name: Running(peer, whole, base, arguments.dtype, arguments.rounds + 1, python) for peer in contestants
+    }
+    reports = {name: [process.one_pass()] for name, process in running.items()}
+    for _ in range(arguments.rounds):
+        for name, process in running.items():
+            reports[name].append(process.one_pass())
+    supervised = sum(len(row["answer_ids"]) for row in rows)
+    for process in running.values():
+        process.finish()
+    ours = reports["ours"][1:]
+    print(f"{'':36s} rows/s  tokens run  ours is faster by (CPU time)   arithmetic bound")
+    for peer in contestants:
+        theirs = reports[peer.name][1:]
+        ratio = statistics.median(their["seconds"] / our["seconds"] for our, their in zip(ours, theirs, strict=True))
+        cpu = statistics.median(
+            their["cpu_seconds"] / our["cpu_seconds"] for our, their in zip(ours, theirs, strict=True)
+        )
+        bound = flops(peer, theirs[0], supervised) / flops(OURS, ours[0], supervised)
+        speed = len(rows) / statistics.median(their["seconds"] for their in theirs)
+        print(
+            f"{peer.name:36s} {speed:6.2f} {theirs[0]['tokens']:10d}   {ratio:5.2f} ({cpu:5.2f})  {bound:5.2f}",
+            flush=True,
+        )
+
+
+def flops(peer: Contestant, report: dict, supervised: int) -> float:
+    """Of the linear layers of one pass: forward, the gradient of inputs, and what checkpointing computes again.
+
+    Attention, adapters and optimizer are left out. A chunked head is counted at supervised positions, twice.
+    """
+    hidden, inner, layers = SMALL["hidden_size"], SMALL["intermediate_size"], SMALL["num_hidden_layers"]
+    heads, kv_heads = SMALL["num_attention_heads"], SMALL["num_key_value_heads"]
+    body = layers * (2 * hidden * hidden + 2 * hidden * hidden * kv_heads // heads + 3 * hidden * inner)
+    times = 3 if peer.arguments.get("gradient_checkpointing") else 2
+    positions = report["head_positions"] if peer.library == "hf" else supervised
+    return 2 * body * times * report["tokens"] + 2 * 2 * hidden * SMALL["vocab_size"] * positions
+
+
+def assert_equal_losses(contestants, rows: list[dict], folder: Path, python: dict) -> None:
+    """The first step of the same sixteen rows, in float32, has the same loss for all."""
+    base = save_base(folder / "float32", SMALL, "float32")
+    path = write_rows(folder / "sixteen", rows, 3640)
+    losses = {}
+    for peer in contestants:
+        whole_step = peer.arguments | {"gradient_accumulation_steps": 16}  # packs too make one step then
+        running = Running(replace(peer, arguments=whole_step), path, base, "float32", 1, python)
+        running.one_pass()
+        losses[peer.name] = running.finish()["first_loss"]
+    spread = max(losses.values()) - min(losses.values())
+    assert spread <= 1e-4 * losses["ours"], losses
+    print(f"first loss, float32: {losses['ours']:.5f}, all equal to {spread:.1e}", flush=True)
+
+
+# ---- memory ----
+
+
+def measure_memory(kind: str, rows: list[dict], folder: Path, arguments: argparse.Namespace) -> None:
+    """Peak resident memory above the loaded model over one step, each contestant on its own."""
+    base = save_base(folder / "whole", WHOLE_VOCABULARY, arguments.dtype)
+    path = write_rows(folder / "memory", rows[:ROWS_PER_STEP], 151936)
+    ours = None
+    for peer in [OURS, *PEERS, packed(rows, 2048), ORIGINAL]:
+        running = Running(peer, path, base, arguments.dtype, 1, {"trl": arguments.trl_python})
+        speed = ROWS_PER_STEP / running.one_pass()["seconds"]
+        peak = running.finish()["peak_bytes"]
+        ours = ours or peak
+        print(
+            f"memory {peer.name:34s} {peak / 1e9:6.2f} GB, ours is {ours / peak:.2f} of it; {speed:.2f} rows/s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

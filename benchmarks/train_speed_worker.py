@@ -1,0 +1,182 @@
+"""One contestant of train_speed.py: trains the rows it is given with one library and tells how long it took.
+
+Started by the driver in the contestant's own environment. Speaks JSON lines: a line on stdin lets it run one more
+pass over the rows; each pass is answered with one line on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+OUTPUT = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # libraries print to stdout
+
+
+class Pacer(TrainerCallback):
+    """Waits before every pass over the rows until it is this contestant's turn, and reports the pass."""
+
+    def __init__(self) -> None:
+        self.tokens = self.head_positions = self.steps = 0
+
+    def watch(self, model: torch.nn.Module) -> None:
+        """Count what the body and the model's own head really run on (recomputation does not pass here)."""
+        base = model.get_base_model()
+        base.get_input_embeddings().register_forward_pre_hook(self._count_tokens)
+        base.get_output_embeddings().register_forward_hook(self._count_head)
+
+    def _count_tokens(self, module, arguments) -> None:
+        self.tokens += arguments[0].numel()
+
+    def _count_head(self, module, arguments, output) -> None:
+        self.head_positions += output.numel() // output.shape[-1]
+
+    def on_epoch_begin(self, args, state, control, **_) -> None:
+        if not sys.stdin.readline():
+            sys.exit(0)
+        self.tokens = self.head_positions = self.steps = 0
+        self.started = time.perf_counter(), time.process_time()
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        self.steps += 1
+
+    def on_epoch_end(self, args, state, control, **_) -> None:
+        wall, cpu = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
+        counts = {"tokens": self.tokens, "head_positions": self.head_positions, "steps": self.steps}
+        say(seconds=wall, cpu_seconds=cpu, **counts)
+
+
+def main() -> None:
+    """Read the job from the first line of stdin and train."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    job = json.loads(sys.stdin.readline())
+    rows = [json.loads(line) for line in Path(job["rows"]).read_text().splitlines()]
+    torch.manual_seed(0)
+    dtype = getattr(torch, job["dtype"])
+    model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype, attn_implementation="sdpa")
+    pacer = Pacer()
+    trainer = {"ours": ours, "hf": hugging_face, "trl": trl}[job["library"]](model, rows, job, pacer)
+    pacer.watch(trainer.model)
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    trainer.train()
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    say(first_loss=losses[0], peak_bytes=peak - before)
+
+
+def say(**values) -> None:
+    """One line to the driver."""
+    OUTPUT.write(json.dumps(values) + "\n")
+    OUTPUT.flush()
+
+
+def settings(job: dict) -> dict:
+    """What all three take: the same rows a step, optimizer and schedule."""
+    options = {
+        "output_dir": job["output_dir"],
+        "num_train_epochs": job["passes"],
+        "learning_rate": 1e-4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "bf16": False,  # the base is bfloat16 itself, the adapter float32; TRL's default would cast on the fly
+        "dataloader_pin_memory": False,
+        "gradient_checkpointing": False,
+        "seed": 0,
+    }
+    return options | job["arguments"]
+
+
+def with_adapter(model):
+    """The adapter every contestant trains; its B is zero, so the first loss is the base's."""
+    return get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.0, target_modules=PROJECTIONS)
+    )
+
+
+def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
+    """This project's trainer, as `sft.training.fine_tune` builds it."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from sft.attention import use_tree_attention
+    from sft.encoding import EncodedRow
+    from sft.trainer import SftTrainer
+    from sft.training import as_dataset
+
+    encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], line) for line, row in enumerate(rows, start=1)]
+    if job["as_tree"]:
+        use_tree_attention(model)
+    arguments = TrainingArguments(**settings(job), remove_unused_columns=False, length_column_name="length")
+    return SftTrainer(
+        model=with_adapter(model),
+        args=arguments,
+        train_dataset=as_dataset(encoded),
+        processing_class=AutoTokenizer.from_pretrained(job["base"]),
+        task=None,
+        validation_records=[],
+        validation_rows=[],
+        limits=None,
+        run={},
+        as_tree=job["as_tree"],
+        max_tokens_per_micro_batch=job["max_tokens"],
+        callbacks=[pacer],
+    )
+
+
+def hugging_face(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
+    """transformers' Trainer with its own padding collator and the model's own loss over all positions."""
+    model = with_adapter(model)
+    if job["arguments"].get("gradient_checkpointing"):
+        model.enable_input_require_grads()
+    ids = [row["prompt_ids"] + row["answer_ids"] for row in rows]
+    labels = [[-100] * len(row["prompt_ids"]) + row["answer_ids"] for row in rows]
+    dataset = Dataset.from_dict(
+        {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids], "labels": labels}
+    )
+    tokenizer = AutoTokenizer.from_pretrained(job["base"])
+    return Trainer(
+        model=model,
+        args=TrainingArguments(**settings(job)),
+        train_dataset=dataset,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        callbacks=[pacer],
+    )
+
+
+def trl(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
+    """TRL's SFTTrainer; its loss runs the head in chunks over supervised positions."""
+    from trl import SFTConfig, SFTTrainer
+
+    ids = [row["prompt_ids"] + row["answer_ids"] for row in rows]
+    masks = [[0] * len(row["prompt_ids"]) + [1] * len(row["answer_ids"]) for row in rows]
+    return SFTTrainer(
+        model=with_adapter(model),
+        args=SFTConfig(**settings(job), completion_only_loss=True),
+        train_dataset=Dataset.from_dict({"input_ids": ids, "completion_mask": masks}),
+        processing_class=AutoTokenizer.from_pretrained(job["base"]),
+        callbacks=[pacer],
+    )
+
+
+if __name__ == "__main__":
+    main()
