@@ -148,7 +148,7 @@ def read_rows(kind: str, arguments: argparse.Namespace) -> list[dict]:
     from sft.model import load_tokenizer
     from sft.ner import Ner
     from sft.records import read_task_records
-    from sft.training import read_task
+    from sft.splits import read_task
 
     name, task_type = ("ner", Ner) if kind in ("ner", "unshared") else ("cls", Classification)
     path = arguments.data_dir / f"train_{name}.jsonl"

@@ -14,6 +14,7 @@ from sft.arguments import Arguments
 from sft.console import duration
 from sft.encoding import EncodedRow, Task
 from sft.preview import planned_steps, rows_a_step
+from sft.splits import Splits
 
 # The headline figures of both tasks, in the order they are told.
 FIGURES = {
@@ -32,8 +33,7 @@ LINE = "─" * 12
 def before_training(
     task: Task,
     rows: Sequence[EncodedRow],
-    validation_rows: int,
-    test_rows: int,
+    splits: Splits,
     model: PeftModel,
     as_tree: bool,
     checkpoint: Path | None,
@@ -43,7 +43,7 @@ def before_training(
     """What is about to happen: task, model, rows, steps, numbers, where it is written.
 
     Args:
-        rows: the training rows; ``validation_rows`` and ``test_rows`` are counts.
+        rows: the training rows, encoded.
         checkpoint: what is resumed from, None for a new run.
         tracked: where SwanLab records, for a person.
     """
@@ -56,7 +56,7 @@ def before_training(
         "任务": f"{task.title}：{shown_labels(task.labels)}",
         "模型": f"{arguments.model.model_name_or_path}（{count(parameters - trained)}参数），"
         f"LoRA r={arguments.lora.lora_r} 训练其中 {count(trained)}",
-        "数据": f"训练 {len(rows):,} 条，验证 {validation_rows:,} 条，测试 {test_rows:,} 条；"
+        "数据": f"训练 {len(rows):,} 条，验证 {len(splits.validation):,} 条，测试 {len(splits.test):,} 条；"
         f"一条 {statistics.median(lengths):.0f} 个词元（中位数），最长 {lengths[-1]:,}",
         "计划": f"{steps:,} 步，每步 {rows_a_step(training)} 条，共 {epochs:.3g} 轮，"
         f"约 {count(sum(lengths) * epochs)}词元",

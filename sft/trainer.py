@@ -88,6 +88,8 @@ class SftTrainer(Trainer):
         self._folder_of_checkpoints: str | None = None
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
             self.remove_callback(callback)
+        self.stop_on_signal = StopOnSignal()
+        self.add_callback(self.stop_on_signal)
         self.add_callback(StopOnNonFinite(self))
         self.add_callback(ProgressOnStderr() if is_watched() and not self.args.disable_tqdm else LogLines())
 

@@ -408,7 +408,7 @@ def test_dry_run_counts_the_steps_that_training_takes(base, data, tmp_path, caps
 
 
 def test_validation_rows_are_held_out_by_text_and_by_seed():
-    from sft.training import hold_out
+    from sft.splits import hold_out
 
     rows = [(line, {"text": f"文本{line % 30}"}) for line in range(90)]
     train_rows, validation = hold_out(rows, 0.2, 100, seed=1)
