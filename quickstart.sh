@@ -60,6 +60,7 @@ print(f"文本分类 准确率           {figure('cls-before.json', 'accuracy'):
 print(f"命名实体识别 实体 F1      {figure('ner-before.json', 'f1'):.3f}    "
       f"{figure('ner/all_results.json', 'test_f1'):.3f}")
 print(f"用时 {seconds} 秒（不含安装）；适配器和曲线在 {output}/，看板：swanlab watch swanlog")
+print(f"用浏览器打开报告：{output}/cls/report.html、{output}/ner/report.html")
 print()
 print("下一步，换成真正的模型（约 3 GB）：")
 print("  modelscope download --model Qwen/Qwen2.5-1.5B-Instruct --local_dir ./qwen/Qwen2.5-1.5B-Instruct")
