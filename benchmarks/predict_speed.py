@@ -38,6 +38,7 @@ class Work:
     """What a run of a method did."""
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of both cores; steadier than the clock where the machine is shared
     passes: int = 0
     row_passes: int = 0  # a row in a pass
     tokens: int = 0  # through the body, padding included
@@ -203,9 +204,9 @@ def best_size(loaded: Loaded, run: Run, sizes: Sequence[int]) -> int:
 def measured(loaded: Loaded, run: Run, size: int) -> Work:
     """One run, timed and counted."""
     with counting(loaded.model) as work:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         work.answers = run(size)
-        work.seconds = time.perf_counter() - started
+        work.seconds, work.cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     return work
 
 
@@ -240,18 +241,34 @@ def report(loaded: Loaded, records: list[dict], runs: dict[str, list[Work]], siz
     ours_runs = runs["ours"]
     answer_tokens = sum(len(ids) + 1 for ids in loaded.tokenizer(ours_runs[0].answers).input_ids)
     print(f"answer tokens {answer_tokens}, terminators included")
-    print(
-        "| method | batch | rows/s | times ours | work | passes | passes of a row per token | valid | same as ours |"
+    columns = (
+        "method",
+        "batch",
+        "rows/s",
+        "times ours",
+        "CPU times ours",
+        "work",
+        "passes",
+        "passes of a row per token",
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join((*columns, 'valid', 'same as ours'))} |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name, works in runs.items():
         ratio = statistics.median(mine.seconds / his.seconds for mine, his in zip(works, ours_runs, strict=True))
+        cpu = statistics.median(mine.cpu_seconds / his.cpu_seconds for mine, his in zip(works, ours_runs, strict=True))
         seconds = statistics.median(work.seconds for work in works)
         tokens = sum(len(ids) + 1 for ids in loaded.tokenizer(works[0].answers).input_ids)
         flop = works[0].flop(loaded.model) / ours_runs[0].flop(loaded.model)
         valid, same = agreement(loaded, records, works[0].answers, ours_runs[0].answers)
         of_rows = works[0].row_passes / tokens
-        figures = (f"{len(records) / seconds:.2f}", f"{ratio:.2f}", f"{flop:.2f}", works[0].passes, f"{of_rows:.2f}")
+        figures = (
+            f"{len(records) / seconds:.2f}",
+            f"{ratio:.2f}",
+            f"{cpu:.2f}",
+            f"{flop:.2f}",
+            works[0].passes,
+            f"{of_rows:.2f}",
+        )
         print(f"| {' | '.join(map(str, (name, sizes[name], *figures, f'{valid:.1%}', f'{same:.1%}')))} |")
 
 

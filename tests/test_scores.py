@@ -54,7 +54,16 @@ class TestSpanScores:
     @settings(max_examples=80, deadline=None)
     @given(rows=gold_and_predicted())
     def test_span_scores_agree_with_nervaluate(self, rows):
-        gold, predicted = rows
+        self.check_against_nervaluate(*rows)
+
+    @pytest.mark.slow
+    @settings(max_examples=1000, deadline=None)
+    @given(rows=gold_and_predicted())
+    def test_span_scores_agree_with_nervaluate_on_a_thousand_cases(self, rows):
+        self.check_against_nervaluate(*rows)
+
+    @staticmethod
+    def check_against_nervaluate(gold: list, predicted: list) -> None:
         figures = span_scores(gold, predicted, LABELS)
         overall, by_label = nervaluate_strict(gold, predicted)
         for name in ("precision", "recall", "f1"):
