@@ -307,7 +307,7 @@ def measure_memory(kind: str, rows: list[dict], folder: Path, arguments: argpars
     base = save_base(folder / "whole", WHOLE_VOCABULARY, arguments.dtype)
     path = write_rows(folder / "memory", rows[:ROWS_PER_STEP], 151936)
     ours = None
-    for peer in [OURS, *PEERS, packed(rows, 2048), ORIGINAL]:
+    for peer in [OURS, PEERS[0], PEERS[2], ORIGINAL, packed(rows, 2048), *PEERS[4:]]:
         running = Running(peer, path, base, arguments.dtype, 1, {"trl": arguments.trl_python})
         speed = ROWS_PER_STEP / running.one_pass()["seconds"]
         peak = running.finish()["peak_bytes"]
