@@ -232,4 +232,5 @@ class GrowingFile:
         with suppress(OSError):  # what could not be written was said by `add`
             self._file.close()
         if kind is not None and self.run.get("input_file"):
-            logger.warning("%s：已写好 %d 行；原来的命令加 --resume 接着跑", self.path, self.rows)
+            kept = _read_progress(self.path)  # not self.rows: the signal may have come before they were saved
+            logger.warning("%s：已写好 %d 行；原来的命令加 --resume 接着跑", self.path, kept["rows"] if kept else 0)
