@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seconds_per_pass", type=float, default=1.0, help="scales the number of rows")
+    parser.add_argument("--only", help="only the contestants with this in their name, without the grid")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for kind in arguments.rows:
@@ -157,6 +158,7 @@ def read_rows(kind: str, arguments: argparse.Namespace) -> list[dict]:
     random.Random(0).shuffle(records)
     tokenizer = load_tokenizer(arguments.tokenizer)
     count = {"ner": 256, "unshared": 256, "court": 128, "articles": 32}[kind]
+    count = round(count * max(1.0, arguments.seconds_per_pass))
     rows = encode_rows(records[: 8 * count], task, tokenizer, 1024)[0]
     if kind == "articles":
         rows = articles(records, task, tokenizer, count)
@@ -231,7 +233,7 @@ def measure_speed(kind: str, rows: list[dict], folder: Path, arguments: argparse
     assert_equal_losses([OURS, PADDED, ORIGINAL, peers[0], peers[2], peers[-1]], rows[:16], folder, python)
     whole, part = write_rows(folder / "rows", rows, 3640), write_rows(folder / "part", rows[: len(rows) // 2], 3640)
     best: dict[str, tuple[float, Contestant]] = {}
-    if kind != "unshared":
+    if kind != "unshared" and not arguments.only:
         for peer in peers:
             running = Running(peer, part, base, arguments.dtype, 1, python)
             report = running.one_pass()
@@ -240,6 +242,8 @@ def measure_speed(kind: str, rows: list[dict], folder: Path, arguments: argparse
             print(f"grid  {peer.name:34s} {speed:7.2f} rows/s", flush=True)
             best[peer.group] = max(best.get(peer.group, (0.0, peer)), (speed, peer), key=lambda pair: pair[0])
     contestants = [OURS, PADDED] if kind == "unshared" else [OURS, *(peer for _, peer in best.values()), ORIGINAL]
+    if arguments.only:
+        contestants = [OURS, *(peer for peer in [*peers, ORIGINAL] if arguments.only in peer.name)]
     take_turns(contestants, whole, rows, base, arguments, python)
 
 
