@@ -20,12 +20,12 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sft.encoding import encode_rows  # noqa: E402
-from sft.model import load_tokenizer  # noqa: E402
-from sft.ner import Ner  # noqa: E402
-from sft.records import read_task_records  # noqa: E402
-from sft.splits import read_task  # noqa: E402
-from sft.training import as_dataset  # noqa: E402
+from sft.encoding import encode_rows
+from sft.model import load_tokenizer
+from sft.ner import Ner
+from sft.records import read_task_records
+from sft.splits import read_task
+from sft.training import as_dataset
 
 Result = TypeVar("Result")
 
