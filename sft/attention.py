@@ -127,13 +127,15 @@ def tree_attention(
         parts.append(attended.transpose(1, 2).flatten(0, 1))
     for group in tree.groups:
         rows, width = group.shape
-        attended = scaled_dot_product_attention(
-            _take(query, group),
-            torch.cat((prefix_key.expand(rows, -1, -1, -1), _take(key, group)), dim=2),
-            torch.cat((prefix_value.expand(rows, -1, -1, -1), _take(value, group)), dim=2),
-            attn_mask=_branch_mask(width, shared, query.device),
-            **settings,
-        )
+        branch_query, branch_key, branch_value = (_take(states, group) for states in (query, key, value))
+        keys = torch.cat((prefix_key.expand(rows, -1, -1, -1), branch_key), dim=2)
+        values = torch.cat((prefix_value.expand(rows, -1, -1, -1), branch_value), dim=2)
+        if width > shared:  # asking the prefix again costs less than a mask, which keeps the kernel from skipping
+            queries = torch.cat((query[:, :, :shared].expand(rows, -1, -1, -1), branch_query), dim=2)
+            attended = scaled_dot_product_attention(queries, keys, values, is_causal=True, **settings)[:, :, shared:]
+        else:
+            mask = _branch_mask(width, shared, query.device)
+            attended = scaled_dot_product_attention(branch_query, keys, values, attn_mask=mask, **settings)
         parts.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts).index_select(0, tree.order)[None], None
 
