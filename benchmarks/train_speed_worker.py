@@ -122,6 +122,7 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from sft.attention import use_tree_attention
     from sft.encoding import EncodedRow
+    from sft.preview import fastest_on_cpu_tokens
     from sft.trainer import SftTrainer
     from sft.training import as_dataset
 
@@ -140,7 +141,7 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
         limits=None,
         run={},
         as_tree=job["as_tree"],
-        max_tokens_per_micro_batch=job["max_tokens"],
+        max_tokens_per_micro_batch=fastest_on_cpu_tokens(model.config.intermediate_size),
         callbacks=[pacer],
     )
 

@@ -10,7 +10,7 @@ import logging
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 NAME, VARLEN_NAME = "prefix_tree", "prefix_tree_varlen"  # the names under which transformers finds the two
 # A mask with four dimensions is passed on as it is, so none is built; the attention below does not read it.
 NO_MASK = torch.zeros((1, 1, 1, 1), dtype=torch.bool)
+# On a CPU the fused kernel's backward is slow in half precision: up to so many keys, plain matrix products are faster.
+SHORT_KEYS = 384
+SHORT_DTYPES = [torch.bfloat16, torch.float16]
 CAUSAL = (-1, 0)  # a window for varlen attention: everything before, nothing after
 
 
@@ -111,32 +114,17 @@ def tree_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
         )
-    repeats = query.shape[1] // key.shape[1]
-    settings = {"dropout_p": dropout, "scale": scaling}
-    if query.device.type == "cpu":  # up to twice as fast; on a GPU no fused kernel takes grouped heads and a mask
-        settings["enable_gqa"] = repeats > 1
-    elif repeats > 1:
-        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     shared = tree.prefix_tokens
     prefix_key, prefix_value = key[:, :, :shared], value[:, :, :shared]
     parts = []
     if shared:
-        attended = scaled_dot_product_attention(
-            query[:, :, :shared], prefix_key, prefix_value, is_causal=True, **settings
-        )
-        parts.append(attended.transpose(1, 2).flatten(0, 1))
+        parts.append(_attend(query[:, :, :shared], prefix_key, prefix_value, dropout, scaling))
     for group in tree.groups:
-        rows, width = group.shape
         branch_query, branch_key, branch_value = (_take(states, group) for states in (query, key, value))
-        keys = torch.cat((prefix_key.expand(rows, -1, -1, -1), branch_key), dim=2)
-        values = torch.cat((prefix_value.expand(rows, -1, -1, -1), branch_value), dim=2)
-        if width > shared:  # asking the prefix again costs less than a mask, which keeps the kernel from skipping
-            queries = torch.cat((query[:, :, :shared].expand(rows, -1, -1, -1), branch_query), dim=2)
-            attended = scaled_dot_product_attention(queries, keys, values, is_causal=True, **settings)[:, :, shared:]
-        else:
-            mask = _branch_mask(width, shared, query.device)
-            attended = scaled_dot_product_attention(branch_query, keys, values, attn_mask=mask, **settings)
-        parts.append(attended.transpose(1, 2).flatten(0, 1))
+        keys = torch.cat((prefix_key.expand(len(group), -1, -1, -1), branch_key), dim=2)
+        values = torch.cat((prefix_value.expand(len(group), -1, -1, -1), branch_value), dim=2)
+        parts.append(_attend(branch_query, keys, values, dropout, scaling))
+    parts = [part.transpose(1, 2).flatten(0, 1) for part in parts]
     return torch.cat(parts).index_select(0, tree.order)[None], None
 
 
@@ -180,7 +168,39 @@ def _take(states: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     return taken.unflatten(0, group.shape).transpose(1, 2)
 
 
-def _branch_mask(width: int, shared: int, device: torch.device) -> torch.Tensor:
-    """(width, shared + width): all of the prefix, and of the branch what is not after; padding is after all."""
-    causal = torch.ones((width, width), dtype=torch.bool, device=device).tril()
-    return torch.cat((torch.ones((width, shared), dtype=torch.bool, device=device), causal), dim=1)
+def _attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """Causal attention of the last positions to all: (rows, heads, width, size), (rows, fewer heads, length, size)."""
+    width, length = queries.shape[2], keys.shape[2]
+    on_cpu = queries.device.type == "cpu"
+    if on_cpu and length <= SHORT_KEYS and queries.dtype in SHORT_DTYPES and not dropout:
+        return _short_attention(queries, keys, values, scaling)
+    repeats = queries.shape[1] // keys.shape[1]
+    if not on_cpu:  # no fused kernel on a GPU takes grouped heads and a mask
+        keys, values = repeat_kv(keys, repeats), repeat_kv(values, repeats)
+    settings = {"dropout_p": dropout, "scale": scaling, "enable_gqa": on_cpu and repeats > 1}
+    if 2 * width > length:  # a few idle queries in front cost less than a mask, which keeps the kernel from skipping
+        queries = pad(queries, (0, 0, length - width, 0))
+        return scaled_dot_product_attention(queries, keys, values, is_causal=True, **settings)[:, :, length - width :]
+    mask = ~_future(width, length, queries.device)
+    return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, **settings)
+
+
+def _short_attention(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """The same by plain matrix products; the scores in float32 or wider, as within fused kernels."""
+    rows, heads, width, size = queries.shape
+    wide = torch.promote_types(queries.dtype, torch.float32)
+    queries = queries.to(wide) * (size**-0.5 if scaling is None else scaling)
+    queries = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # heads with the same keys ask them together
+    scores = (queries @ keys.to(wide).mT).unflatten(2, (-1, width))
+    scores = scores.masked_fill_(_future(width, keys.shape[2], queries.device), -torch.inf)
+    weights = scores.softmax(-1).to(values.dtype).flatten(2, 3)
+    return (weights @ values).view(rows, heads, width, size)
+
+
+def _future(width: int, length: int, device: torch.device) -> torch.Tensor:
+    """(width, length): what comes after each of the last ``width`` of ``length`` positions; padding is after all."""
+    return torch.ones((width, length), dtype=torch.bool, device=device).triu(length - width + 1)

@@ -23,6 +23,9 @@ from sft.tree import tree_tokens
 
 # One long row must fit anyway; beyond the larger figure a bigger micro-batch is no faster.
 MICRO_BATCH_TOKENS = (1024, 16384)
+CPU_MICRO_BATCH_TOKENS = 4096
+# Larger blocks glibc gives back at once, and every new tensor pays for fresh pages: slower by a quarter at 1.5B.
+CPU_REUSED_BYTES = 2**25
 HEAD = "lm_head"  # a layer whose logits exist whole when it is trained
 
 
@@ -163,7 +166,7 @@ def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def fitting_tokens(shape: tuple[int, int, int, int, int], dtype: torch.dtype, arguments: Arguments) -> int:
-    """How many tokens of one micro-batch fit into what is free beside the weights, supervised ones a quarter."""
+    """How many tokens of one micro-batch fit beside the weights, a quarter supervised; on CPU no more than pay."""
     training = arguments.training
     if training.device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(training.device)
@@ -173,7 +176,13 @@ def fitting_tokens(shape: tuple[int, int, int, int, int], dtype: torch.dtype, ar
         free_bytes = psutil.virtual_memory().available
     recompute = bool(training.gradient_checkpointing or training.activation_checkpointing)
     whole_head = HEAD in arguments.lora.lora_target_modules
-    return tokens_that_fit(free_bytes, shape, dtype.itemsize, recompute, whole_head)
+    tokens = tokens_that_fit(free_bytes, shape, dtype.itemsize, recompute, whole_head)
+    return tokens if training.device.type == "cuda" else min(tokens, fastest_on_cpu_tokens(shape[3]))
+
+
+def fastest_on_cpu_tokens(intermediate: int) -> int:
+    """How many tokens of one micro-batch a CPU gets through fastest: the widest float32 tensor stays reusable."""
+    return min(max(CPU_REUSED_BYTES // (4 * intermediate), MICRO_BATCH_TOKENS[0]), CPU_MICRO_BATCH_TOKENS)
 
 
 def tokens_that_fit(
