@@ -28,6 +28,8 @@ WORKER = ROOT / "benchmarks" / "train_speed_worker.py"
 ROWS_PER_STEP = 16
 SMALL = {"hidden_size": 256, "intermediate_size": 1493, "num_hidden_layers": 4, "vocab_size": 3640}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 1}
+WIDE = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 3, "vocab_size": 3640}
+WIDE |= {"num_attention_heads": 12, "num_key_value_heads": 2}  # 1.5B's own layers, three of them
 WHOLE_VOCABULARY = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 5, "vocab_size": 151936}
 WHOLE_VOCABULARY |= {"num_attention_heads": 14, "num_key_value_heads": 2}  # Qwen2.5-0.5B's layers, five of them
 ARTICLE_TOKENS = 1000
@@ -130,6 +132,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--seconds_per_pass", type=float, default=1.0, help="scales the number of rows")
     parser.add_argument("--only", help="only the contestants with this in their name, without the grid")
+    parser.add_argument("--wide", action="store_true", help="speed of 1.5B's own layers, three of them")
+    parser.add_argument("--max_tokens", type=int, help="of a micro-batch of ours, instead of the default")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for kind in arguments.rows:
@@ -229,7 +233,7 @@ def measure_speed(kind: str, rows: list[dict], folder: Path, arguments: argparse
     """Equal losses first; then the grid; then the fastest of each group in turns."""
     python = {"trl": arguments.trl_python}
     rows = rows[: max(32, round(arguments.seconds_per_pass * len(rows)) // 16 * 16)]
-    base = save_base(folder / "small", SMALL, arguments.dtype)
+    base = save_base(folder / "speed", WIDE if arguments.wide else SMALL, arguments.dtype)
     longest = max(len(row["prompt_ids"]) + len(row["answer_ids"]) for row in rows)
     peers = PEERS + [packed(rows, tokens) for tokens in (1024, 2048) if tokens >= longest]
     assert_equal_losses([OURS, PADDED, ORIGINAL, peers[0], peers[2], peers[-1]], rows[:16], folder, python)
@@ -246,6 +250,8 @@ def measure_speed(kind: str, rows: list[dict], folder: Path, arguments: argparse
     contestants = [OURS, PADDED] if kind == "unshared" else [OURS, *(peer for _, peer in best.values()), ORIGINAL]
     if arguments.only:
         contestants = [OURS, *(peer for peer in [*peers, ORIGINAL] if arguments.only in peer.name)]
+    if arguments.max_tokens:
+        contestants[0] = replace(OURS, job=OURS.job | {"max_tokens": arguments.max_tokens})
     take_turns(contestants, whole, rows, base, arguments, python)
 
 
@@ -269,7 +275,8 @@ def take_turns(contestants, whole: Path, rows: list[dict], base: Path, arguments
         cpu = statistics.median(
             their["cpu_seconds"] / our["cpu_seconds"] for our, their in zip(ours, theirs, strict=True)
         )
-        bound = flops(peer, theirs[0], supervised) / flops(OURS, ours[0], supervised)
+        shape = WIDE if arguments.wide else SMALL
+        bound = flops(shape, peer, theirs[0], supervised) / flops(shape, OURS, ours[0], supervised)
         speed = len(rows) / statistics.median(their["seconds"] for their in theirs)
         print(
             f"{peer.name:36s} {speed:6.2f} {theirs[0]['tokens']:10d}   {ratio:5.2f} ({cpu:5.2f})  {bound:5.2f}",
@@ -277,17 +284,17 @@ def take_turns(contestants, whole: Path, rows: list[dict], base: Path, arguments
         )
 
 
-def flops(peer: Contestant, report: dict, supervised: int) -> float:
+def flops(shape: dict, peer: Contestant, report: dict, supervised: int) -> float:
     """Of the linear layers of one pass: forward, the gradient of inputs, and what checkpointing computes again.
 
     Attention, adapters and optimizer are left out. A chunked head is counted at supervised positions, twice.
     """
-    hidden, inner, layers = SMALL["hidden_size"], SMALL["intermediate_size"], SMALL["num_hidden_layers"]
-    heads, kv_heads = SMALL["num_attention_heads"], SMALL["num_key_value_heads"]
+    hidden, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
     body = layers * (2 * hidden * hidden + 2 * hidden * hidden * kv_heads // heads + 3 * hidden * inner)
     times = 3 if peer.arguments.get("gradient_checkpointing") else 2
     positions = report["head_positions"] if peer.library == "hf" else supervised
-    return 2 * body * times * report["tokens"] + 2 * 2 * hidden * SMALL["vocab_size"] * positions
+    return 2 * body * times * report["tokens"] + 2 * 2 * hidden * shape["vocab_size"] * positions
 
 
 def assert_equal_losses(contestants, rows: list[dict], folder: Path, python: dict) -> None:

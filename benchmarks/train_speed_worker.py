@@ -141,7 +141,7 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
         limits=None,
         run={},
         as_tree=job["as_tree"],
-        max_tokens_per_micro_batch=fastest_on_cpu_tokens(model.config.intermediate_size),
+        max_tokens_per_micro_batch=job.get("max_tokens") or fastest_on_cpu_tokens(model.config.intermediate_size),
         callbacks=[pacer],
     )
 

@@ -77,7 +77,7 @@ class DataArguments:
         help="prefix_tree：一批数据共有的开头只算一次，结果相同而更快；auto：模型支持就用它",
     )
     max_tokens_per_micro_batch: int | None = _told(
-        None, "一次前向最多多少词元，超过就分几次算，结果相同；默认按空闲内存"
+        None, "一次前向最多多少词元，超过就分几次算，结果相同；默认按空闲内存，CPU 上最多 4096"
     )
     max_train_samples: int | None = _told(None, "最多用多少条训练数据")
     sample_predictions: int = _told(20, "训练结束时记录多少条预测样例")

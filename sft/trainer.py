@@ -78,6 +78,7 @@ class SftTrainer(Trainer):
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.executed_tokens = self.logical_tokens = 0  # by this process since the start
         self.batch_tokens = 0  # executed for the last batch
+        self.flops_a_token: int | None = None
         self.timed_tokens, self.timed_since = 0, time.perf_counter()
         self.threshold: float | None = None  # entities less probable are not given; chosen on the validation records
         self.predictions: dict[str, list[dict]] = {}  # of the validation records, before training and latest
@@ -159,7 +160,9 @@ class SftTrainer(Trainer):
 
     def floating_point_ops(self, inputs) -> int:
         """What transformers estimates, from the tokens that the batch came to."""
-        return super().floating_point_ops({"input_ids": torch.empty(self.batch_tokens, device="meta")})
+        if self.flops_a_token is None:  # asked once: transformers counts all parameters anew each time
+            self.flops_a_token = super().floating_point_ops({"input_ids": torch.empty(1, device="meta")})
+        return self.batch_tokens * self.flops_a_token
 
     def token_counts(self) -> tuple[int, int]:
         """Tokens executed and logical since the start, of all processes; all of them must ask."""
@@ -302,7 +305,7 @@ class StopOnNonFinite(TrainerCallback):
         rows, self.trainer.step_rows = self.trainer.step_rows, []
         if args.fp16:
             return  # the loss scaler meets Inf by design, and skips the step itself
-        gradients = [p.grad for p in self.trainer.model.parameters() if p.grad is not None]
+        gradients = [parameter.grad for parameter in self.trainer.adapter if parameter.grad is not None]
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise RunError(
                 f"第 {state.global_step + 1} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_lines(rows)} 行；"

@@ -18,6 +18,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model
 import train_qwen2_ner
 from sft import checkpoints
 from sft.ner import Ner
+from sft.preview import fastest_on_cpu_tokens
 from tests.models import save_model, tiny_model
 from tests.test_training import write_records
 
@@ -197,6 +198,12 @@ def test_a_dry_run_says_what_sharing_saves(base, data, tmp_path, capsys):
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("批处理"))
         shares[batching] = int(line.split("词元是数据的 ")[1].split("%")[0])
     assert shares["prefix_tree"] < 50 and shares["padded"] >= 100
+
+
+@pytest.mark.parametrize("intermediate", [64, 1493, 4864, 8960, 18944])
+def test_on_a_cpu_pieces_stay_so_small_that_memory_is_used_again(intermediate):
+    tokens = fastest_on_cpu_tokens(intermediate)
+    assert tokens == 1024 or (1024 < tokens <= 4096 and 4 * tokens * intermediate <= 2**25)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from sft import attention
 from sft.attention import can_express, use_tree_attention
 from sft.batches import collate_padded, padded_tokens, split_rows, supervised_loss
 from sft.encoding import EncodedRow, encode_rows
-from sft.tree import collate_tree, common_prefix_tokens, tree_tokens
+from sft.tree import build_tree, collate_tree, common_prefix_tokens, tree_tokens
 from tests.models import SLIDING, WHOLE, tiny_model, with_random_lora
 
 TOKENS = st.integers(0, 479)
@@ -104,6 +104,29 @@ def test_pieces_of_a_batch_add_up_to_the_batch(exact_model, rows, max_tokens):
     assert all(len(piece) == 1 or tree_tokens(piece) <= max_tokens for piece in pieces)
     whole = loss_and_gradients(model, [collate_tree(rows)], supervised_tokens)
     assert_equal(loss_and_gradients(model, list(map(collate_tree, pieces)), supervised_tokens), whole, 1e-10)
+
+
+@pytest.mark.parametrize("magnitude", [1, 100])
+def test_plain_products_are_as_exact_as_the_fused_kernel(magnitude, monkeypatch):
+    """In bfloat16, with scores as large as Qwen2.5's too."""
+    generator = torch.Generator().manual_seed(0)
+    tree = build_tree(30, [range(30, 50), range(50, 64), range(64, 160)])
+    states = [torch.randn((1, heads, 160, 16), generator=generator) for heads in (4, 2, 2)]
+    states = [(states[0] * magnitude).bfloat16(), *(state.bfloat16() for state in states[1:])]
+    outer = torch.randn((1, 160, 4, 16), generator=generator).bfloat16()
+
+    def results(dtype: torch.dtype, short_keys: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(attention, "SHORT_KEYS", short_keys)
+        inputs = [state.to(dtype).requires_grad_() for state in states]
+        attended, _ = attention.tree_attention(None, *inputs, None, scaling=0.25, tree=tree)
+        return [attended, *torch.autograd.grad(attended, inputs, outer.to(dtype))]
+
+    truth = results(torch.float64, 0)
+    errors = []
+    for short_keys in (0, 384):
+        result = results(torch.bfloat16, short_keys)
+        errors.append([(ours - right).norm() / right.norm() for ours, right in zip(result, truth, strict=True)])
+    assert all(ours <= 1.5 * theirs for theirs, ours in zip(*errors, strict=True)), errors
 
 
 def test_no_rows_are_no_pieces():
