@@ -92,6 +92,7 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         results = train_and_test(trainer, checkpoint, splits.test, tracking, arguments, task_json)
         outcome = "success"
         write_page(trainer, splits, lengths, results, task_json, checkpoint, arguments)
+        leave_other_processes(trainer)
     except (Interrupted, KeyboardInterrupt):
         outcome = "aborted"
         raise
@@ -226,6 +227,7 @@ def train_and_test(
     results |= dict(zip(("executed_tokens", "logical_tokens"), trainer.token_counts(), strict=True))
     results |= {"peak_memory_bytes": peak_memory_bytes(training.device)}
     if trainer.stop_on_signal.received is not None:
+        leave_other_processes(trainer)
         raise Interrupted(trainer.stop_on_signal.received)
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -258,6 +260,12 @@ def train_and_test(
         draw_loss_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
         write_model_card(output_dir, task_json, results, arguments)
     return results
+
+
+def leave_other_processes(trainer: SftTrainer) -> None:
+    """Close the connections of several processes: one that ends with them open can abort, and take the rest along."""
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 def write_results(trainer: SftTrainer, split: str, results: dict[str, float]) -> None:

@@ -338,7 +338,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
 
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.tensor([1.0, float("inf")])
-    trainer = SimpleNamespace(model=SimpleNamespace(parameters=lambda: [parameter]), step_rows=[3, 1])
+    trainer = SimpleNamespace(adapter=[parameter], step_rows=[3, 1])
     with pytest.raises(RunError, match=r"第 5 步.*1、3"):
         StopOnNonFinite(trainer).on_pre_optimizer_step(
             SimpleNamespace(fp16=False), SimpleNamespace(global_step=4), None
