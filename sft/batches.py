@@ -37,7 +37,7 @@ def collate_padded(rows: Sequence[EncodedRow], pad_id: int) -> dict[str, torch.T
     """Rows padded on the left, so that the supervised tokens stand at the right end of every row.
 
     Returns:
-        ``input_ids``, ``attention_mask``, ``position_ids``, ``labels``: (rows, width); ``rows``: (rows,) the line of
+        ``input_ids``, ``attention_mask``, ``position_ids``, ``labels``: (rows, width); ``lines``: (rows,) the line of
         each row in its file. ``labels`` are as transformers has them: each token's own id where it is supervised.
     """
     width = max(len(row) for row in rows)
@@ -46,7 +46,7 @@ def collate_padded(rows: Sequence[EncodedRow], pad_id: int) -> dict[str, torch.T
         "attention_mask": torch.zeros((len(rows), width), dtype=torch.long),
         "position_ids": torch.zeros((len(rows), width), dtype=torch.long),
         "labels": torch.full((len(rows), width), IGNORED),
-        "rows": torch.tensor([row.row for row in rows]),
+        "lines": torch.tensor([row.line for row in rows]),
     }
     for index, row in enumerate(rows):
         batch["input_ids"][index, width - len(row) :] = torch.tensor(row.prompt_ids + row.answer_ids)

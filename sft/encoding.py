@@ -29,7 +29,7 @@ class EncodedRow:
 
     prompt_ids: list[int]
     answer_ids: list[int]
-    row: int  # the record's line in its file, from 1
+    line: int  # of the record in its file, from 1
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)

@@ -34,7 +34,7 @@ def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) ->
     for row in rows:
         supervised = "".join(f"【{tokenizer.decode([token_id])}】" for token_id in row.answer_ids)
         sys.stdout.write(
-            f"── 第 {row.row} 行：提示 {len(row.prompt_ids)} 个词元，学习 {len(row.answer_ids)} 个词元（【】内）\n"
+            f"── 第 {row.line} 行：提示 {len(row.prompt_ids)} 个词元，学习 {len(row.answer_ids)} 个词元（【】内）\n"
             f"{tokenizer.decode(row.prompt_ids)}{supervised}\n"
         )
 

@@ -90,4 +90,4 @@ def require_supervision(rows: Sequence[EncodedRow], train_file: str) -> None:
         raise InputError(f"{train_file}：没有训练数据；请检查转换结果，或减小 --validation_ratio")
     for row in rows:
         if not row.answer_ids:
-            raise InputError(f"{train_file}:{row.row}：没有任何需要学习的词元；请重新转换数据")
+            raise InputError(f"{train_file}:{row.line}：没有任何需要学习的词元；请重新转换数据")

@@ -85,7 +85,9 @@ class SftTrainer(Trainer):
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if frozen_head(self.model) is None or self.args.torch_compile:
             logger.info("输出层由模型自己计算（它带适配器、模型被编译，或不是普通的线性层）：显存随学习的词元数增加")
-        self.step_rows: list[int] = []  # the rows of the step under way, to name them when something is not finite
+        self.step_lines: list[
+            int
+        ] = []  # the lines of the step's rows under way, to name them when something is not finite
         self._folder_of_checkpoints: str | None = None
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
             self.remove_callback(callback)
@@ -96,7 +98,7 @@ class SftTrainer(Trainer):
 
     def _collate(self, rows: Sequence[dict]) -> dict[str, object]:
         """The rows of a batch, and all their labels, by which the Trainer counts supervised tokens."""
-        encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], row["row"]) for row in rows]
+        encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], row["line"]) for row in rows]
         labels = torch.tensor([[token for row in encoded for token in row.answer_ids]])
         return {"rows": encoded, "labels": labels, "shift_labels": labels}
 
@@ -121,7 +123,7 @@ class SftTrainer(Trainer):
                 loss = self._forward_backward(model, pieces, num_items_in_batch)
                 break
             except RuntimeError as error:
-                if not should_reduce_batch_size(error) or max(len(piece["rows"]) for piece in pieces) == 1:
+                if not should_reduce_batch_size(error) or max(len(piece["lines"]) for piece in pieces) == 1:
                     raise
             for parameter, gradient in zip(self.adapter, gradients, strict=True):
                 parameter.grad = gradient if gradient is None else gradient.clone()
@@ -183,13 +185,13 @@ class SftTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy over the supervised tokens of the whole optimizer step, over accumulation and processes."""
-        rows = inputs["rows"].tolist()
-        self.step_rows += rows
+        lines = inputs["lines"].tolist()
+        self.step_lines += lines
         loss = supervised_loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
         if not math.isfinite(loss.item()):
             raise RunError(
                 f"第 {self.state.global_step + 1} 步的损失是 {loss.item()}，已停止；"
-                f"这一批是训练集第 {_lines(rows)} 行；可试 --dtype float32 或更小的 --learning_rate"
+                f"这一批是训练集第 {_listed(lines)} 行；可试 --dtype float32 或更小的 --learning_rate"
             )
         return loss
 
@@ -289,8 +291,8 @@ class SftTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
 
-def _lines(rows: Sequence[int]) -> str:
-    return "、".join(str(row) for row in sorted(set(rows))[:20])
+def _listed(lines: Sequence[int]) -> str:
+    return "、".join(str(line) for line in sorted(set(lines))[:20])
 
 
 class StopOnNonFinite(TrainerCallback):
@@ -302,13 +304,13 @@ class StopOnNonFinite(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_
     ) -> None:
-        rows, self.trainer.step_rows = self.trainer.step_rows, []
+        lines, self.trainer.step_lines = self.trainer.step_lines, []
         if args.fp16:
             return  # the loss scaler meets Inf by design, and skips the step itself
         gradients = [parameter.grad for parameter in self.trainer.adapter if parameter.grad is not None]
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise RunError(
-                f"第 {state.global_step + 1} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_lines(rows)} 行；"
+                f"第 {state.global_step + 1} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_listed(lines)} 行；"
                 "可试 --dtype float32 或更小的 --learning_rate"
             )
 

@@ -16,7 +16,6 @@ from sft.arguments import Arguments
 from sft.attention import can_express, use_tree_attention
 from sft.curves import draw_loss_curve
 from sft.decoding import Limits
-from sft.encoded_cache import encode_rows_cached
 from sft.encoding import EncodedRow, LengthReport, Task, encode_rows
 from sft.hub import resolve_model
 from sft.memory import peak_memory_bytes
@@ -58,8 +57,7 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     splits = read_splits(task, arguments)
     base_folder = resolve_model(arguments.model.model_name_or_path, Path("qwen"))
     tokenizer = load_tokenizer(base_folder)
-    cache = Path(data.train_file).parent / ".cache"
-    rows, lengths = encode_rows_cached(splits.train, task, tokenizer, data.max_length, cache)
+    rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
     require_supervision(rows, data.train_file)
     if data.preview:
         preview.show_rows(rows[: data.preview], tokenizer)
@@ -206,7 +204,7 @@ def as_dataset(rows: Sequence[EncodedRow]) -> Dataset:
         {
             "prompt_ids": [row.prompt_ids for row in rows],
             "answer_ids": [row.answer_ids for row in rows],
-            "row": [row.row for row in rows],
+            "line": [row.line for row in rows],
             "length": [len(row) for row in rows],
         }
     )

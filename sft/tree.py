@@ -80,7 +80,7 @@ def collate_tree(rows: Sequence[EncodedRow]) -> dict[str, object]:
     Returns:
         ``input_ids``, ``position_ids``: (1, tokens); ``tree``: the fields of a `PrefixTree`; ``sources``:
         (supervised,) the flat position whose logits predict each supervised token; ``labels``, ``shift_labels``:
-        (1, supervised) those tokens; ``rows``: (rows,) the line of each row in its file.
+        (1, supervised) those tokens; ``lines``: (rows,) the line of each row in its file.
     """
     shared = common_prefix_tokens(rows)
     input_ids = list(rows[0].prompt_ids[:shared])
@@ -105,7 +105,7 @@ def collate_tree(rows: Sequence[EncodedRow]) -> dict[str, object]:
         "sources": torch.tensor(sources),
         "labels": torch.tensor([targets]),
         "shift_labels": torch.tensor([targets]),
-        "rows": torch.tensor([row.row for row in rows]),
+        "lines": torch.tensor([row.line for row in rows]),
     }
 
 

@@ -91,7 +91,7 @@ def test_a_bfloat16_models_loss_is_float32():
 def test_labels_are_the_answers_own_ids_and_nothing_else():
     rows = make_rows()
     batch = collate_padded(rows, PAD)
-    assert batch["rows"].tolist() == [row.row for row in rows]
+    assert batch["lines"].tolist() == [row.line for row in rows]
     for index, row in enumerate(rows):
         real = batch["attention_mask"][index].bool()
         labels = batch["labels"][index]

@@ -166,7 +166,7 @@ class TestTooLong:
         max_length = length(classification, record | {"text": ""}, tokenizer) + room
         (row,), report = encode_rows([(7, record)], classification, tokenizer, max_length)
         assert len(row) <= max_length
-        assert row.row == 7
+        assert row.line == 7
         assert row.answer_ids == encode_answers([record], classification, tokenizer)[0]
         if length(classification, record, tokenizer) <= max_length:
             assert report.shortened_rows == []
@@ -219,7 +219,7 @@ class TestTooLong:
         assert "".join(texts) == text
         assert all(text.endswith("。") for text in texts)
         assert (report.shortened_rows, report.pieces, report.dropped_tokens) == ([3], len(rows), 0)
-        assert {row.row for row in rows} == {3}
+        assert {row.line for row in rows} == {3}
 
     def test_the_report_counts_the_tokens_cut_away(self, tokenizer, classification):
         record = {"text": "昨天国家队在上海赢了比赛。" * 5, "label": "体育"}
