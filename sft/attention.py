@@ -75,12 +75,8 @@ def can_express(config: PreTrainedConfig, length_tokens: int) -> bool:
     return config.model_type in ARCHITECTURES and _sees_everything(config, length_tokens)
 
 
-def sees_everything(model: PreTrainedModel, length_tokens: int) -> bool:
-    """Whether every layer attends to all of ``length_tokens``; a window that no row exceeds is full attention."""
-    return _sees_everything(model.config, length_tokens)
-
-
 def _sees_everything(config: PreTrainedConfig, length_tokens: int) -> bool:
+    """Whether every layer attends to all of ``length_tokens``; a window that no row exceeds is full attention."""
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
     if not kinds and window is not None:  # Mistral names no kinds

@@ -20,7 +20,7 @@ from sft.hub import resolve_model
 from sft.model import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
 from sft.ner import Ner
 from sft.prediction import DEFAULT, RowSettings, Tally, at_least, to_output, to_record
-from sft.records import InputError, RowError, RunError, read_json, settings_path
+from sft.records import FORMAT_VERSION, InputError, RowError, RunError, read_json, settings_path
 
 TASKS = {task.name: task for task in (Classification, Ner)}
 UNTRAINED = {"max_length": 1024, "max_new_tokens": 256}  # lengths when no training has set them
@@ -106,6 +106,9 @@ def _read_task(path: Path) -> tuple[dict, Task]:
     if not isinstance(settings, dict) or settings.get("task") not in TASKS:
         found = settings.get("task") if isinstance(settings, dict) else settings
         raise InputError(f"{path}：不认识任务 {str(found)[:60]!r}；应是 {'、'.join(TASKS)} 之一")
+    if settings.get("format_version") != FORMAT_VERSION:
+        found = settings.get("format_version")
+        raise InputError(f"{path}：格式版本是 {found}，应是 {FORMAT_VERSION}；请重新转换或训练")
     try:
         return UNTRAINED | settings, TASKS[settings["task"]].from_settings(settings)
     except (KeyError, TypeError) as error:

@@ -38,8 +38,6 @@ from sft.raw_rows import (
 from sft.records import InputError, RowError
 from sft.text import read_literal
 
-ENCODINGS = ("auto", "utf-8", "gb18030", "utf-16")
-
 
 def read_file(path: Path, *, encoding: str = "auto", text_column: str | None = None) -> Iterator[dict | RowError]:
     """Rows of a file in order: CSV or TSV with a header, CoNLL, JSON lines, else one text a line.

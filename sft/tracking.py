@@ -84,7 +84,7 @@ class Tracking:
             self.is_logging = False
             logger.warning("SwanLab 出错，此后不再记录（训练继续，指标照常写入 metrics.jsonl）：%s", _one_line(error))
 
-    def finish(self, state: str = "success", error: str | None = None) -> None:
+    def finish(self, state: str = "success") -> None:
         """Close the run as ``success``, ``crashed`` or ``aborted``; later calls do nothing.
 
         Not for use inside a signal handler: raise there, and call this where the exception is handled.
@@ -93,8 +93,7 @@ class Tracking:
         if self._finished:
             return
         self._finished = True
-        if state != "success":
-            error = error or state  # without a reason the local dashboard shows the run as finished well
+        error = None if state == "success" else state  # without a reason the local dashboard shows success
         try:
             _call(_finish, FINISH_SECONDS, state, error)
         except StillRunning:

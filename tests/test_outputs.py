@@ -22,7 +22,7 @@ import predict
 from sft.classification import Classification
 from sft.outputs import GrowingFile, progress_path
 from sft.prediction import Tally, score_predictions
-from sft.records import InputError
+from sft.records import FORMAT_VERSION, InputError
 
 ROWS = 300
 WINDOW = 32  # rows, at --batch_size 2
@@ -36,7 +36,7 @@ def adapter(tokenizer, tmp_path_factory) -> Path:
     base = save_model(tiny_model("qwen2"), tokenizer, folder / "base")
     adapter = folder / "adapter"
     save_model(with_random_lora(tiny_model("qwen2")), tokenizer, adapter)
-    settings = Classification(labels=LABELS).settings()
+    settings = {"format_version": FORMAT_VERSION, **Classification(labels=LABELS).settings()}
     settings |= {"base_model": str(base), "dtype": "float32", "max_length": 200, "max_new_tokens": 8}
     (adapter / "task.json").write_bytes(orjson.dumps(settings))
     return adapter
@@ -167,9 +167,8 @@ class TestKilled:
         path = tmp_path / "rows.jsonl"
         texts = [json.dumps(row | {"text": row["text"][: 40 + 5 * part]}) for part in range(5) for row in rows]
         path.write_text("\n".join(texts[:5000]) + "\n", encoding="utf-8")
-        (tmp_path / "rows.task.json").write_bytes(
-            orjson.dumps(Classification(labels=tuple(sorted({row["output"] for row in rows}))).settings())
-        )
+        settings = Classification(labels=tuple(sorted({row["output"] for row in rows}))).settings()
+        (tmp_path / "rows.task.json").write_bytes(orjson.dumps({"format_version": FORMAT_VERSION, **settings}))
         model = ["--base_only", "--model_name_or_path", str(forked.ROOT / "qwen/demo"), "--dtype", "float32"]
         command = [sys.executable, "predict.py", *model, "--input_file", str(path), "--batch_size", "8"]
         started = time.monotonic()

@@ -28,7 +28,7 @@ from sft.ner import Ner, entity_line
 from sft.prediction import RowSettings, to_output, to_record
 from sft.progress import watched
 from sft.reading import in_original_shape, read_file, read_stream
-from sft.records import InputError, RowError
+from sft.records import FORMAT_VERSION, InputError, RowError
 
 ROOT = Path(predict.__file__).parent
 TEXTS = ["昨天，张伟到了上海", 'a "b" c', "𠮷"]
@@ -321,7 +321,7 @@ def trained(tokenizer, tmp_path_factory) -> Path:
     base = save_model(tiny_model("qwen2"), tokenizer, folder / "base")
     adapter = folder / "adapter"
     save_model(with_random_lora(tiny_model("qwen2")), tokenizer, adapter)
-    settings = Classification(labels=("体育", "军事", "经济")).settings()
+    settings = {"format_version": FORMAT_VERSION, **Classification(labels=("体育", "军事", "经济")).settings()}
     settings |= {"base_model": str(base), "dtype": "float32", "max_length": 200, "max_new_tokens": 8}
     (adapter / "task.json").write_bytes(orjson.dumps(settings))
     return adapter
@@ -385,7 +385,17 @@ class TestCommandLine:
         assert "--adapter" in captured.err
 
     @pytest.mark.parametrize(
-        "content", [b"{", b"[]", b'{"task": "poetry"}', b'{"task": "ner"}', b'{"task": "ner", "labels": 3}'], ids=repr
+        "content",
+        [
+            b"{",
+            b"[]",
+            b'{"task": "poetry"}',
+            b'{"task": "ner", "labels": ["a"], "system_prompt": "b"}',
+            b'{"format_version": 0, "task": "ner", "labels": ["a"], "system_prompt": "b"}',
+            b'{"format_version": 1, "task": "ner"}',
+            b'{"format_version": 1, "task": "ner", "labels": 3}',
+        ],
+        ids=repr,
     )
     def test_a_broken_task_file_is_one_line_and_exit_code_2(self, tmp_path, capsys, content):
         (tmp_path / "task.json").write_bytes(content)
