@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 from sft.predict_flags import parse_arguments
 
 if TYPE_CHECKING:
+    from sft.errors import RowError
     from sft.inference import Loaded
     from sft.outputs import GrowingFile, Stream
-    from sft.records import RowError
     from sft.report.page import Findings
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parse_arguments(argv)
     from sft.console import log_to_stderr, quiet_libraries
-    from sft.records import InputError, RunError
+    from sft.errors import InputError, RunError
 
     if __name__ == "__main__":  # results are UTF-8 also where the console is GBK; a notebook's stdout always is
         sys.stdout.reconfigure(encoding="utf-8")
@@ -78,10 +78,10 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
 
         check_place(arguments.report)
 
+    from sft.console import watched
     from sft.inference import load_for_prediction, metrics_of
     from sft.outputs import finished_lines
     from sft.processes import agree_on, choose_device, joined, predict_in_turns, process_index
-    from sft.progress import watched
     from sft.report.page import add_lines
 
     choose_device()
@@ -122,8 +122,8 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
 
 def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError], int | None]:
     """The rows of what the flags name, and how many they are, None where only the end will tell."""
+    from sft.errors import InputError
     from sft.reading import count_rows, read_file, read_stream
-    from sft.records import InputError
 
     if arguments.text is not None:
         return iter([{"text": arguments.text}]), 1

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sft.console import log_level, log_to_stderr
 
     log_to_stderr(log_level(arguments.training))
-    from sft.records import InputError, RunError
+    from sft.errors import InputError, RunError
     from sft.summary import after_training
     from sft.training import Interrupted, fine_tune
 

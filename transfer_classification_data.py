@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(parser, argv)
 
     from sft.conversion import rejected_path, summary
-    from sft.records import InputError
+    from sft.errors import InputError
 
     try:
         report = convert(arguments)
@@ -90,7 +90,7 @@ def convert(arguments: argparse.Namespace) -> dict:
 
 def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
     """The raw rows, and the official test split where there is one."""
-    from sft.records import InputError
+    from sft.errors import InputError
 
     if arguments.input_file:
         return arguments.input_file, arguments.input_test_file

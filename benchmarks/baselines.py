@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.classification import Classification
+from sft.errors import InputError
+from sft.files import read_json
 from sft.ner import Ner
-from sft.records import InputError, read_json, read_records, settings_path
+from sft.records import read_records, settings_path
 
 COLUMNS = ("train rows", "test rows", "train s", "test s")
 

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sft.decoding import predict
+from sft.errors import InputError
 from sft.inference import load_for_prediction
 from sft.prediction import score_predictions
-from sft.records import InputError, read_records
+from sft.records import read_records
 
 
 def main(argv: Sequence[str] | None = None) -> int:

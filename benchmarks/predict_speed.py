@@ -27,8 +27,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from benchmarks.widened_model import widen
 from sft.decoding import predict
 from sft.encoding import encode_prompts, terminator_id
+from sft.errors import InputError
 from sft.inference import Loaded, load_for_prediction
-from sft.records import InputError, read_records
+from sft.records import read_records
 
 ORIGINAL_MAX_NEW_TOKENS = 512
 

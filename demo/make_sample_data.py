@@ -30,7 +30,7 @@ from demo.corpus import (  # noqa: E402
     ordinary_text,
 )
 from demo.names import NameMaker  # noqa: E402
-from sft.records import whole_file  # noqa: E402
+from sft.files import whole_file  # noqa: E402
 
 SEED = 20240601
 DEFAULT_COUNTS = ((4000, 250), (1000, 256))  # entity and news rows, for training and for testing

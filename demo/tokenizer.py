@@ -10,8 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from demo import corpus, lessons, words
 from sft.classification import Classification
+from sft.files import write_json
 from sft.ner import CCFBDCI_LABELS, Ner
-from sft.records import write_json
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PRE_TOKENIZER = (

@@ -6,7 +6,6 @@ here a checkpoint counts only when every file has the hash its manifest names, a
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -15,18 +14,13 @@ from pathlib import Path
 
 import orjson
 
-from sft.records import InputError, read_json, write_json
+from sft.errors import InputError
+from sft.files import file_hash, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MICRO_BATCH = "max_tokens_per_micro_batch"
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal(folder: Path, run: dict) -> None:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from sft import scores
-from sft.records import InputError, RowError
+from sft.errors import InputError, RowError
 from sft.text import clean_text, read_literal
 
 if TYPE_CHECKING:

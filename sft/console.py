@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+logger = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
+Window = TypeVar("Window", bound=tuple[Sequence, object])
 BAR_AFTER_SECONDS = 2  # what is over sooner shows none
+SECONDS_BETWEEN_LINES = 30.0
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
@@ -28,6 +34,12 @@ def log_level(training: TrainingArguments) -> int:
     if training.log_level == "passive" and training.should_log:
         return logging.INFO
     return training.get_process_log_level()
+
+
+@lru_cache(maxsize=64)
+def say_once(logger: logging.Logger, message: str) -> None:
+    """Warn of something that is true of a whole run."""
+    logger.warning(message)
 
 
 def is_watched() -> bool:
@@ -87,6 +99,47 @@ class ConversionProgress:
         if self._bar.total is None and self._bar.format_dict["elapsed"] > BAR_AFTER_SECONDS:
             self._bar.total = count_lines(path)
         self._bar.update(line - self._bar.n)
+
+
+def watched(windows: Iterable[Window], done: int, total: int | None) -> Iterator[Window]:
+    """Pass ``(rows, …)`` windows on, telling how many rows are through, how fast, and how long the rest will take.
+
+    Args:
+        done: rows that an earlier run has finished; they do not count into the speed.
+        total: rows in all; None where that is not known.
+    """
+    if not is_watched():
+        yield from _in_lines(windows, done, total)
+        return
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total, initial=done, desc="预测", unit="条", disable=total == 1, file=sys.stderr, dynamic_ncols=True
+    ) as bar:
+        for window in windows:
+            yield window
+            bar.update(len(window[0]))
+
+
+def _in_lines(windows: Iterable[Window], done: int, total: int | None) -> Iterator[Window]:
+    started = told = time.monotonic()
+    predicted = 0
+    for window in windows:
+        yield window
+        predicted += len(window[0])
+        now = time.monotonic()
+        if now - told >= SECONDS_BETWEEN_LINES:
+            told = now
+            logger.info("%s", _line(done, predicted, total, now - started))
+
+
+def _line(done: int, predicted: int, total: int | None, seconds: float) -> str:
+    speed = predicted / seconds
+    so_far = f"已预测 {done + predicted:,} 条"
+    if total is None:
+        return f"{so_far}，每秒 {speed:.1f} 条"
+    left = (total - done - predicted) / speed
+    return f"{so_far}（共 {total:,}），每秒 {speed:.1f} 条，还要约 {duration(left)}"
 
 
 def duration(seconds: float) -> str:

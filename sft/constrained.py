@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from sft.attention import can_express
 from sft.automaton import Automaton, Label, Run, State, answer_format
+from sft.console import say_once
 from sft.drafts import Drafter, source_tokens
-from sft.ragged import Cache, Feed, attention, common_prefix_tokens, run, say_once
+from sft.ragged import Cache, Feed, attention, common_prefix_tokens, run
 from sft.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)

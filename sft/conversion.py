@@ -12,9 +12,11 @@ from typing import IO
 import orjson
 
 from sft.classification import Classification
+from sft.errors import InputError, RowError
+from sft.files import whole_file
 from sft.ner import CCFBDCI_LABELS, Ner
 from sft.raw_rows import Source
-from sft.records import FORMAT_VERSION, InputError, RowError, conversion_report_path, settings_path, whole_file
+from sft.records import FORMAT_VERSION, conversion_report_path, settings_path
 from sft.split import TEST, TRAIN, Gold, Progress, Recipe, Splitter, make_record
 
 

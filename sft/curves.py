@@ -7,8 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from sft.files import whole_file
 from sft.metrics_log import read_rows
-from sft.records import whole_file
 
 logger = logging.getLogger(__name__)
 

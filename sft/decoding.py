@@ -16,10 +16,10 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.automaton import answer_format, can_write
+from sft.console import say_once
 from sft.constrained import Bounds, decode
 from sft.encoding import Task, encode_prompts, encode_texts, terminator_id
-from sft.ragged import say_once
-from sft.records import RowError
+from sft.errors import RowError
 from sft.scoring import log_softmax, score
 from sft.vocabulary import Vocabulary, vocabulary_of
 

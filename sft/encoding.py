@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.classification import Classification
 from sft.console import progress
+from sft.errors import InputError, RowError
 from sft.ner import Ner
-from sft.records import InputError, RowError
 
 Task = Classification | Ner
 WORTH_SHARING = 16  # texts; for fewer it is not worth looking for what they share

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import orjson
 
+from sft.errors import InputError
 from sft.ner import CCFBDCI_LABELS
 from sft.raw_rows import TAG, Source, csv_reader, split_tag
-from sft.records import InputError
 from sft.text import detect_encoding
 
 TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "句子")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import orjson
 
+from sft.errors import InputError, RunError
 from sft.network import reachable
-from sft.records import InputError, RunError
 
 logger = logging.getLogger(__name__)
 

@@ -12,15 +12,16 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.checkpoints import file_hash
 from sft.classification import Classification, options_from_flag
 from sft.decoding import WINDOW_BATCHES, Limits, groups, predict
 from sft.encoding import Task
+from sft.errors import InputError, RowError, RunError
+from sft.files import file_hash, read_json
 from sft.hub import resolve_model
 from sft.model import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
 from sft.ner import Ner
 from sft.prediction import DEFAULT, RowSettings, Tally, at_least, to_output, to_record
-from sft.records import FORMAT_VERSION, InputError, RowError, RunError, read_json, settings_path
+from sft.records import FORMAT_VERSION, settings_path
 
 TASKS = {task.name: task for task in (Classification, Ner)}
 UNTRAINED = {"max_length": 1024, "max_new_tokens": 256}  # lengths when no training has set them

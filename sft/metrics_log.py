@@ -9,7 +9,8 @@ from pathlib import Path
 
 import orjson
 
-from sft.records import RunError, whole_file
+from sft.errors import RunError
+from sft.files import whole_file
 
 
 def plain_metrics(metrics: Mapping[str, object]) -> dict[str, int | float | str | bool | None]:

@@ -20,9 +20,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sft.arguments import LoraArguments
-from sft.checkpoints import file_hash
 from sft.console import is_watched
-from sft.records import InputError
+from sft.errors import InputError
+from sft.files import file_hash
 
 logger = logging.getLogger(__name__)
 

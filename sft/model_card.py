@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sft.arguments import Arguments
-from sft.records import whole_file
+from sft.files import whole_file
 
 
 def write_model_card(output_dir: Path, task_json: dict, results: dict[str, float], arguments: Arguments) -> None:

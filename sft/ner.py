@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from sft import scores
-from sft.records import RowError
+from sft.errors import RowError
 from sft.text import clean_text, shifted_offsets
 
 if TYPE_CHECKING:

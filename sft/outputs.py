@@ -20,8 +20,9 @@ from typing import IO
 
 import orjson
 
+from sft.errors import InputError, RunError
+from sft.files import read_json, whole_file
 from sft.prediction import Tally
-from sft.records import InputError, RunError, read_json, whole_file
 
 logger = logging.getLogger(__name__)
 

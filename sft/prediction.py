@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sft.errors import RowError
 from sft.reading import in_original_shape
-from sft.records import RowError
 from sft.text import clean_text, shifted_offsets
 
 if TYPE_CHECKING:

@@ -6,11 +6,9 @@ which row they belong to. Registered with transformers under the name ``ragged``
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -155,12 +153,6 @@ def common_prefix_tokens(prompts: Sequence[Sequence[int]]) -> int:
     while shared < most and first[shared] == last[shared]:
         shared += 1
     return shared
-
-
-@lru_cache(maxsize=64)
-def say_once(logger: logging.Logger, message: str) -> None:
-    """Warn of something that is true of a whole run."""
-    logger.warning(message)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import IO
 
 import orjson
 
-from sft.records import InputError, RowError
+from sft.errors import InputError, RowError
 from sft.text import read_literal, shown
 
 TAG = re.compile(r"O|[BIEMS][-_].+")

@@ -12,6 +12,7 @@ from typing import IO
 
 import orjson
 
+from sft.errors import InputError, RowError
 from sft.formats import (
     ENTITY_COLUMNS,
     LABEL_COLUMNS,
@@ -35,7 +36,6 @@ from sft.raw_rows import (
     split_tag,
     why_not_json,
 )
-from sft.records import InputError, RowError
 from sft.text import read_literal
 
 

@@ -1,4 +1,4 @@
-"""Records on disk: JSON lines, the task's settings beside them, and files that appear whole or not at all.
+"""Records on disk: JSON lines, and the names of the files beside them.
 
 A record is a dict in chat form plus what truncation and scoring need:
 ``{"messages": [system, user, assistant], "task": ..., "text": ..., ...}``. Nothing here imports torch.
@@ -6,37 +6,15 @@ A record is a dict in chat form plus what truncation and scoring need:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import orjson
 
+from sft.errors import InputError
+
 FORMAT_VERSION = 1
-
-
-class InputError(Exception):
-    """A mistake in what the user gave (a file, a flag); the scripts print it as one line and exit with 2."""
-
-
-class RunError(Exception):
-    """A run that could not go on (NaN, no memory); the scripts print it as one line and exit with 1."""
-
-
-class RowError(Exception):
-    """One raw row that cannot be used.
-
-    Attributes:
-        field: the field at fault, ``""`` when the row as a whole is.
-        reason: what is wrong with it, for a person.
-    """
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}" if field else reason)
-        self.field = field
-        self.reason = reason
 
 
 def settings_path(records_path: Path) -> Path:
@@ -47,54 +25,6 @@ def settings_path(records_path: Path) -> Path:
 def conversion_report_path(records_path: Path) -> Path:
     """``data/train_cls.jsonl`` → ``data/train_cls.report.json``: what conversion did to make the records."""
     return records_path.with_name(f"{records_path.stem}.report.json")
-
-
-@contextmanager
-def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
-    """Write beside ``path`` and rename at the end, so that ``path`` is never half-written.
-
-    Args:
-        sync: wait until it is on the disk, so that it outlives a power cut; what a minute makes again needs not.
-
-    Raises:
-        InputError: the place cannot be written.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        file = beside.open(mode, buffering=1 << 20, **text)  # the default 8 KB costs a million small records seconds
-    except OSError as error:
-        raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
-    try:
-        with file:
-            yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented UTF-8 JSON, whole or not at all."""
-    with whole_file(path) as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def read_json(path: Path) -> Any:
-    """Read one JSON file.
-
-    Raises:
-        InputError: it is missing or is not JSON.
-    """
-    try:
-        return orjson.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}：无法读取（{error.strerror}）") from error
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"{path}：不是合法的 JSON（{error}）") from error
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from sft.console import log_to_stderr
+from sft.errors import InputError, RunError
+from sft.files import read_json
 from sft.metrics_log import read_rows
-from sft.records import InputError, RunError, read_json
 from sft.tracking import MODES, SAMPLES, start_tracking
 
 logger = logging.getLogger(__name__)

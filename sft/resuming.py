@@ -6,8 +6,9 @@ from pathlib import Path
 
 from sft import checkpoints
 from sft.arguments import Arguments
+from sft.errors import InputError
+from sft.files import file_hash
 from sft.model import model_hash
-from sft.records import InputError
 
 # Of transformers' arguments, those that change what a resumed run would compute.
 RESUMED_SETTINGS = (
@@ -21,7 +22,7 @@ def describe_run(arguments: Arguments, base_folder: Path, dtype: str) -> dict:
     """What decides a run's result, as flat names and values: data, model, settings."""
     data = arguments.data
     run = {
-        "train_file": checkpoints.file_hash(Path(data.train_file))[:16],
+        "train_file": file_hash(Path(data.train_file))[:16],
         "max_train_samples": data.max_train_samples,
         "max_length": data.max_length,
         "batching": data.batching,
@@ -30,7 +31,7 @@ def describe_run(arguments: Arguments, base_folder: Path, dtype: str) -> dict:
         **vars(arguments.lora),
     }
     if arguments.training.eval_strategy != "no":  # what is held out is not trained on
-        run |= {"validation_file": data.validation_file and checkpoints.file_hash(Path(data.validation_file))[:16]}
+        run |= {"validation_file": data.validation_file and file_hash(Path(data.validation_file))[:16]}
         run |= {"validation_ratio": data.validation_ratio, "max_validation_rows": data.max_validation_rows}
     settings = arguments.training.to_dict()
     return run | {name: settings[name] for name in RESUMED_SETTINGS} | {"processes": arguments.training.world_size}

@@ -21,7 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from sft.attention import NO_MASK, can_express
-from sft.ragged import attend, attention, common_prefix_tokens, last_layer_at, say_once
+from sft.console import say_once
+from sft.ragged import attend, attention, common_prefix_tokens, last_layer_at
 
 logger = logging.getLogger(__name__)
 

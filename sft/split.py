@@ -17,9 +17,9 @@ from typing import IO
 import orjson
 
 from sft.classification import Classification
+from sft.errors import InputError, RowError
 from sft.ner import Ner
 from sft.raw_rows import Source, read_rows
-from sft.records import InputError, RowError
 
 SIDES = ("train", "test")
 TRAIN, TEST = 0, 1

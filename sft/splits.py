@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from sft.arguments import Arguments
 from sft.encoding import EncodedRow, Task
-from sft.records import FORMAT_VERSION, InputError, read_json, read_task_records, settings_path
+from sft.errors import InputError
+from sft.files import read_json
+from sft.records import FORMAT_VERSION, read_task_records, settings_path
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import orjson
 
-from sft.records import InputError, RowError
+from sft.errors import InputError, RowError
 
 _SAMPLE_BYTES = 1 << 20
 _BINARY = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")  # zip and xlsx, parquet, gzip, xls

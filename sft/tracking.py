@@ -18,8 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft.errors import InputError
 from sft.network import reachable
-from sft.records import InputError
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

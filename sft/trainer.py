@@ -30,9 +30,10 @@ from sft.batches import collate_padded, padded_tokens, split_rows, supervised_lo
 from sft.console import is_watched, progress
 from sft.decoding import Limits, predict
 from sft.encoding import EncodedRow, Task
+from sft.errors import RunError
+from sft.files import read_json, write_json
 from sft.head import frozen_head
 from sft.prediction import at_least, best_threshold, score_predictions
-from sft.records import RunError, read_json, write_json
 from sft.trainer_callbacks import LogLines, ProgressOnStderr
 from sft.tree import collate_tree, tree_tokens
 

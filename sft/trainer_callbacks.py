@@ -11,8 +11,8 @@ from pathlib import Path
 
 from transformers import ProgressCallback, TrainerCallback, TrainerState
 
+from sft.files import whole_file
 from sft.metrics_log import append_row, keep_rows, plain_metrics, read_rows
-from sft.records import whole_file
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,13 @@ from sft.attention import can_express, use_tree_attention
 from sft.curves import draw_loss_curve
 from sft.decoding import Limits
 from sft.encoding import EncodedRow, LengthReport, Task, encode_rows
+from sft.errors import InputError, RunError
+from sft.files import write_json
 from sft.hub import resolve_model
 from sft.memory import peak_memory_bytes
 from sft.model import add_lora, load_base, load_config, load_tokenizer, resolve_dtype
 from sft.model_card import write_model_card
-from sft.records import FORMAT_VERSION, InputError, RunError, write_json
+from sft.records import FORMAT_VERSION
 from sft.report.page import only_told
 from sft.report.run import write_run_report
 from sft.resuming import describe_run, prepare_output, shown_settings, step_of

@@ -10,8 +10,9 @@ import orjson
 from sft.arguments import parse_arguments
 from sft.classification import Classification
 from sft.encoding import LengthReport
+from sft.files import write_json
 from sft.ner import Ner
-from sft.records import conversion_report_path, write_json
+from sft.records import conversion_report_path
 from sft.report.run import write_run_report
 
 LABELS = ("体育", "军事", "经济", "教育")

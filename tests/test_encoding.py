@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from sft.classification import Classification
 from sft.encoding import encode_answers, encode_prompts, encode_rows, encode_texts, terminator_id
+from sft.errors import InputError
 from sft.model import load_tokenizer
 from sft.ner import Ner
-from sft.records import InputError
 
 SHARED_FIXTURES = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 from stub_hub import StubHub, stub_hub
 
+from sft.errors import InputError, RunError
 from sft.hub import resolve_model
-from sft.records import InputError, RunError
 
 README_MODEL = "modelscope download --model Qwen/Qwen2.5-1.5B-Instruct --local_dir ./qwen/Qwen2.5-1.5B-Instruct"
 README_DATA = "modelscope download --dataset swift/zh_cls_fudan-news --local_dir ./data"

@@ -13,8 +13,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from sft.arguments import LoraArguments
+from sft.errors import InputError
 from sft.model import add_lora, default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
-from sft.records import InputError
 
 ADAPTER = "adapter_model.safetensors"
 BASE = "model.safetensors"

@@ -20,9 +20,10 @@ from models import save_model, tiny_model, with_random_lora
 
 import predict
 from sft.classification import Classification
+from sft.errors import InputError
 from sft.outputs import GrowingFile, progress_path
 from sft.prediction import Tally, score_predictions
-from sft.records import FORMAT_VERSION, InputError
+from sft.records import FORMAT_VERSION
 
 ROWS = 300
 WINDOW = 32  # rows, at --batch_size 2

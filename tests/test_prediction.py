@@ -21,14 +21,15 @@ from models import Oracle, save_model, tiny_model, with_random_lora
 
 import predict
 from sft.classification import Classification
+from sft.console import watched
 from sft.decoding import Limits
 from sft.encoding import encode_prompts
+from sft.errors import InputError, RowError
 from sft.inference import Loaded, load_for_prediction, predict_rows, rows_per_window
 from sft.ner import Ner, entity_line
 from sft.prediction import RowSettings, to_output, to_record
-from sft.progress import watched
 from sft.reading import in_original_shape, read_file, read_stream
-from sft.records import FORMAT_VERSION, InputError, RowError
+from sft.records import FORMAT_VERSION
 
 ROOT = Path(predict.__file__).parent
 TEXTS = ["昨天，张伟到了上海", 'a "b" c', "𠮷"]
@@ -474,7 +475,7 @@ class TestCommandLine:
 
 
 def test_progress_is_a_line_now_and_then_where_nobody_watches(monkeypatch, caplog):
-    monkeypatch.setattr("sft.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("sft.console.SECONDS_BETWEEN_LINES", 0.0)
     caplog.set_level("INFO")
     windows = [(["{}"] * 30, None), (["{}"] * 10, None)]
     assert list(watched(iter(windows), 60, 100)) == windows

@@ -10,12 +10,12 @@ import pytest
 
 from sft.classification import Classification
 from sft.conversion import classification_recipe, ner_recipe
+from sft.errors import InputError, RowError
 from sft.formats import classification_source, ner_source
 from sft.ner import Ner
 from sft.prediction import RowSettings, to_record
 from sft.raw_rows import read_rows
 from sft.reading import count_rows, read_file, read_stream
-from sft.records import InputError, RowError
 
 TEXT = "张伟到上海"
 NER = Ner.with_labels(("人名", "地点"))

@@ -34,8 +34,8 @@ from transformers import (
 )
 
 from sft import replay_metrics, tracking
+from sft.errors import InputError, RunError
 from sft.metrics_log import keep_rows, plain_metrics, read_rows
-from sft.records import InputError, RunError
 from sft.tracking import Tracking, resolve_mode, start_tracking
 from sft.trainer_callbacks import MetricsLog
 

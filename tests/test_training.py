@@ -20,8 +20,9 @@ import predict
 import train_qwen2_classification
 import train_qwen2_ner
 from sft.classification import Classification
+from sft.files import write_json
 from sft.ner import Ner
-from sft.records import FORMAT_VERSION, settings_path, write_json
+from sft.records import FORMAT_VERSION, settings_path
 from tests.models import save_model, tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -333,7 +334,7 @@ def test_nan_stops_the_run_at_that_step_and_names_the_row(base, data, tmp_path, 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
     from types import SimpleNamespace
 
-    from sft.records import RunError
+    from sft.errors import RunError
     from sft.trainer import StopOnNonFinite
 
     parameter = torch.nn.Parameter(torch.ones(2))

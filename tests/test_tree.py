@@ -54,7 +54,7 @@ def loss_and_gradients(model, pieces: list[dict], supervised_tokens: int) -> tup
 
 
 def assert_equal(ours, theirs, tolerance: float, truth=None) -> None:
-    """Equal to a relative tolerance, or within twice the worst rounding of theirs, where ``truth`` is in float64."""
+    """Equal to a relative tolerance, or within 8 times the worst rounding of theirs; ``truth`` is in float64."""
     (our_loss, our_gradients), (their_loss, their_gradients) = ours, theirs
     assert abs(our_loss - their_loss) <= tolerance * abs(their_loss)
     assert our_gradients.keys() == their_gradients.keys() and our_gradients
@@ -64,7 +64,7 @@ def assert_equal(ours, theirs, tolerance: float, truth=None) -> None:
     for name, gradient in their_gradients.items():
         # A token that attends to itself alone has no gradient at its query: rounding noise is compared with the rest.
         allowed = tolerance * norm(gradient).clamp_min(1e-2 * largest)
-        allowed = max(allowed, 2 * rounding)
+        allowed = max(allowed, 8 * rounding)
         assert norm(our_gradients[name] - gradient) <= allowed, name
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from sft.records import InputError, whole_file
+from sft.errors import InputError
+from sft.files import whole_file
 from sft.report.charts import reliability
 from sft.report.intervals import RESAMPLES
 from sft.report.labels import BINS, LabelFindings

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sft.arguments import Arguments
+from sft.files import read_json
 from sft.metrics_log import read_rows
-from sft.records import conversion_report_path, read_json
+from sft.records import conversion_report_path
 from sft.report.charts import curves_of, histogram, line_chart
 from sft.report.page import Fact, Findings, figure, write_page
 

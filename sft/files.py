@@ -1,0 +1,68 @@
+"""Files that appear whole or not at all, JSON files, and the hash of a file. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from sft.errors import InputError
+
+
+@contextmanager
+def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
+    """Write beside ``path`` and rename at the end, so that ``path`` is never half-written.
+
+    Args:
+        sync: wait until it is on the disk, so that it outlives a power cut; what a minute makes again needs not.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+        file = beside.open(mode, buffering=1 << 20, **text)  # the default 8 KB costs a million small records seconds
+    except OSError as error:
+        raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as indented UTF-8 JSON, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file.
+
+    Raises:
+        InputError: it is missing or is not JSON.
+    """
+    try:
+        return orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}：无法读取（{error.strerror}）") from error
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"{path}：不是合法的 JSON（{error}）") from error
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
