@@ -19,12 +19,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sft.predict_flags import parse_arguments
+from sft.prediction.arguments import parse_arguments
 
 if TYPE_CHECKING:
     from sft.errors import RowError
-    from sft.inference import Loaded
-    from sft.outputs import GrowingFile, Stream
+    from sft.prediction.output import GrowingFile, Stream
+    from sft.prediction.predictor import Loaded
     from sft.report.page import Findings
 
 
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
     rows, total = open_rows(arguments)
     output_file = arguments.output_file
     if output_file is not None:
-        from sft.outputs import check_output
+        from sft.prediction.output import check_output
 
         check_output(output_file, arguments.input_file, resume=arguments.resume, overwrite=arguments.overwrite)
     if arguments.report is not None:
@@ -79,8 +79,8 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
         check_place(arguments.report)
 
     from sft.console import watched
-    from sft.inference import load_for_prediction, metrics_of
-    from sft.outputs import finished_lines
+    from sft.prediction.output import finished_lines
+    from sft.prediction.predictor import load_for_prediction, metrics_of
     from sft.processes import agree_on, choose_device, joined, predict_in_turns, process_index
     from sft.report.page import add_lines
 
@@ -122,8 +122,8 @@ def run(arguments: argparse.Namespace) -> dict[str, float] | None:
 
 def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError], int | None]:
     """The rows of what the flags name, and how many they are, None where only the end will tell."""
+    from sft.data.inputs import count_rows, read_file, read_stream
     from sft.errors import InputError
-    from sft.reading import count_rows, read_file, read_stream
 
     if arguments.text is not None:
         return iter([{"text": arguments.text}]), 1
@@ -138,8 +138,8 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
 
 def open_output(arguments: argparse.Namespace, loaded: Loaded) -> GrowingFile | Stream:
     """Where the lines go: the file of ``--output_file``, or stdout; only the first process writes a file."""
-    from sft.inference import describe_run
-    from sft.outputs import GrowingFile, Stream
+    from sft.prediction.output import GrowingFile, Stream
+    from sft.prediction.predictor import describe_run
     from sft.processes import process_index
 
     path = arguments.output_file

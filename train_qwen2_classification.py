@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the run failed, 2 wrong usage or input, 128 + n stopped by signal n.
     """
-    from sft.arguments import parse_arguments
-    from sft.classification import Classification
+    from sft.tasks.classification import Classification
+    from sft.training.arguments import parse_arguments
 
     arguments = parse_arguments(
         "LoRA 微调：文本分类",
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     log_to_stderr(log_level(arguments.training))
     from sft.errors import InputError, RunError
-    from sft.summary import after_training
-    from sft.training import Interrupted, fine_tune
+    from sft.training.fine_tune import Interrupted, fine_tune
+    from sft.training.summary import after_training
 
     try:
         results = fine_tune(Classification, arguments)

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from sft.convert_flags import conversion_parser, parse
+from sft.data.arguments import conversion_parser, parse
 
 DESCRIPTION = """把分类的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/zh_cls_fudan-news/ 里的 train.jsonl，同一目录的 test.jsonl 作为官方测试集。"""
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parse(parser, argv)
 
-    from sft.conversion import rejected_path, summary
+    from sft.data.conversion import rejected_path, summary
     from sft.errors import InputError
 
     try:
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 def convert(arguments: argparse.Namespace) -> dict:
     """Recognise the input, convert it, and return the report."""
     from sft.console import ConversionProgress
-    from sft.conversion import classification_recipe, convert_files
-    from sft.formats import classification_source
+    from sft.data.conversion import classification_recipe, convert_files
+    from sft.data.formats import classification_source
 
     train, test = input_files(arguments)
     sources = [

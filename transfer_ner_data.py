@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from sft.convert_flags import conversion_parser, parse
+from sft.data.arguments import conversion_parser, parse
 
 DESCRIPTION = """把实体识别的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/chinese_ner_sft/ 里的 ccfbdci.jsonl。"""
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parse(parser, argv)
 
-    from sft.conversion import rejected_path, summary
+    from sft.data.conversion import rejected_path, summary
     from sft.errors import InputError
 
     try:
@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> int:
 def convert(arguments: argparse.Namespace) -> dict:
     """Recognise the input, convert it, and return the report."""
     from sft.console import ConversionProgress
-    from sft.conversion import convert_files, ner_recipe
-    from sft.formats import ner_source
+    from sft.data.conversion import convert_files, ner_recipe
+    from sft.data.formats import ner_source
 
     train, test = input_files(arguments)
     sources = [

@@ -16,11 +16,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.classification import Classification
+from sft.data.records import read_records, settings_path
 from sft.errors import InputError
 from sft.files import read_json
-from sft.ner import Ner
-from sft.records import read_records, settings_path
+from sft.tasks.classification import Classification
+from sft.tasks.ner import Ner
 
 COLUMNS = ("train rows", "test rows", "train s", "test s")
 

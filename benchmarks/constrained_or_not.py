@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sft.decoding import predict
+from sft.data.records import read_records
+from sft.decoding.decode import predict
 from sft.errors import InputError
-from sft.inference import load_for_prediction
-from sft.prediction import score_predictions
-from sft.records import read_records
+from sft.prediction.predictor import load_for_prediction
+from sft.prediction.rows import score_predictions
 
 
 def main(argv: Sequence[str] | None = None) -> int:

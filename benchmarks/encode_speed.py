@@ -20,12 +20,12 @@ import orjson
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sft.encoding import encode_rows
-from sft.model import load_tokenizer
-from sft.ner import Ner
-from sft.records import read_task_records
-from sft.splits import read_task
-from sft.training import as_dataset
+from sft.data.records import read_task_records
+from sft.model.encoding import encode_rows
+from sft.model.loading import load_tokenizer
+from sft.tasks.ner import Ner
+from sft.training.fine_tune import as_dataset
+from sft.training.prepare import read_task
 
 Result = TypeVar("Result")
 

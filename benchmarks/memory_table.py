@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sft.preview import estimate_memory_bytes, tokens_that_fit
+from sft.training.preview import estimate_memory_bytes, tokens_that_fit
 
 MICRO_BATCH_TOKENS = (1024, 2048, 4096, 8192, 16384)
 CARDS_GB = (6, 8, 12, 16, 24, 48, 80)
 CARD_ITSELF_GB = 1  # CUDA, the adapter, its gradients and Adam's moments
-SUPERVISED_SHARE = 4  # one token in so many is supervised, as `sft.preview.fitting_tokens` assumes
+SUPERVISED_SHARE = 4  # one token in so many is supervised, as `sft.training.preview.fitting_tokens` assumes
 
 
 def main() -> None:

@@ -25,11 +25,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from benchmarks.widened_model import widen
-from sft.decoding import predict
-from sft.encoding import encode_prompts, terminator_id
+from sft.data.records import read_records
+from sft.decoding.decode import predict
 from sft.errors import InputError
-from sft.inference import Loaded, load_for_prediction
-from sft.records import read_records
+from sft.model.encoding import encode_prompts, terminator_id
+from sft.prediction.predictor import Loaded, load_for_prediction
 
 ORIGINAL_MAX_NEW_TOKENS = 512
 

@@ -149,12 +149,12 @@ def main() -> None:
 def read_rows(kind: str, arguments: argparse.Namespace) -> list[dict]:
     """Encoded rows of one kind; articles are court texts, put together to about a thousand tokens."""
     sys.path.insert(0, str(ROOT))
-    from sft.classification import Classification
-    from sft.encoding import encode_rows
-    from sft.model import load_tokenizer
-    from sft.ner import Ner
-    from sft.records import read_task_records
-    from sft.splits import read_task
+    from sft.data.records import read_task_records
+    from sft.model.encoding import encode_rows
+    from sft.model.loading import load_tokenizer
+    from sft.tasks.classification import Classification
+    from sft.tasks.ner import Ner
+    from sft.training.prepare import read_task
 
     name, task_type = ("ner", Ner) if kind in ("ner", "unshared") else ("cls", Classification)
     path = arguments.data_dir / f"train_{name}.jsonl"
@@ -175,7 +175,7 @@ def read_rows(kind: str, arguments: argparse.Namespace) -> list[dict]:
 
 def articles(records: list[tuple[int, dict]], task, tokenizer, count: int) -> list:
     """Rows whose text is that of several records after one another, cut to about a thousand tokens."""
-    from sft.encoding import encode_rows
+    from sft.model.encoding import encode_rows
 
     joined, remaining = [], iter(records)
     while len(joined) < count:

@@ -118,13 +118,13 @@ def with_adapter(model):
 
 
 def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
-    """This project's trainer, as `sft.training.fine_tune` builds it."""
+    """This project's trainer, as `sft.training.fine_tune.fine_tune` builds it."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from sft.attention import use_tree_attention
-    from sft.encoding import EncodedRow
-    from sft.preview import fastest_on_cpu_tokens
-    from sft.trainer import SftTrainer
-    from sft.training import as_dataset
+    from sft.engine.attention import use_tree_attention
+    from sft.model.encoding import EncodedRow
+    from sft.training.fine_tune import as_dataset
+    from sft.training.preview import fastest_on_cpu_tokens
+    from sft.training.trainer import SftTrainer
 
     encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], line) for line, row in enumerate(rows, start=1)]
     if job["as_tree"]:

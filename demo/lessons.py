@@ -12,7 +12,7 @@ from random import Random
 
 from demo import corpus, ner_sentences, words
 from demo.names import NameMaker
-from sft.ner import CCFBDCI_LABELS, NO_ENTITY
+from sft.tasks.ner import CCFBDCI_LABELS, NO_ENTITY
 
 # Kinds of span and what they are called here; the labels of the sample data are not among the names.
 KIND_NAMES = {

@@ -9,9 +9,9 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from demo import corpus, lessons, words
-from sft.classification import Classification
 from sft.files import write_json
-from sft.ner import CCFBDCI_LABELS, Ner
+from sft.tasks.classification import Classification
+from sft.tasks.ner import CCFBDCI_LABELS, Ner
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PRE_TOKENIZER = (

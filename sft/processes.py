@@ -14,10 +14,10 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
-from sft.decoding import groups
+from sft.decoding.decode import groups
 from sft.errors import RowError, RunError
-from sft.inference import Loaded, predict_window, rows_per_window
-from sft.prediction import Tally
+from sft.prediction.predictor import Loaded, predict_window, rows_per_window
+from sft.prediction.rows import Tally
 
 Group = torch.distributed.ProcessGroup | None  # None for one process alone
 PATIENCE = timedelta(days=7)  # how long a process waits for another's window; a dead one ends all by the launcher

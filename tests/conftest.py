@@ -81,8 +81,8 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder: Path):
-    """The tokenizer as ``sft.model.load_tokenizer`` gives it; not to be changed."""
-    from sft.model import load_tokenizer
+    """The tokenizer as ``sft.model.loading.load_tokenizer`` gives it; not to be changed."""
+    from sft.model.loading import load_tokenizer
 
     return load_tokenizer(tokenizer_folder)
 
@@ -92,7 +92,7 @@ def real_tokenizer():
     """Qwen2.5's own tokenizer, where the real data stands beside the repository."""
     if not SHARED_TOKENIZER.is_dir():
         pytest.skip(f"no real tokenizer in {SHARED_TOKENIZER}")
-    from sft.model import load_tokenizer
+    from sft.model.loading import load_tokenizer
 
     return load_tokenizer(SHARED_TOKENIZER)
 
@@ -100,7 +100,7 @@ def real_tokenizer():
 @pytest.fixture
 def classification():
     """The classification task with labels of which one is the beginning of another."""
-    from sft.classification import Classification
+    from sft.tasks.classification import Classification
 
     return Classification(labels=("体育", "体育新闻", "军事", "经济"), system_prompt="请选出类型。")
 
@@ -108,6 +108,6 @@ def classification():
 @pytest.fixture
 def ner():
     """The NER task with a short instruction."""
-    from sft.ner import Ner
+    from sft.tasks.ner import Ner
 
     return Ner(labels=("地理实体", "人名"), system_prompt="请提取实体。")

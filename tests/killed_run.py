@@ -21,7 +21,7 @@ def die() -> None:
 import torch  # noqa: E402
 
 import train_qwen2_classification  # noqa: E402
-from sft import checkpoints, trainer  # noqa: E402
+from sft.training import checkpoints, trainer  # noqa: E402
 
 torch.set_num_threads(1)
 name = f"checkpoint-{step}"

@@ -17,9 +17,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from sft.arguments import LINEAR_PROJECTIONS
-from sft.encoding import encode_texts, terminator_id
-from sft.ner import NO_ENTITY, entity_line
+from sft.model.encoding import encode_texts, terminator_id
+from sft.tasks.ner import NO_ENTITY, entity_line
+from sft.training.arguments import LINEAR_PROJECTIONS
 
 SIZES = {
     "vocab_size": 512,
@@ -64,7 +64,7 @@ def with_random_lora(model: PreTrainedModel, seed: int = 1) -> PeftModel:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """Model and tokenizer as a folder that `sft.model.load_base` and `load_tokenizer` read."""
+    """Model and tokenizer as a folder that `sft.model.loading.load_base` and `load_tokenizer` read."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

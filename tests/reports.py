@@ -7,13 +7,13 @@ from pathlib import Path
 
 import orjson
 
-from sft.arguments import parse_arguments
-from sft.classification import Classification
-from sft.encoding import LengthReport
+from sft.data.records import conversion_report_path
 from sft.files import write_json
-from sft.ner import Ner
-from sft.records import conversion_report_path
+from sft.model.encoding import LengthReport
 from sft.report.run import write_run_report
+from sft.tasks.classification import Classification
+from sft.tasks.ner import Ner
+from sft.training.arguments import parse_arguments
 
 LABELS = ("体育", "军事", "经济", "教育")
 ENTITY_LABELS = ("地理实体", "地点", "组织", "人名")

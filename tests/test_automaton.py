@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_of_all_kinds import KINDS, word_piece
 
-from sft.automaton import Automaton, Nothing, answer_format, can_write
-from sft.ner import CCFBDCI_LABELS, NO_ENTITY, Ner, entity_line
-from sft.vocabulary import Vocabulary, vocabulary_of
+from sft.decoding.automaton import Automaton, Nothing, answer_format, can_write
+from sft.decoding.vocabulary import Vocabulary, vocabulary_of
+from sft.tasks.ner import CCFBDCI_LABELS, NO_ENTITY, Ner, entity_line
 
 CCFBDCI = Path(__file__).resolve().parents[2] / "shared" / "data" / "ner" / "ccfbdci.jsonl"
 LABELS = ("人", "人名", '"实\\"')  # one begins with another, one must be escaped

@@ -6,8 +6,8 @@ import pytest
 import torch
 from models import WHOLE, tiny_model, with_random_lora
 
-from sft.batches import IGNORED, collate_padded, supervised_loss
-from sft.encoding import EncodedRow
+from sft.engine.batches import IGNORED, collate_padded, supervised_loss
+from sft.model.encoding import EncodedRow
 
 PAD = 0
 SHAPES = ((9, 3), (4, 1), (15, 6), (2, 2))  # (prompt tokens, answer tokens)

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from checkout import REPOSITORY, stranger
 
-from sft import console, summary
-from sft.classification import Classification
-from sft.trainer_arguments import SftTrainingArguments
+from sft import console
+from sft.tasks.classification import Classification
+from sft.training import summary
+from sft.training.trainer_arguments import SftTrainingArguments
 from tests.models import save_model, tiny_model
 from tests.test_training import LABELS, articles, write_records
 

@@ -14,15 +14,15 @@ import torch
 from models import CONFIGS, WHOLE, tiny_model, with_random_lora
 from tokenizers_of_all_kinds import KINDS
 
-from sft import constrained
-from sft.attention import use_tree_attention
-from sft.automaton import Automaton, answer_format
-from sft.constrained import Bounds, decode
-from sft.decoding import Limits, predict
-from sft.encoding import encode_prompts
-from sft.model import load_base, load_tokenizer
-from sft.ner import Ner
-from sft.vocabulary import vocabulary_of
+from sft.decoding import constrained
+from sft.decoding.automaton import Automaton, answer_format
+from sft.decoding.constrained import Bounds, decode
+from sft.decoding.decode import Limits, predict
+from sft.decoding.vocabulary import vocabulary_of
+from sft.engine.attention import use_tree_attention
+from sft.model.encoding import encode_prompts
+from sft.model.loading import load_base, load_tokenizer
+from sft.tasks.ner import Ner
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "qwen" / "demo"

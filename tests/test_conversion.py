@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 import transfer_classification_data
 import transfer_ner_data
-from sft.classification import Classification
-from sft.ner import Ner
-from sft.records import FORMAT_VERSION, read_task_records, settings_path
+from sft.data.records import FORMAT_VERSION, read_task_records, settings_path
+from sft.tasks.classification import Classification
+from sft.tasks.ner import Ner
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

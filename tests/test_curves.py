@@ -12,8 +12,8 @@ import numpy as np
 import orjson
 import pytest
 
-from sft import curves
-from sft.curves import draw_loss_curve
+from sft.report import curves
+from sft.report.curves import draw_loss_curve
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,9 @@ import torch
 from checkout import stranger
 
 import train_qwen2_classification
-from sft import replay_metrics
-from sft.classification import Classification
-from sft.metrics_log import read_rows
+from sft.tasks.classification import Classification
+from sft.tracking import replay as replay_metrics
+from sft.tracking.metrics_log import read_rows
 from tests.browser import console_errors
 from tests.models import save_model, tiny_model
 from tests.test_training import LABELS, articles, write_records

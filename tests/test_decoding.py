@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from models import CONFIGS, NAMES, SLIDING, WHOLE, Oracle, save_model, starts_of, tiny_model, with_random_lora
 from transformers import GenerationConfig
 
-from sft.classification import Classification
-from sft.decoding import Limits, predict, score_options
-from sft.encoding import encode_prompts, encode_texts, terminator_id
-from sft.model import load_base
-from sft.ner import NO_ENTITY, Ner, entity_line
+from sft.decoding.decode import Limits, predict, score_options
+from sft.model.encoding import encode_prompts, encode_texts, terminator_id
+from sft.model.loading import load_base
+from sft.tasks.classification import Classification
+from sft.tasks.ner import NO_ENTITY, Ner, entity_line
 
 OPTION_SETS = (
     ("体育", "体育新闻", "体育新闻联播"),  # each begins with the one before

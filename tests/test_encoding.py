@@ -9,11 +9,11 @@ from conftest import build_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sft.classification import Classification
-from sft.encoding import encode_answers, encode_prompts, encode_rows, encode_texts, terminator_id
 from sft.errors import InputError
-from sft.model import load_tokenizer
-from sft.ner import Ner
+from sft.model.encoding import encode_answers, encode_prompts, encode_rows, encode_texts, terminator_id
+from sft.model.loading import load_tokenizer
+from sft.tasks.classification import Classification
+from sft.tasks.ner import Ner
 
 SHARED_FIXTURES = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

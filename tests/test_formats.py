@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sft.data.formats import classification_source, ner_source
+from sft.data.readers import read_rows
 from sft.errors import InputError, RowError
-from sft.formats import classification_source, ner_source
-from sft.raw_rows import read_rows
 
 CHARACTER = st.characters(
     min_codepoint=0x21, max_codepoint=0x9FFF, blacklist_categories=["Cs", "Cc", "Zs", "Zl", "Zp"]

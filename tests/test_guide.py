@@ -54,7 +54,7 @@ def test_its_commands_lead_from_the_data_to_predictions(followed):
         "产品",
         "故障",
     }
-    replay = next(command for command in all_commands(GUIDE) if "replay_metrics" in command)
+    replay = next(command for command in all_commands(GUIDE) if "sft.tracking.replay" in command)
     assert "SwanLab 记录在本机" in followed.run(replay).stderr
 
 
@@ -82,8 +82,8 @@ def table_rows(text: str) -> dict[str, list[float]]:
 
 def test_every_command_of_the_guide_is_one_of_those(tmp_path: Path):
     """A command in the running text that nothing above runs would go stale unseen."""
-    elsewhere = (r"modelscope download .*", r"swanlab watch swanlog", r"python -m sft\.replay_metrics output/reviews")
-    elsewhere += (r"python -m benchmarks\.memory_table \S+", r"bash quickstart\.sh")
+    elsewhere = (r"modelscope download .*", r"swanlab watch swanlog", r"bash quickstart\.sh")
+    elsewhere += (r"python -m benchmarks\.memory_table \S+", r"python -m sft\.tracking\.replay output/reviews")
     for command in all_commands(GUIDE):
         assert command in COMMANDS or any(re.fullmatch(pattern, command) for pattern in elsewhere), command
 

@@ -10,11 +10,11 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sft import head
-from sft.arguments import LINEAR_PROJECTIONS
-from sft.batches import collate_padded, supervised_loss
-from sft.encoding import EncodedRow
-from sft.head import chunked_loss, frozen_head
+from sft.engine import loss as head
+from sft.engine.batches import collate_padded, supervised_loss
+from sft.engine.loss import chunked_loss, frozen_head
+from sft.model.encoding import EncodedRow
+from sft.training.arguments import LINEAR_PROJECTIONS
 from tests.models import WHOLE, tiny_model, with_random_lora
 
 VOCABULARY, HIDDEN = 512, 32

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from stub_hub import StubHub, stub_hub
 
 from sft.errors import InputError, RunError
-from sft.hub import resolve_model
+from sft.model.hub import resolve_model
 
 README_MODEL = "modelscope download --model Qwen/Qwen2.5-1.5B-Instruct --local_dir ./qwen/Qwen2.5-1.5B-Instruct"
 README_DATA = "modelscope download --dataset swift/zh_cls_fudan-news --local_dir ./data"
@@ -239,7 +239,7 @@ def test_a_wrong_byte_is_refused_by_the_readmes_command_too(here: Path, hub: Stu
 
 
 def test_importing_the_module_loads_nothing_heavy() -> None:
-    code = "import sys, sft.hub; print([m for m in ('torch', 'transformers', 'modelscope') if m in sys.modules])"
+    code = "import sys, sft.model.hub; print([m for m in ('torch', 'transformers', 'modelscope') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
     )

@@ -12,9 +12,9 @@ from models import save_model, tiny_model, with_random_lora
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from sft.arguments import LoraArguments
 from sft.errors import InputError
-from sft.model import add_lora, default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
+from sft.model.loading import add_lora, default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
+from sft.training.arguments import LoraArguments
 
 ADAPTER = "adapter_model.safetensors"
 BASE = "model.safetensors"

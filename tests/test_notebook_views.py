@@ -8,7 +8,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.notebook import confusion_table, label_error_table, marked_entities, span_error_table, wrong_rows
+from sft.report.notebook import confusion_table, label_error_table, marked_entities, span_error_table, wrong_rows
 
 LABELS = ("人名", "地点")
 TEXT = st.text(st.sampled_from("张伟到了<script>&上海\"' \n"), min_size=1, max_size=20)

@@ -57,7 +57,7 @@ def test_the_package_does_the_work(name):
     assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.While, ast.For, ast.Try}
     assert "你是" not in source
     imported = {node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
-    assert {"sft.encoding", "sft.inference", "sft.preview"} <= imported
+    assert {"sft.model.encoding", "sft.prediction.predictor", "sft.training.preview"} <= imported
     assert not imported & {"transformers", "peft", "torch", "datasets"}
 
 

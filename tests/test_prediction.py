@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from models import Oracle, save_model, tiny_model, with_random_lora
 
 import predict
-from sft.classification import Classification
 from sft.console import watched
-from sft.decoding import Limits
-from sft.encoding import encode_prompts
+from sft.data.inputs import in_original_shape, read_file, read_stream
+from sft.data.records import FORMAT_VERSION
+from sft.decoding.decode import Limits
 from sft.errors import InputError, RowError
-from sft.inference import Loaded, load_for_prediction, predict_rows, rows_per_window
-from sft.ner import Ner, entity_line
-from sft.prediction import RowSettings, to_output, to_record
-from sft.reading import in_original_shape, read_file, read_stream
-from sft.records import FORMAT_VERSION
+from sft.model.encoding import encode_prompts
+from sft.prediction.predictor import Loaded, load_for_prediction, predict_rows, rows_per_window
+from sft.prediction.rows import RowSettings, to_output, to_record
+from sft.tasks.classification import Classification
+from sft.tasks.ner import Ner, entity_line
 
 ROOT = Path(predict.__file__).parent
 TEXTS = ["昨天，张伟到了上海", 'a "b" c', "𠮷"]
@@ -406,7 +406,7 @@ class TestCommandLine:
         assert "task.json" in captured.err
 
     def test_a_bad_input_file_is_found_before_the_model_is_loaded(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr("sft.inference.load_for_prediction", lambda **_: pytest.fail("loaded"))
+        monkeypatch.setattr("sft.prediction.predictor.load_for_prediction", lambda **_: pytest.fail("loaded"))
         (tmp_path / "rows.csv").write_text("a\nb\n", encoding="utf-8")
         for name in ("rows.csv", "none.txt"):
             assert predict.main(["--adapter", "x", "--input_file", str(tmp_path / name)]) == 2

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft import encoding
-from sft.encoding import encode_prompts
-from sft.ner import Ner
+from sft.model import encoding
+from sft.model.encoding import encode_prompts
+from sft.tasks.ner import Ner
 
 
 @given(st.lists(st.text(max_size=12), min_size=16, max_size=20), st.text(max_size=6), st.text(max_size=6))

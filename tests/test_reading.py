@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from sft.classification import Classification
-from sft.conversion import classification_recipe, ner_recipe
+from sft.data.conversion import classification_recipe, ner_recipe
+from sft.data.formats import classification_source, ner_source
+from sft.data.inputs import count_rows, read_file, read_stream
+from sft.data.readers import read_rows
 from sft.errors import InputError, RowError
-from sft.formats import classification_source, ner_source
-from sft.ner import Ner
-from sft.prediction import RowSettings, to_record
-from sft.raw_rows import read_rows
-from sft.reading import count_rows, read_file, read_stream
+from sft.prediction.rows import RowSettings, to_record
+from sft.tasks.classification import Classification
+from sft.tasks.ner import Ner
 
 TEXT = "张伟到上海"
 NER = Ner.with_labels(("人名", "地点"))

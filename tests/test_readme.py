@@ -390,7 +390,7 @@ RULES = [
     Rule(r"\.venv\\Scripts\\activate", activates),
     Rule(r"pip install -r requirements\.txt", installs),
     Rule(r"set \w+=\w+", sets_utf8),
-    Rule(r"python -m sft\.replay_metrics output/\w+", replays),
+    Rule(r"python -m sft\.tracking\.replay output/\w+", replays),
     Rule(r"pip install notebook", opens_notebooks),
     Rule(r"jupyter notebook", opens_notebooks),
     Rule(r"modelscope download --model \S+ --local_dir \S+", downloads_the_model),
@@ -499,7 +499,7 @@ def test_windows_users_get_what_quickstart_runs(tmp_path: Path) -> None:
 
 def test_quickstart_uses_flags_that_exist(tmp_path: Path) -> None:
     for script, *words in quickstart_calls(tmp_path):
-        source = [REPOSITORY / script, REPOSITORY / "sft/arguments.py", REPOSITORY / "sft/convert_flags.py"]
+        source = [REPOSITORY / script, *(REPOSITORY / "sft").glob("*/arguments.py")]
         known = "".join(path.read_text(encoding="utf-8") for path in source)
         for flag in (word for word in words if word.startswith("--")):
             assert flag in known or flag.removeprefix("--") in known or is_trainer_flag(flag), f"{script} {flag}"
@@ -595,12 +595,13 @@ def test_links_lead_somewhere(name: str) -> None:
     assert missing == []
 
 
-def test_contributing_has_a_word_for_each_module_in_both_languages() -> None:
+def test_contributing_has_a_word_for_each_room_in_both_languages() -> None:
     chinese, _, english = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## English")
-    for path in (REPOSITORY / "sft").glob("*.py"):
-        if path.name != "__init__.py":
-            assert f"`{path.name}`" in chinese, path.name
-            assert f"`{path.name}`" in english, path.name
+    for path in (REPOSITORY / "sft").iterdir():
+        if not path.name.startswith("__"):
+            name = f"`{path.name}/`" if path.is_dir() else f"`{path.name}`"
+            assert name in chinese, name
+            assert name in english, name
 
 
 @pytest.mark.parametrize("path", [CHINESE, ENGLISH], ids=lambda path: path.name)

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from sft.classification import Classification
-from sft.ner import Ner
 from sft.report import page
 from sft.report.labels import BINS, LabelFindings
 from sft.report.shown_rows import MOST_KEPT, RIGHT, WRONG, ShownRows
 from sft.report.span_errors import KINDS, PAIRED_KINDS, span_errors
 from sft.report.spans import SpanFindings
-from sft.scores import label_scores, span_scores
+from sft.tasks.classification import Classification
+from sft.tasks.metrics import label_scores, span_scores
+from sft.tasks.ner import Ner
 from tests.reports import ENTITY_LABELS, HOSTILE, LABELS, label_rows, span_rows, write_report
 
 CLASSIFICATION = Classification(LABELS)

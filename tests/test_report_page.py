@@ -10,9 +10,9 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from sft.classification import Classification
-from sft.ner import Ner
 from sft.report.span_errors import KINDS, span_errors
+from sft.tasks.classification import Classification
+from sft.tasks.ner import Ner
 from tests.browser import console_messages, prefer_dark, requested_urls
 from tests.reports import ENTITY_LABELS, HOSTILE, LABELS, label_rows, span_rows, write_report
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nervaluate import Evaluator
 
-from sft.scores import best_span_threshold, label_scores, span_scores
+from sft.tasks.metrics import best_span_threshold, label_scores, span_scores
 
 LABELS = ("地理实体", "人名", "组织")
 ENTITY = st.builds(

@@ -9,9 +9,9 @@ import torch
 from models import WHOLE, tiny_model
 from test_decoding import check_scores, scored_alone, some_prompts
 
-from sft import scoring
-from sft.decoding import score_options
-from sft.encoding import encode_texts
+from sft.decoding.decode import score_options
+from sft.engine import option_tree as scoring
+from sft.model.encoding import encode_texts
 
 MANY = tuple(f"类型{number}：{'体育新闻'[number % 4]}" for number in range(300))
 

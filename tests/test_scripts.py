@@ -252,7 +252,7 @@ def test_preview_speaks_to_any_console(records, tokenizer_folder, console):
     if not model.exists():
         from models import save_model, tiny_model
 
-        from sft.model import load_tokenizer
+        from sft.model.loading import load_tokenizer
 
         save_model(tiny_model("qwen2"), load_tokenizer(tokenizer_folder), model)
     arguments = [

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.errors import RowError
-from sft.ner import Ner
+from sft.tasks.ner import Ner
 from sft.text import detect_encoding, read_literal, shifted_offsets
 
 # What NFC does something to, among what it leaves alone: marks, Jamo, compatibility ideographs, marks that reorder.

@@ -33,11 +33,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from sft import replay_metrics, tracking
 from sft.errors import InputError, RunError
-from sft.metrics_log import keep_rows, plain_metrics, read_rows
-from sft.tracking import Tracking, resolve_mode, start_tracking
-from sft.trainer_callbacks import MetricsLog
+from sft.tracking import replay as replay_metrics
+from sft.tracking import swanlab as tracking
+from sft.tracking.callbacks import MetricsLog
+from sft.tracking.metrics_log import keep_rows, plain_metrics, read_rows
+from sft.tracking.swanlab import Tracking, resolve_mode, start_tracking
 
 ROOT = Path(__file__).parent.parent
 
@@ -256,9 +257,10 @@ def test_only_the_first_of_several_processes_reports(tmp_path: Path, monkeypatch
 
 def test_importing_is_light_and_disabled_never_imports_swanlab(tmp_path: Path) -> None:
     code = """
-import sys, pathlib, sft.tracking, sft.curves
+import sys, pathlib, sft.report.curves
+from sft.tracking.swanlab import start_tracking
 print([m for m in ("torch", "transformers", "swanlab", "matplotlib") if m in sys.modules])
-tracked = sft.tracking.start_tracking(mode="disabled", project="p", experiment=None, log_dir=pathlib.Path("swanlog"),
+tracked = start_tracking(mode="disabled", project="p", experiment=None, log_dir=pathlib.Path("swanlog"),
     config={}, metrics_path=pathlib.Path("m"))
 tracked.log_texts("样例", [("对", "一")], 1); tracked.log_metrics({"f1": 1.0}, 1); tracked.finish("crashed")
 print("swanlab" in sys.modules, pathlib.Path("swanlog").exists())
@@ -450,7 +452,7 @@ def test_sigterm_leaves_no_row_behind(tmp_path: Path) -> None:
     """The way training closes the tracker: the handler raises, ``finally`` finishes."""
     code = """
 import pathlib, signal, sys, time
-from sft.tracking import start_tracking
+from sft.tracking.swanlab import start_tracking
 def stop(number, frame): raise SystemExit(143)
 signal.signal(signal.SIGTERM, stop)
 tracked = start_tracking(mode="local", project="p", experiment="e", log_dir=pathlib.Path("swanlog"), config={},
@@ -586,7 +588,7 @@ def test_replaying_says_what_is_wrong_in_one_line(tmp_path: Path, caplog: pytest
     with pytest.raises(SystemExit) as stop:
         replay_metrics.main([str(tmp_path), "--swanlab_mode", "disabled"])
     assert stop.value.code == 2
-    told = [record.getMessage() for record in caplog.records if record.name == "sft.replay_metrics"]
+    told = [record.getMessage() for record in caplog.records if record.name == "sft.tracking.replay"]
     assert [line.split("：")[1] for line in told] == [
         "没有这个文件；请给出训练脚本的 --output_dir",
         "里面没有指标；请给出训练脚本的 --output_dir",
@@ -682,4 +684,4 @@ def test_another_mode_than_was_asked_for_is_told_in_one_chinese_line(
     ]:
         caplog.clear()
         begin(mode, tmp_path).finish()
-        assert [record.getMessage() for record in caplog.records if record.name == "sft.tracking"] == expected
+        assert [record.getMessage() for record in caplog.records if record.name == "sft.tracking.swanlab"] == expected

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 import predict
 import train_qwen2_classification
 import train_qwen2_ner
-from sft.classification import Classification
+from sft.data.records import FORMAT_VERSION, settings_path
 from sft.files import write_json
-from sft.ner import Ner
-from sft.records import FORMAT_VERSION, settings_path
+from sft.tasks.classification import Classification
+from sft.tasks.ner import Ner
 from tests.models import save_model, tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -335,7 +335,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
     from types import SimpleNamespace
 
     from sft.errors import RunError
-    from sft.trainer import StopOnNonFinite
+    from sft.training.trainer import StopOnNonFinite
 
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.tensor([1.0, float("inf")])
@@ -409,7 +409,7 @@ def test_dry_run_counts_the_steps_that_training_takes(base, data, tmp_path, caps
 
 
 def test_validation_rows_are_held_out_by_text_and_by_seed():
-    from sft.splits import hold_out
+    from sft.training.prepare import hold_out
 
     rows = [(line, {"text": f"文本{line % 30}"}) for line in range(90)]
     train_rows, validation = hold_out(rows, 0.2, 100, seed=1)

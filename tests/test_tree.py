@@ -9,11 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sft import attention
-from sft.attention import can_express, use_tree_attention
-from sft.batches import collate_padded, padded_tokens, split_rows, supervised_loss
-from sft.encoding import EncodedRow, encode_rows
-from sft.tree import build_tree, collate_tree, common_prefix_tokens, tree_tokens
+from sft.engine import attention
+from sft.engine.attention import can_express, use_tree_attention
+from sft.engine.batches import collate_padded, padded_tokens, split_rows, supervised_loss
+from sft.engine.prefix_tree import build_tree, collate_tree, common_prefix_tokens, tree_tokens
+from sft.model.encoding import EncodedRow, encode_rows
 from tests.models import SLIDING, WHOLE, tiny_model, with_random_lora
 
 TOKENS = st.integers(0, 479)

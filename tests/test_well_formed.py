@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import CONFIGS, SLIDING, WHOLE, tiny_model
 
-from sft.classification import Classification
-from sft.decoding import Limits, predict
+from sft.decoding.decode import Limits, predict
 from sft.errors import RowError
-from sft.ner import NO_ENTITY, Ner, entity_line
-from sft.prediction import to_record
+from sft.prediction.rows import to_record
+from sft.tasks.classification import Classification
+from sft.tasks.ner import NO_ENTITY, Ner, entity_line
 
 NER = Ner(labels=("地理实体", "人名", "人", 'a"b\\c'), system_prompt="请提取实体。")
 OPTIONS = ("体育", "体育新闻", "军", "经济与社会", "a", "a b")

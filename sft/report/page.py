@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from sft.inference import Loaded
+    from sft.prediction.predictor import Loaded
 
 Findings = LabelFindings | SpanFindings
 Fact = tuple[str, object]  # a key of STRINGS; a value as it is, or (key of STRINGS, its arguments)
@@ -61,7 +61,7 @@ def check_place(path: Path) -> None:
 
 
 def add_lines(findings: Findings, lines: Iterable[bytes]) -> None:
-    """Take in output lines of a prediction, as `sft.prediction.to_output` has them, in JSON."""
+    """Take in output lines of a prediction, as `sft.prediction.rows.to_output` has them, in JSON."""
     for line in lines:
         row = orjson.loads(line)
         findings.add(row.get("text", ""), row.get("gold"), row)

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft.arguments import Arguments
+from sft.data.records import conversion_report_path
 from sft.files import read_json
-from sft.metrics_log import read_rows
-from sft.records import conversion_report_path
 from sft.report.charts import curves_of, histogram, line_chart
 from sft.report.page import Fact, Findings, figure, write_page
+from sft.tracking.metrics_log import read_rows
+from sft.training.arguments import Arguments
 
 if TYPE_CHECKING:
-    from sft.encoding import LengthReport, Task
+    from sft.model.encoding import LengthReport, Task
 
 SPLIT_OF = {"before": "validation", "after": "validation", "test": "test"}  # of each evaluation, in order
 SCORE_CURVES = ("eval_f1", "eval_accuracy", "eval_macro_f1", "eval_precision", "eval_recall")

@@ -1,0 +1,302 @@
+"""Greedy answers under the constraint of an `Automaton`, many rows at a time, in a few passes each.
+
+A pass reads, of every row, what no pass has read yet and a draft of what may follow: words that are always the
+same, the source's own tokens inside an entity, the likeliest label. At each drafted place the most probable allowed
+token is what plain constrained greedy decoding takes; the draft is kept as far as it agrees, so the answer is the
+same, token by token (speculative decoding, Leviathan et al., arXiv 2211.17192, with prompt lookup as the drafter).
+A row that is done leaves its slot to the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from sft.console import say_once
+from sft.decoding.automaton import Automaton, Label, Run, State, answer_format
+from sft.decoding.drafts import Drafter, source_tokens
+from sft.decoding.vocabulary import Vocabulary
+from sft.engine.attention import can_express
+from sft.engine.ragged import Cache, Feed, attention, common_prefix_tokens, run
+
+logger = logging.getLogger(__name__)
+
+OVERRUN_TOKENS = 64  # room after the last token that may begin an entity, for finishing it
+
+
+class Answer(NamedTuple):
+    """An answer, and the probability of each of its entities: of its span and label, given what precedes it."""
+
+    text: str
+    scores: list[float]
+
+
+@dataclass
+class Row:
+    """One answer in the making.
+
+    Attributes:
+        copies: the token the source itself has at a place.
+        unread: tokens that no pass has read: the prompt's at first, then the last one decided.
+        state: of the automaton, after ``answer``.
+        read: how many tokens the row's slot keeps.
+        answer: the tokens decided, without the terminator.
+        scores: log-probability of each finished entity.
+        pending: log-probability of what has been decided since the last one was finished.
+    """
+
+    automaton: Automaton
+    copies: dict[int, int]
+    unread: list[int]
+    state: State
+    slot: int = 0
+    read: int = 0
+    done: bool = False
+    answer: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    pending: float = 0.0
+
+
+@dataclass
+class Decision:
+    """A place where a token is chosen: what is allowed, and once it is judged, how probable and what."""
+
+    state: State
+    allowed: dict[int, State]
+    ids: list[int]  # of what is allowed, ascending
+    log_probabilities: torch.Tensor | None = None  # of ``ids``, over them alone; None where there is no choice
+    chosen: int = -1
+
+
+class Bounds(NamedTuple):
+    """Rows at once, tokens of an answer after which no entity begins, and tokens in memory at once (None: any)."""
+
+    rows: int
+    answer_tokens: int
+    max_tokens: int | None = None
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    labels: Sequence[str],
+    texts: Sequence[str],
+    prompts: Sequence[list[int]],
+    bounds: Bounds,
+) -> list[Answer]:
+    """The greedy well-formed answer to each prompt about its text."""
+    form = answer_format(tuple(labels))
+    automata = [Automaton(text, form, vocabulary) for text in texts]
+    copies = source_tokens([automaton.source.decode() for automaton in automata], vocabulary)
+    rows = [
+        Row(automaton, tokens, list(prompt), automaton.begin)
+        for automaton, tokens, prompt in zip(automata, copies, prompts, strict=True)
+    ]
+    longest = max(map(len, prompts)) + bounds.answer_tokens + OVERRUN_TOKENS
+    if can_express(model.config, longest):
+        with attention(model) as base:
+            _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), rows, longest, bounds)
+    else:
+        say_once(logger, "这种模型的注意力无法用前缀树表达：逐词元生成，结果相同，只是慢")
+        _decode_padded(model, vocabulary, rows, bounds)
+    if any(len(row.answer) >= bounds.answer_tokens for row in rows):
+        say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个词元，没有再找后面的实体；可加大 --max_new_tokens")
+    lead = len(vocabulary.lead)
+    return [
+        Answer(vocabulary.join(row.answer)[lead:].decode(), [min(1.0, math.exp(score)) for score in row.scores])
+        for row in rows
+    ]
+
+
+def _decode_ragged(
+    base: PreTrainedModel, vocabulary: Vocabulary, drafter: Drafter, rows: list[Row], longest: int, bounds: Bounds
+) -> None:
+    """Finish all rows; at most as many at a time as fit into memory, the next one as soon as one is done."""
+    slots = min(bounds.rows, len(rows))
+    if bounds.max_tokens is not None:
+        slots = max(1, min(slots, bounds.max_tokens // longest))
+    cache = Cache(slots, max(len(row.unread) for row in rows) + OVERRUN_TOKENS)
+    shared = common_prefix_tokens([row.unread for row in rows])
+    if shared:
+        run(base, cache, [Feed(0, 0, rows[0].unread[:shared])], [])
+        cache.share(shared)
+    waiting, free, active = deque(rows), list(range(slots)), []
+    while waiting or active:
+        while waiting and free:
+            row = waiting.popleft()
+            row.slot, row.read, row.unread = free.pop(0), shared, row.unread[shared:]
+            active.append(row)
+        active.sort(key=lambda row: row.slot)
+        _advance(base, cache, vocabulary, drafter, active, bounds)
+        free = sorted(free + [row.slot for row in active if row.done])
+        active = [row for row in active if not row.done]
+
+
+def _advance(
+    base: PreTrainedModel, cache: Cache, vocabulary: Vocabulary, drafter: Drafter, rows: Sequence[Row], bounds: Bounds
+) -> None:
+    """One pass: every row by at least one token."""
+    drafts, decisions_of, feeds, places, start = [], [], [], [], 0
+    for row in rows:
+        draft, decisions = _draft(row, drafter, vocabulary, bounds)
+        feeds.append(Feed(row.slot, row.read, row.unread + draft))
+        start += len(row.unread)
+        places.append(range(start - 1, start + len(draft)))
+        start += len(draft)
+        drafts.append(draft)
+        decisions_of.append(decisions)
+    open_places, open_decisions = _open(places, decisions_of)
+    hidden = run(base, cache, feeds, open_places)
+    if open_decisions:
+        _judge(base, hidden, open_decisions)
+    for row, draft, decisions in zip(rows, drafts, decisions_of, strict=True):
+        row.read += len(row.unread)
+        for place, decision in enumerate(decisions):
+            drafter.learn(decision.state, decision.chosen)
+            _settle(row, decision, vocabulary)
+            agreed = place < len(draft) and draft[place] == decision.chosen
+            if not agreed:
+                break
+            row.read += 1
+        row.unread = row.answer[-1:]
+
+
+def _draft(row: Row, drafter: Drafter, vocabulary: Vocabulary, bounds: Bounds) -> tuple[list[int], list[Decision]]:
+    """Tokens to try, and the places where one is chosen: after what is decided, and after each of them."""
+    draft: list[int] = []
+    state, copied = row.state, 0
+    decisions = [_decision(row, state, bounds, 0)]
+    while (token_id := drafter.guess(state, row.copies, copied)) in decisions[-1].allowed:
+        if token_id == vocabulary.end:  # nothing comes after it
+            break
+        draft.append(token_id)
+        copied += type(state) is Run
+        state = decisions[-1].allowed[token_id]
+        decisions.append(_decision(row, state, bounds, len(draft)))
+    return draft, decisions
+
+
+def _decision(row: Row, state: State, bounds: Bounds, drafted: int) -> Decision:
+    more = len(row.answer) + drafted < bounds.answer_tokens
+    allowed = row.automaton.allowed(state, more)
+    return Decision(state, allowed, sorted(allowed))
+
+
+def _open(places: Sequence[range], decisions_of: list[list[Decision]]) -> tuple[list[int], list[Decision]]:
+    """Decisions between several tokens, with their places; where only one is allowed, it is chosen."""
+    open_places, open_decisions = [], []
+    for row_places, decisions in zip(places, decisions_of, strict=True):
+        for place, decision in zip(row_places, decisions, strict=True):
+            if len(decision.ids) == 1:
+                decision.chosen = decision.ids[0]
+            else:
+                open_places.append(place)
+                open_decisions.append(decision)
+    return open_places, open_decisions
+
+
+def _judge(base: PreTrainedModel, hidden: torch.Tensor, decisions: Sequence[Decision]) -> None:
+    """Choose in each decision, from the hidden state at its place."""
+    ids = torch.tensor([token_id for decision in decisions for token_id in decision.ids])
+    union, columns = ids.unique(return_inverse=True)
+    logits = _logits(base, hidden, union.to(hidden.device))
+    _choose(decisions, logits, columns.to(logits.device))
+
+
+def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """(places, ids) logits in float32 or wider, from no more rows of the head than are asked for."""
+    head = base.get_output_embeddings()
+    if type(head) is torch.nn.Linear:
+        logits = torch.nn.functional.linear(hidden, head.weight[ids], None if head.bias is None else head.bias[ids])
+    else:  # with an adapter on it
+        logits = head(hidden)[:, ids]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _choose(decisions: Sequence[Decision], logits: torch.Tensor, columns: torch.Tensor) -> None:
+    """Note the most probable allowed token of each decision; ``columns``: where in ``logits`` each allowed id is."""
+    counts = torch.tensor([len(decision.ids) for decision in decisions], device=logits.device)
+    rows = torch.arange(len(decisions), device=logits.device).repeat_interleave(counts)
+    within = torch.arange(len(rows), device=logits.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    table = logits.new_full((len(decisions), int(counts.max())), -torch.inf)
+    table[rows, within] = logits[rows, columns]
+    log_probabilities = table.log_softmax(-1).cpu()
+    for row, (decision, chosen) in enumerate(zip(decisions, table.argmax(-1).tolist(), strict=True)):
+        decision.chosen = decision.ids[chosen]
+        decision.log_probabilities = log_probabilities[row, : len(decision.ids)]
+
+
+def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
+    """Take what was chosen into the row's answer and scores."""
+    if decision.chosen == vocabulary.end:
+        row.done = True
+        return
+    after = decision.allowed[decision.chosen]
+    row.answer.append(decision.chosen)
+    row.state = after
+    if decision.log_probabilities is None:
+        chosen_score = 0.0
+    else:
+        chosen_score = decision.log_probabilities[decision.ids.index(decision.chosen)].item()
+    if after.entities == decision.state.entities:
+        row.pending += chosen_score
+        return
+    # The token that ends a label may say as well whether another entity follows: that is the next one's.
+    finishing = _finishing_score(decision, vocabulary)
+    row.scores.append(row.pending + finishing)
+    row.pending = chosen_score - finishing
+
+
+def _finishing_score(decision: Decision, vocabulary: Vocabulary) -> float:
+    """Log-probability of ending the label as the chosen token does, however the answer goes on."""
+    if decision.log_probabilities is None:
+        return 0.0
+    if type(decision.state) is not Label:  # one token holds all of the label
+        return decision.log_probabilities[decision.ids.index(decision.chosen)].item()
+    rest = vocabulary.spelling[decision.chosen].split(b'"')[0]
+    same = [
+        index
+        for index, token_id in enumerate(decision.ids)
+        if decision.allowed[token_id].entities > decision.state.entities
+        and vocabulary.spelling[token_id].split(b'"')[0] == rest
+    ]
+    return decision.log_probabilities[same].logsumexp(0).item()
+
+
+def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequence[Row], bounds: Bounds) -> None:
+    """Plain constrained greedy decoding in padded batches: for models whose attention cannot be ragged."""
+    for start in range(0, len(rows), bounds.rows):
+        batch = rows[start : start + bounds.rows]
+        width = max(len(row.unread) for row in batch)
+        input_ids = torch.full((len(batch), width), vocabulary.end)
+        attention_mask = torch.zeros((len(batch), width), dtype=torch.long)
+        for index, row in enumerate(batch):
+            input_ids[index, width - len(row.unread) :] = torch.tensor(row.unread)
+            attention_mask[index, width - len(row.unread) :] = 1
+        past = None
+        while not all(row.done for row in batch):
+            output = model(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                position_ids=(attention_mask.cumsum(-1) - 1).clamp_(min=0)[:, -input_ids.shape[1] :].to(model.device),
+                past_key_values=past,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            past = output.past_key_values
+            logits = output.logits[:, -1].to(torch.promote_types(output.logits.dtype, torch.float32)).cpu()
+            for index, row in enumerate(batch):
+                if not row.done:
+                    decision = _decision(row, row.state, bounds, 0)
+                    _choose([decision], logits[index : index + 1], torch.tensor(decision.ids))
+                    _settle(row, decision, vocabulary)
+            input_ids = torch.tensor([[(row.answer or [vocabulary.end])[-1]] for row in batch])
+            attention_mask = torch.cat((attention_mask, attention_mask.new_ones((len(batch), 1))), dim=1)

@@ -1,0 +1,73 @@
+"""Guesses of what an answer says next, for one pass to verify. A wrong one costs time and never changes an answer."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+
+from sft.decoding.automaton import After, Automaton, Begin, Label, Literal, Run, State, answer_format
+from sft.decoding.vocabulary import Vocabulary
+from sft.tasks.ner import NO_ENTITY, entity_line
+
+COPY_TOKENS = 3  # of the source drafted beyond what is decided; an entity has about as many
+
+
+class Drafter:
+    """What was chosen before where all texts are alike (template, label, one more or the end), seeded with examples.
+
+    Args:
+        labels: the task's labels.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, labels: Sequence[str]) -> None:
+        self._chosen: dict[Hashable, Counter[int]] = defaultdict(Counter)
+        source = "甲" * len(labels)
+        example = Automaton(source, answer_format(tuple(labels)), vocabulary)
+        lines = "\n".join(entity_line("甲", label) for label in labels)
+        for token_ids in vocabulary.encode([NO_ENTITY, lines]):
+            state = example.begin
+            for token_id in token_ids:
+                allowed = example.allowed(state)
+                if token_id not in allowed:
+                    break
+                self.learn(state, token_id)
+                state = allowed[token_id]
+
+    def learn(self, state: State, token_id: int) -> None:
+        """Remember what was chosen in a state."""
+        if (place := _common_place(state)) is not None:
+            self._chosen[place][token_id] += 1
+
+    def guess(self, state: State, copies: dict[int, int], copied: int) -> int | None:
+        """The token to draft in a state, None where there is nothing to go by.
+
+        Args:
+            copies: the token the source itself has at a place.
+            copied: how many tokens of the draft are copies already.
+        """
+        if type(state) is Run:
+            return copies.get(state.places[0]) if copied < COPY_TOKENS else None
+        chosen = self._chosen.get(_common_place(state))
+        return chosen.most_common(1)[0][0] if chosen else None
+
+
+def source_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> list[dict[int, int]]:
+    """Of each escaped text, the token its own encoding has at each byte where one begins."""
+    found = []
+    for token_ids in vocabulary.encode(list(texts)):
+        at, place = {}, -len(vocabulary.lead)
+        for token_id in token_ids:
+            at[place] = token_id
+            place += len(vocabulary.join([token_id]))
+        found.append(at)
+    return found
+
+
+def _common_place(state: State) -> Hashable | None:
+    """What a state has in common over all texts; None inside a text's own words."""
+    kind = type(state)
+    if kind is Literal:
+        return state.words, state.said
+    if kind is Label:
+        return state.said
+    return kind if kind in (Begin, After) else None

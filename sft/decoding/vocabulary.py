@@ -1,0 +1,147 @@
+"""A tokenizer's vocabulary as bytes, walked byte by byte: which tokens stay inside a language, whatever they cut.
+
+Byte-level BPE splits some Han characters, a token may hold a quote and the first character after it, and
+SentencePiece writes a space as ``▁`` and what it does not know as ``<0xE4>``: as bytes they are all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_left
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from sft.model.encoding import control_token_pattern, encode_texts, terminator_id
+
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+SPACE = "▁"  # how SentencePiece writes one
+
+
+class UnknownSpelling(Exception):
+    """A tokenizer whose tokens cannot be told as bytes (WordPiece adds and takes spaces where it decodes)."""
+
+
+class Node:
+    """A place in the trie of all tokens: the tokens that begin with the bytes that lead here; made when met.
+
+    Attributes:
+        ids: the tokens that end here; more than one where the vocabulary spells something twice.
+    """
+
+    __slots__ = ("_children", "_high", "_low", "_prefix", "_spellings", "ids")
+
+    def __init__(self, spellings: list[tuple[bytes, int]], prefix: bytes, low: int, high: int) -> None:
+        self._spellings, self._prefix, self._low, self._high = spellings, prefix, low, high
+        self._children: dict[int, Node | None] = {}
+        self.ids: list[int] = []
+        while low < high and spellings[low][0] == prefix:
+            self.ids.append(spellings[low][1])
+            low += 1
+
+    def child(self, byte: int) -> Node | None:
+        """Where one more byte leads, None where no token goes on with it."""
+        if byte not in self._children:
+            prefix = self._prefix + bytes((byte,))
+            low = bisect_left(self._spellings, (prefix,), self._low, self._high)
+            after = self._prefix + bytes((byte + 1,)) if byte < 255 else None
+            high = self._high if after is None else bisect_left(self._spellings, (after,), low, self._high)
+            self._children[byte] = Node(self._spellings, prefix, low, high) if low < high else None
+        return self._children[byte]
+
+
+class Vocabulary:
+    """All tokens that text is written with, as bytes.
+
+    Attributes:
+        spelling: the bytes of each token id; control tokens are not among them.
+        root: where the trie begins.
+        end: the token that ends an answer.
+        lead: what the tokenizer itself puts before an answer (SentencePiece a space), and takes off again.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.spelling = _spell_tokens(tokenizer)
+        spellings = sorted((spelt, token_id) for token_id, spelt in self.spelling.items())
+        self.root = Node(spellings, b"", 0, len(spellings))
+        self.end = terminator_id(tokenizer)
+        probe = "答"
+        self.lead = self.join(encode_texts([probe], tokenizer)[0]).removesuffix(probe.encode())
+        if self.lead not in (b"", b" "):
+            raise UnknownSpelling("回答开头的写法")
+        self._tokenizer = tokenizer
+
+    def join(self, token_ids: list[int]) -> bytes:
+        """The bytes that tokens spell together; control tokens spell nothing."""
+        return b"".join(self.spelling.get(token_id, b"") for token_id in token_ids)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Each text as the tokenizer writes it, the terminator not included."""
+        return encode_texts(texts, self._tokenizer)
+
+    @lru_cache(maxsize=1 << 14)  # noqa: B019 (a vocabulary lives as long as the process)
+    def can_write(self, text: bytes) -> bool:
+        """Whether tokens spell ``text`` on from any place inside it: its bytes, or its characters, all are some."""
+        if all((node := self.root.child(byte)) is not None and node.ids for byte in set(text)):
+            return True
+        return all(self._is_token(character.encode()) for character in text.decode())
+
+    def _is_token(self, spelt: bytes) -> bool:
+        node: Node | None = self.root
+        for byte in spelt:
+            node = node.child(byte) if node is not None else None
+        return node is not None and bool(node.ids)
+
+
+@lru_cache(maxsize=2)
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary | None:
+    """The tokenizer's vocabulary, None where its tokens cannot be told as bytes."""
+    try:
+        return Vocabulary(tokenizer)
+    except UnknownSpelling:
+        return None
+
+
+def _spell_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
+    """The bytes of every token but the control tokens.
+
+    Raises:
+        UnknownSpelling: the tokenizer's decoder is none of the known kinds.
+    """
+    added = tokenizer.added_tokens_decoder
+    control = control_token_pattern(tokenizer)
+    kinds = _decoder_kinds(tokenizer)
+    if "ByteLevel" in kinds:
+        byte_of = {character: byte for byte, character in _byte_alphabet().items()}
+        spell = lambda token: bytes(byte_of[character] for character in token)  # noqa: E731
+    elif "Metaspace" in kinds or "Replace" in kinds:
+        spell = _spell_sentencepiece
+    else:
+        raise UnknownSpelling("、".join(sorted(kinds)) or "没有解码器")
+    spelling = {}
+    for token, token_id in tokenizer.get_vocab().items():
+        if token_id not in added:
+            spelling[token_id] = spell(token)
+        elif not added[token_id].special and not control.fullmatch(added[token_id].content):
+            spelling[token_id] = added[token_id].content.encode()
+    return {token_id: spelt for token_id, spelt in spelling.items() if spelt}
+
+
+def _decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}
+    return {part["type"] for part in decoder.get("decoders", [decoder]) if "type" in part}
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """How byte-level BPE writes each byte: printable Latin-1 as it is, the rest from U+0100 on (GPT-2)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = {byte: chr(byte) for byte in printable}
+    others = [byte for byte in range(256) if byte not in alphabet]
+    return alphabet | {byte: chr(0x100 + index) for index, byte in enumerate(others)}
+
+
+def _spell_sentencepiece(token: str) -> bytes:
+    if match := BYTE_TOKEN.fullmatch(token):
+        return bytes((int(match[1], 16),))
+    return token.replace(SPACE, " ").encode()

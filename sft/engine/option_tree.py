@@ -1,0 +1,266 @@
+"""The log-probability of every option as the answer to every prompt, from one pass over a tree.
+
+    [ what all prompts begin with ]
+       ├─ the rest of prompt 1 ─┬─ 体育 ── 新闻
+       │                        └─ 军事
+       └─ the rest of prompt 2 ─ …
+
+Each token attends to its ancestors and has the position it would have alone, so every option gets what a pass over its
+own full sequence gives it (Tree Training, arXiv 2511.00413). Options share what they begin with, as prompts do; what
+comes last in one is predicted, never read. Registered with transformers under the name ``option_tree``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from sft.console import say_once
+from sft.engine.attention import NO_MASK, can_express
+from sft.engine.ragged import attend, attention, common_prefix_tokens, last_layer_at
+
+logger = logging.getLogger(__name__)
+
+NAME = "option_tree"
+HEAD_BLOCK_TOKENS = 256  # logits of so many places at a time: 256 × 151,936 in float32 are 156 MB
+LEAST_OPTION_TOKENS = 256  # in a pass, however long the prompt is
+PADDED_SEQUENCES = 16  # in a pass of the ordinary path
+
+
+class Trie(NamedTuple):
+    """Options as a trie of tokens.
+
+    Attributes:
+        token_ids: of each node.
+        parents: the node before each, -1 for the prompt's last token.
+        branches: of each option, ``(node it is predicted from, token)`` for each of its tokens.
+    """
+
+    token_ids: list[int]
+    parents: list[int]
+    branches: list[list[tuple[int, int]]]
+
+
+class Unit(NamedTuple):
+    """What is scored together of one row: its prompt, and some or all of its options."""
+
+    row: int
+    prompt: Sequence[int]
+    trie: Trie
+
+
+class OptionTree(NamedTuple):
+    """Who sees whom: everyone the first ``prefix_tokens``, and each unit what is its own.
+
+    Attributes:
+        units: of each unit its flat positions, and which of its options' nodes, the last of these positions, see
+            which: (nodes, nodes), true for a node's ancestors and itself.
+    """
+
+    prefix_tokens: int
+    units: list[tuple[range, torch.Tensor]]
+
+
+def score(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    branches_of: Sequence[Sequence[list[int]]],
+    max_tokens: int | None = None,
+) -> list[torch.Tensor]:
+    """Log-probability of each branch after its prompt, in float32 or wider; one tensor a row, on the CPU.
+
+    Args:
+        branches_of: of each row the token ids of its options, terminator included.
+        max_tokens: in one pass at most, as far as a prompt allows; a row with very many options takes several.
+    """
+    longest = max(len(ids) + max(map(len, branches)) - 1 for ids, branches in zip(prompts, branches_of, strict=True))
+    if not can_express(model.config, longest):
+        say_once(logger, "这种模型的注意力无法用前缀树表达：每个选项单独计算，结果相同，只是慢")
+        return [_score_padded(model, ids, branches) for ids, branches in zip(prompts, branches_of, strict=True)]
+    scores: list[list[torch.Tensor]] = [[] for _ in prompts]
+    with attention(model, NAME) as base:
+        for units in _passes(prompts, branches_of, max_tokens):
+            for unit, unit_scores in zip(units, _score_pass(base, units), strict=True):
+                scores[unit.row].append(unit_scores)
+    return [torch.cat(parts) for parts in scores]
+
+
+def _passes(prompts, branches_of, max_tokens: int | None) -> Iterator[list[Unit]]:
+    """The rows, or the portions of their options, that are computed together."""
+    shared = common_prefix_tokens(prompts)
+    units: list[Unit] = []
+    total = shared
+    for row, (prompt, branches) in enumerate(zip(prompts, branches_of, strict=True)):
+        room = None if max_tokens is None else max(max_tokens - len(prompt), LEAST_OPTION_TOKENS)
+        for portion in _portions(branches, room):
+            unit = Unit(row, prompt, _trie(portion))
+            tokens = len(prompt) - shared + len(unit.trie.token_ids)
+            if units and max_tokens is not None and total + tokens > max_tokens:
+                yield units
+                units, total = [], shared
+            units.append(unit)
+            total += tokens
+    yield units
+
+
+def _portions(branches: Sequence[list[int]], room_tokens: int | None) -> Iterator[Sequence[list[int]]]:
+    start = tokens = 0
+    for index, branch in enumerate(branches):
+        if room_tokens is not None and index > start and tokens + len(branch) > room_tokens:
+            yield branches[start:index]
+            start, tokens = index, 0
+        tokens += len(branch)
+    yield branches[start:]
+
+
+def _trie(branches: Sequence[Sequence[int]]) -> Trie:
+    token_ids: list[int] = []
+    parents: list[int] = []
+    known: dict[tuple[int, int], int] = {}
+    paths = []
+    for branch in branches:
+        node, path = -1, []
+        for token_id in branch[:-1]:
+            path.append((node, token_id))
+            if (node, token_id) not in known:
+                known[node, token_id] = len(token_ids)
+                token_ids.append(token_id)
+                parents.append(node)
+            node = known[node, token_id]
+        paths.append([*path, (node, branch[-1])])
+    return Trie(token_ids, parents, paths)
+
+
+@torch.no_grad()
+def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tensor]:
+    """Log-probabilities of the options of each unit, from one pass."""
+    shared = common_prefix_tokens([unit.prompt for unit in units])
+    input_ids, position_ids = list(units[0].prompt[:shared]), list(range(shared))
+    laid_out: list[tuple[range, torch.Tensor]] = []
+    predicted: list[list[list[tuple[int, int]]]] = []  # of each unit, of each option: flat place, token
+    for unit in units:
+        start = len(input_ids)
+        rest, (token_ids, parents, branches) = unit.prompt[shared:], unit.trie
+        input_ids += [*rest, *token_ids]
+        sees, depths = _ancestry(parents)
+        position_ids += [*range(shared, len(unit.prompt)), *(len(unit.prompt) + depth for depth in depths)]
+        laid_out.append((range(start, len(input_ids)), sees.to(base.device)))
+        nodes = start + len(rest)  # the place of the first; the prompt's last token, node -1, is just before
+        predicted.append([[(nodes + node, token_id) for node, token_id in branch] for branch in branches])
+    pairs = torch.tensor([pair for branches in predicted for branch in branches for pair in branch])
+    places, index = pairs[:, 0].unique(return_inverse=True)
+    with last_layer_at(base, places.to(base.device)):
+        hidden = base.base_model(
+            input_ids=torch.tensor([input_ids], device=base.device),
+            position_ids=torch.tensor([position_ids], device=base.device),
+            attention_mask=NO_MASK.to(base.device),
+            use_cache=False,
+            option_tree=OptionTree(shared, laid_out),
+        ).last_hidden_state[0]
+    values = _log_probabilities(base, hidden.index_select(0, places.to(base.device)), index, pairs[:, 1])
+    found = iter(values.split([len(branch) for branches in predicted for branch in branches]))
+    return [torch.stack([next(found).sum() for _ in branches]) for branches in predicted]
+
+
+def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+    """Which nodes each sees (nodes, nodes), and how deep each is; a parent comes before its children."""
+    sees = torch.eye(len(parents), dtype=torch.bool)
+    depths = []
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            sees[node] |= sees[parent]
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+    return sees, depths
+
+
+def _log_probabilities(
+    base: PreTrainedModel, hidden: torch.Tensor, index: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Log-probability, over the whole vocabulary, of each of ``tokens`` after the hidden state that ``index`` says."""
+    head = base.get_output_embeddings()
+    parts, order = [], []
+    for start in range(0, len(hidden), HEAD_BLOCK_TOKENS):  # in blocks, for all of their logits are much memory
+        inside = ((index >= start) & (index < start + HEAD_BLOCK_TOKENS)).nonzero()[:, 0]
+        log_probabilities = log_softmax(head(hidden[start : start + HEAD_BLOCK_TOKENS]))
+        at = (index[inside] - start).to(hidden.device), tokens[inside].to(hidden.device)
+        parts.append(log_probabilities[at].cpu())
+        order.append(inside)
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """In float32 or wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+
+def option_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    option_tree: OptionTree | None = None,
+    **_,
+) -> tuple[torch.Tensor, None]:
+    """Attention of each token to its ancestors.
+
+    Args:
+        query: (1, heads, tokens, head size); ``key`` and ``value`` with as many or fewer heads.
+
+    Returns:
+        (1, tokens, heads, head size), and no weights.
+    """
+    shared = option_tree.prefix_tokens
+    parts = []
+    if shared:
+        prefix = (states[:, :, :shared] for states in (query, key, value))
+        parts.append(attend(*prefix, scaling, is_causal=True))
+    for places, sees in option_tree.units:
+        own = slice(places.start, places.stop)
+        unit_query, unit_key, unit_value = (
+            torch.cat((states[:, :, :shared], states[:, :, own]), dim=2) for states in (query, key, value)
+        )
+        prompt = unit_key.shape[2] - len(sees)
+        # The prefix is asked again, for without a mask causal attention of any length needs no memory for one.
+        of_prompt = (states[:, :, :prompt] for states in (unit_query, unit_key, unit_value))
+        parts.append(attend(*of_prompt, scaling, is_causal=True)[:, :, shared:])
+        if len(sees):
+            mask = torch.cat((sees.new_ones((len(sees), prompt)), sees), dim=1)
+            parts.append(attend(unit_query[:, :, prompt:], unit_key, unit_value, scaling, attn_mask=mask))
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+@torch.no_grad()
+def _score_padded(model: PreTrainedModel, prompt: list[int], branches: Sequence[list[int]]) -> torch.Tensor:
+    """Each branch's log-probability from its own full sequence, padded: for models no tree can express."""
+    scores = []
+    for start in range(0, len(branches), PADDED_SEQUENCES):
+        batch = branches[start : start + PADDED_SEQUENCES]
+        width, kept = max(map(len, batch)) - 1 + len(prompt), max(map(len, batch))
+        input_ids = torch.zeros((len(batch), width), dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, branch in enumerate(batch):
+            ids = torch.tensor([*prompt, *branch[:-1]])
+            input_ids[row, width - len(ids) :] = ids
+            attention_mask[row, width - len(ids) :] = 1
+        logits = model(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp_(min=0).to(model.device),
+            logits_to_keep=kept,
+            use_cache=False,
+        ).logits
+        for row, branch in enumerate(batch):
+            scores.append(log_softmax(logits[row, kept - len(branch) :]).cpu()[range(len(branch)), branch].sum())
+    return torch.stack(scores)
+
+
+AttentionInterface.register(NAME, option_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

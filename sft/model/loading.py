@@ -1,0 +1,177 @@
+"""The base model: numbers, tokenizer, loading, and the LoRA adapter on it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from sft.console import is_watched
+from sft.errors import InputError
+from sft.files import file_hash
+from sft.training.arguments import LoraArguments
+
+logger = logging.getLogger(__name__)
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + TERMINATOR + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def default_device() -> torch.device:
+    """CUDA where there is a device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
+    """The numbers a model is kept in on ``device``.
+
+    ``auto`` takes bfloat16 where the hardware computes in it, float16 on older GPUs (Turing, Volta), and float32 on
+    a CPU without AVX512_BF16 or AMX: emulated bfloat16 is tens of times slower there (pytorch issue 146508).
+
+    Raises:
+        InputError: float16 was asked for on a CPU.
+    """
+    if requested == "float16" and device.type == "cpu":
+        raise InputError("--dtype float16：CPU 不支持 float16 训练；请用 float32 或 auto")
+    if requested != "auto":
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[requested]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A fast tokenizer with a chat template and a padding token.
+
+    Raises:
+        InputError: the folder holds no tokenizer, or only a slow one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}：读不出分词器（{_one_line(error)}）；请重新下载模型") from error
+    if tokenizer.get_vocab().keys() == tokenizer.get_added_vocab().keys():  # transformers makes up an empty one
+        raise InputError(f"{folder}：没有分词器的词表（tokenizer.json，或 vocab.json 和 merges.txt）；请重新下载模型")
+    if not tokenizer.is_fast:
+        raise InputError(f"{folder}：没有 tokenizer.json 这样的快速分词器；请换一个带快速分词器的模型")
+    if tokenizer.chat_template is None:
+        terminator = "<|im_end|>" if "<|im_end|>" in tokenizer.get_added_vocab() else tokenizer.eos_token
+        if terminator is None:
+            raise InputError(f"{folder}：分词器既没有对话模板也没有结束符，无法用于对话微调")
+        tokenizer.chat_template = CHATML.replace("TERMINATOR", repr(terminator))
+        logger.warning("%s 没有对话模板，改用 ChatML（结束符 %s）", folder, terminator)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The base model's configuration, read before its weights.
+
+    Raises:
+        InputError: the folder holds no model that transformers knows.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}：读不出模型（{_one_line(error)}）；请重新下载模型") from error
+
+
+def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The base model on the CPU, from safetensors only, with sampling defaults taken out of its generation config.
+
+    Raises:
+        InputError: the folder holds no causal language model that transformers knows, or not all of its weights.
+    """
+    if not is_watched():
+        disable_progress_bar()
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}：读不出模型（{_one_line(error)}）；请重新下载模型") from error
+    if missing := sorted(loading["missing_keys"]):  # transformers makes them up and goes on
+        raise InputError(f"{folder}：缺少 {len(missing)} 个权重，例如 {missing[0]}；请重新下载模型")
+    # Qwen ships temperature 0.7 and repetition_penalty 1.1; answers here repeat keys and names, and must be greedy.
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=shipped.bos_token_id,
+        eos_token_id=shipped.eos_token_id,
+        pad_token_id=shipped.pad_token_id,
+    )
+    return model
+
+
+def model_hash(folder: Path) -> str:
+    """The hashes of a model's config and weights, or of an adapter's."""
+    files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
+    return "-".join(file_hash(path)[:8] for path in files)
+
+
+def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
+    """A fresh adapter; its weights are float32 whatever the base is in.
+
+    Raises:
+        InputError: a target module that the model does not have.
+    """
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules,
+        use_rslora=arguments.use_rslora,
+    )
+    try:
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise InputError(f"--lora_target_modules：{_one_line(error)}") from error
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """A trained adapter on its base.
+
+    Raises:
+        InputError: the folder has no adapter, or one whose weights do not fit the base (peft issue 2115).
+    """
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{folder}：没有 adapter_model.safetensors；请给出训练脚本的 --output_dir")
+    try:
+        model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=True)
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}：适配器与模型不匹配（{_one_line(error)}）") from error
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        saved = set(file.keys())
+    loaded = set(get_peft_model_state_dict(model))
+    if saved != loaded:
+        raise InputError(f"{folder}：适配器有 {len(saved ^ loaded)} 个权重与模型对不上，例如 {min(saved ^ loaded)}")
+    return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

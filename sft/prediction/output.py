@@ -1,0 +1,237 @@
+"""Where predictions go: a stream, or a file that grows window by window and is taken up again after any death.
+
+Beside ``predictions.jsonl`` stands ``predictions.jsonl.progress.json``: how many rows and bytes are whole, their hash,
+the counts for the metrics so far, and what the run was (input, adapter, settings). It is replaced as a whole after
+each window is on the disk, so whatever the output file has beyond it is the work of a killed run and is cut off.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import orjson
+
+from sft.errors import InputError, RunError
+from sft.files import read_json, whole_file
+from sft.prediction.rows import Tally
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+
+
+def progress_path(path: Path) -> Path:
+    """``predictions.jsonl`` → ``predictions.jsonl.progress.json``."""
+    return path.with_name(f"{path.name}.progress.json")
+
+
+def check_output(path: Path, input_file: Path | None, *, resume: bool, overwrite: bool) -> None:
+    """Refuse, before anything costly, to write where something would be lost; nothing is touched.
+
+    A complete output of an earlier run may be replaced, as by a shell's ``>``. A half-finished one, or a file that
+    is no output of ours, only with ``overwrite``.
+
+    Raises:
+        InputError: what stands there, and what to do.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}：是一个目录；请给出文件名，如 {path / 'predictions.jsonl'}")
+    _check_place(path)
+    if path.exists() and input_file is not None and input_file.exists() and path.samefile(input_file):
+        raise InputError(f"{path}：既是输入又是输出，会把数据盖掉；请换一个 --output_file")
+    if not path.exists() or not path.is_file() or overwrite:
+        return
+    progress = _read_progress(path)
+    if resume:
+        if progress is None and path.stat().st_size:
+            raise InputError(
+                f"{path}：旁边没有 {progress_path(path).name}，不知道写到了哪里；"
+                "请换一个 --output_file，或加 --overwrite 重来"
+            )
+    elif progress is None and path.stat().st_size:
+        raise InputError(
+            f"{path}：已经有这个文件，不是 predict.py 写的；请换一个 --output_file，或加 --overwrite 盖掉它"
+        )
+    elif progress is not None and not progress["complete"] and progress["rows"]:
+        raise InputError(
+            f"{path}：上次写到第 {progress['rows']} 行没有写完；请加 --resume 接着跑，或加 --overwrite 重来"
+        )
+
+
+def _check_place(path: Path) -> None:
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    writable = folder.is_dir() and os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    if not writable:
+        raise InputError(f"{path}：无法写入；请换一个可写的路径")
+
+
+def _read_progress(path: Path) -> dict | None:
+    where = progress_path(path)
+    if not where.exists():
+        return None
+    progress = read_json(where)
+    known = isinstance(progress, dict) and progress.get("format_version") == FORMAT_VERSION
+    if not known or progress.keys() != {"format_version", "run", "complete", "rows", "bytes", "sha256", "tally"}:
+        raise InputError(f"{where}：不是这个版本的进度文件；请删去它和 {path.name} 重来，或换一个 --output_file")
+    return progress
+
+
+def finished_lines(path: Path | None, rows: int) -> Iterator[bytes]:
+    """The first ``rows`` lines of an output, as an earlier run wrote them."""
+    if path is not None and rows:
+        with path.open("rb") as file:
+            yield from islice(file, rows)
+
+
+class Stream:
+    """JSON lines to a stream, and the counts of what they hold; a stream begins anew every time."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+        self.rows, self.tally = 0, Tally()
+
+    def add(self, lines: Sequence[bytes], tally: Tally) -> None:
+        """Write a window's lines."""
+        try:
+            self.file.writelines(line.decode() + "\n" for line in lines)
+            self.file.flush()
+        except BrokenPipeError:  # the reader has had enough
+            raise
+        except OSError as error:
+            raise RunError(f"结果写不出去（{error.strerror}）") from error
+        self.rows += len(lines)
+        self.tally.add(tally)
+
+    def finish(self) -> None:
+        """Nothing more will come."""
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left to do: every window is flushed."""
+
+
+class GrowingFile:
+    """JSON lines on disk, whole up to a window's end, with the counts of what they hold.
+
+    Use as a context manager; it says on the way out of a failure how much is kept.
+
+    Args:
+        path: the output.
+        run: what decides the output: input, adapter, settings; flat names and values.
+        resume: go on after what an earlier run has finished; where there is nothing, begin.
+
+    Attributes:
+        rows: how many are finished.
+        tally: their counts.
+
+    Raises:
+        InputError: what is there is of another run or has been changed since, or the file cannot be written.
+    """
+
+    def __init__(self, path: Path, run: dict, *, resume: bool) -> None:
+        self.path, self.run = path, run
+        self.rows, self.tally, self.complete = 0, Tally(), False
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        progress = _read_progress(path) if resume else None
+        if progress is not None:
+            self._take_up(progress)
+        elif resume:
+            logger.info("%s：还没有可以接着跑的结果，从头开始", path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in path.parent.glob(f".{glob.escape(progress_path(path).name)}.*.tmp"):
+                leftover.unlink()
+            self._save()  # before the file is cut: whatever is in it now is no longer of this run
+            self._file = path.open("r+b" if progress is not None and path.exists() else "wb")
+            if progress is not None:
+                self._file.truncate(self._bytes)
+                self._file.seek(self._bytes)
+        except OSError as error:
+            raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
+
+    def _take_up(self, progress: dict) -> None:
+        changed = [name for name in progress["run"] | self.run if progress["run"].get(name) != self.run.get(name)]
+        if changed:
+            differences = "；".join(f"{name}：{progress['run'].get(name)} → {self.run.get(name)}" for name in changed)
+            raise InputError(
+                f"{self.path}：与上次运行不一致（{differences}），不能接着跑；请改回原来的设置，或加 --overwrite 重来"
+            )
+        if progress["bytes"]:
+            self._rehash(progress)
+        self.rows, self._bytes, self.complete = progress["rows"], progress["bytes"], progress["complete"]
+        self.tally = Tally.from_json(progress["tally"])
+
+    def _rehash(self, progress: dict) -> None:
+        """Read the finished part again: it must be what was written."""
+        left = progress["bytes"]
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                while left and (piece := file.read(min(left, 1 << 20))):
+                    self._hash.update(piece)
+                    left -= len(piece)
+        if left or self._hash.hexdigest() != progress["sha256"]:
+            raise InputError(
+                f"{self.path}：前 {progress['rows']} 行与上次写下的不同，不能接着跑；请加 --overwrite 重来"
+            )
+
+    def add(self, lines: Sequence[bytes], tally: Tally) -> None:
+        """Write a window's lines; when this returns they outlive the process and a power cut.
+
+        Raises:
+            RunError: they cannot be written.
+        """
+        content = b"".join(line + b"\n" for line in lines)
+        try:
+            self._file.write(content)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunError(f"{self.path}：写不下去（{error.strerror}）；腾出空间后加 --resume 接着跑") from error
+        self._hash.update(content)
+        self._bytes += len(content)
+        self.rows += len(lines)
+        self.tally.add(tally)
+        self._save()
+
+    def finish(self) -> None:
+        """Say that the output is complete."""
+        self.complete = True
+        self._save()
+
+    def _save(self) -> None:
+        progress = {
+            "format_version": FORMAT_VERSION,
+            "run": self.run,
+            "complete": self.complete,
+            "rows": self.rows,
+            "bytes": self._bytes,
+            "sha256": self._hash.hexdigest(),
+            "tally": self.tally.to_json(),
+        }
+        try:
+            with whole_file(progress_path(self.path)) as file:
+                file.write(orjson.dumps(progress, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        except OSError as error:
+            raise RunError(f"{self.path}：写不下去（{error.strerror}）；腾出空间后加 --resume 接着跑") from error
+
+    def __enter__(self) -> GrowingFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        with suppress(OSError):  # what could not be written was said by `add`
+            self._file.close()
+        if kind is not None and self.run.get("input_file"):
+            kept = _read_progress(self.path)  # not self.rows: the signal may have come before they were saved
+            logger.warning("%s：已写好 %d 行；原来的命令加 --resume 接着跑", self.path, kept["rows"] if kept else 0)

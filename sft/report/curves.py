@@ -1,0 +1,119 @@
+"""The loss curve of a run as a PNG, drawn from its ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from sft.files import whole_file
+from sft.tracking.metrics_log import read_rows
+
+logger = logging.getLogger(__name__)
+
+# Fonts with Chinese glyphs that Linux, Windows and macOS bring or people install.
+CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Heiti SC",
+    "STHeiti",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Noto Sans CJK JP",
+    "Droid Sans Fallback",
+    "SimSun",
+    "Arial Unicode MS",
+)
+LABELS = {
+    "step": ("步数", "step"),
+    "loss": ("训练损失", "training loss"),
+    "eval_loss": ("验证损失", "validation loss"),
+    "eval_accuracy": ("准确率", "accuracy"),
+    "eval_macro_f1": ("宏平均 F1", "macro F1"),
+    "eval_f1": ("微平均 F1", "micro F1"),
+    "losses": ("损失", "loss"),
+    "scores": ("验证指标", "validation score"),
+}
+
+
+def draw_loss_curve(metrics_path: Path, png_path: Path) -> None:
+    """Draw training and validation loss by step, and under them the generated metrics when there are any.
+
+    Labels are Chinese when a font can show them, else English. Without any loss in the rows nothing is written.
+
+    Raises:
+        InputError: ``png_path`` cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows = read_rows(metrics_path)
+    losses = _curves(rows, ("loss", "eval_loss"))
+    scores = _curves(rows, ("eval_accuracy", "eval_macro_f1", "eval_f1"))
+    if not losses:
+        logger.warning("%s 里没有损失，不画曲线", metrics_path)
+        return
+    font = _chinese_font()
+    language = 0 if font else 1
+    with rc_context({"font.family": [font, "DejaVu Sans"] if font else ["DejaVu Sans"], "axes.unicode_minus": False}):
+        figure = Figure(figsize=(8, 7 if scores else 4), layout="constrained")
+        axes = figure.subplots(2 if scores else 1, sharex=True, squeeze=False)[:, 0]
+        _draw(axes[0], losses, LABELS["losses"][language], language)
+        if scores:
+            _draw(axes[1], scores, LABELS["scores"][language], language)
+        axes[-1].set_xlabel(LABELS["step"][language])
+        with whole_file(png_path) as file:
+            figure.savefig(file, format="png", dpi=150)
+
+
+def _curves(rows: Sequence[dict], names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """The points of each name that has any; None stands for a NaN and leaves a gap."""
+    curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
+    return {name: points for name, points in curves.items() if any(value is not None for _, value in points)}
+
+
+def _draw(axes, curves: dict[str, list[tuple[int, float]]], title: str, language: int) -> None:
+    for name, points in curves.items():
+        steps = [step for step, _ in points]
+        values = [float("nan") if value is None else value for _, value in points]
+        marker = "" if name == "loss" and len(points) > 1 else "o"  # a line needs two points to be seen
+        axes.plot(steps, values, marker=marker, markersize=4, label=LABELS[name][language])
+    axes.set_ylabel(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+@functools.cache
+def _chinese_font() -> str | None:
+    """The first installed font with Chinese glyphs; without one, a warning and None, once a process."""
+    from matplotlib.font_manager import fontManager
+
+    for look_again in (False, True):
+        if look_again:
+            _add_new_fonts(fontManager)
+        installed = {font.name for font in fontManager.ttflist}
+        for name in CHINESE_FONTS:
+            if name in installed:
+                return name
+    logger.warning("没有中文字体，曲线图用英文标注（Debian/Ubuntu：apt install fonts-noto-cjk）")
+    return None
+
+
+def _add_new_fonts(font_manager) -> None:
+    """Add the fonts installed since matplotlib made its list, which it keeps from its first run on this machine."""
+    from matplotlib.font_manager import findSystemFonts
+
+    known = {Path(font.fname) for font in font_manager.ttflist}
+    for path in findSystemFonts():
+        if Path(path) not in known:
+            try:
+                font_manager.addfont(path)
+            except (OSError, RuntimeError, ValueError):  # a font that FreeType cannot read; as matplotlib does
+                continue

@@ -1,0 +1,107 @@
+"""A run's metrics and sample predictions → SwanLab once more: of one trained offline or on another machine.
+
+python -m sft.tracking.replay output/Qwen2
+python -m sft.tracking.replay output/Qwen2 --swanlab_mode cloud --swanlab_experiment 新机器
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from sft.console import log_to_stderr
+from sft.errors import InputError, RunError
+from sft.files import read_json
+from sft.tracking.metrics_log import read_rows
+from sft.tracking.swanlab import MODES, SAMPLES, start_tracking
+
+logger = logging.getLogger(__name__)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}：参数有误：{message}；--help 列出所有参数\n")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; the flags are the training scripts' own."""
+    parser = _Parser(
+        prog="python -m sft.tracking.replay",
+        description="把训练留下的 metrics.jsonl 再记进 SwanLab 一次：离线训练的、没用 SwanLab 的、从别的机器拷来的",
+        allow_abbrev=False,
+    )
+    parser.add_argument("output_dir", type=Path, help="训练脚本的 --output_dir")
+    parser.add_argument("--swanlab_mode", choices=MODES[:-1], default="auto", help="记到哪里（默认 %(default)s）")
+    parser.add_argument("--swanlab_project", default="chinese-llm-sft", help="项目名（默认 %(default)s）")
+    parser.add_argument("--swanlab_experiment", help="实验名（默认用输出文件夹的名字）")
+    parser.add_argument("--swanlab_logdir", type=Path, default=Path("swanlog"), help="在本机写到哪里（默认 swanlog）")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 done, 1 SwanLab could not be used, 2 wrong usage or input."""
+    arguments = parse_arguments(argv)
+    log_to_stderr()
+    try:
+        replay(
+            arguments.output_dir,
+            mode=arguments.swanlab_mode,
+            project=arguments.swanlab_project,
+            experiment=arguments.swanlab_experiment,
+            log_dir=arguments.swanlab_logdir,
+        )
+    except InputError as error:
+        logger.error("%s", error)
+        return 2
+    except RunError as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None, log_dir: Path) -> None:
+    """Report every row of ``output_dir/metrics.jsonl`` as training did, each at its own step, as one new experiment.
+
+    Raises:
+        InputError: there are no rows.
+        RunError: SwanLab took none of them, or not all.
+    """
+    path = output_dir / "metrics.jsonl"
+    rows = read_rows(path)
+    if not rows:
+        reason = "里面没有指标" if path.is_file() else "没有这个文件"
+        raise InputError(f"{path}：{reason}；请给出训练脚本的 --output_dir")
+    tracking = start_tracking(
+        mode=mode,
+        project=project,
+        experiment=experiment or output_dir.resolve().name,
+        log_dir=log_dir,
+        config=settings_of(output_dir),
+        metrics_path=path,
+    )
+    tracking.replay(rows)
+    samples = output_dir / "sample_predictions.json"
+    if samples.is_file():
+        tracking.log_texts(SAMPLES, read_json(samples), rows[-1]["step"])
+    complete = tracking.is_logging
+    tracking.finish()
+    if not complete:
+        raise RunError(f"{path}：没能记进 SwanLab，原因见上")
+    logger.info("%s：%d 条指标；%s", path, len(rows), tracking.where)
+
+
+def settings_of(output_dir: Path) -> dict:
+    """What a finished run left of its settings; of an unfinished one only where it is."""
+    task_file = output_dir / "task.json"
+    settings = read_json(task_file) if task_file.is_file() else {}
+    return {name: value for name, value in settings.items() if name != "system_prompt"} | {
+        "output_dir": str(output_dir)
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""What a training run tells a person: what is about to happen, what came out, and some predictions."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from sft.console import duration
+from sft.model.encoding import EncodedRow, Task
+from sft.training.arguments import Arguments
+from sft.training.prepare import Splits
+from sft.training.preview import planned_steps, rows_a_step
+
+# The headline figures of both tasks, in the order they are told.
+FIGURES = {
+    "loss": "损失",
+    "accuracy": "准确率",
+    "f1": "F1",
+    "precision": "精确率",
+    "recall": "召回率",
+    "macro_f1": "宏平均 F1",
+}
+SPLITS = {"eval": "验证", "test": "测试"}
+LABELS_SHOWN = 8
+LINE = "─" * 12
+
+
+def before_training(
+    task: Task,
+    rows: Sequence[EncodedRow],
+    splits: Splits,
+    model: PeftModel,
+    as_tree: bool,
+    checkpoint: Path | None,
+    tracked: str,
+    arguments: Arguments,
+) -> str:
+    """What is about to happen: task, model, rows, steps, numbers, where it is written.
+
+    Args:
+        rows: the training rows, encoded.
+        checkpoint: what is resumed from, None for a new run.
+        tracked: where SwanLab records, for a person.
+    """
+    training = arguments.training
+    trained, parameters = model.get_nb_trainable_parameters()
+    lengths = sorted(len(row) for row in rows)
+    steps, epochs = planned_steps(len(rows), training)
+    dtype = str(next(model.get_base_model().parameters()).dtype).removeprefix("torch.")
+    lines = {
+        "任务": f"{task.title}：{shown_labels(task.labels)}",
+        "模型": f"{arguments.model.model_name_or_path}（{count(parameters - trained)}参数），"
+        f"LoRA r={arguments.lora.lora_r} 训练其中 {count(trained)}",
+        "数据": f"训练 {len(rows):,} 条，验证 {len(splits.validation):,} 条，测试 {len(splits.test):,} 条；"
+        f"一条 {statistics.median(lengths):.0f} 个词元（中位数），最长 {lengths[-1]:,}",
+        "计划": f"{steps:,} 步，每步 {rows_a_step(training)} 条，共 {epochs:.3g} 轮，"
+        f"约 {count(sum(lengths) * epochs)}词元",
+        "数值": f"{dtype}，{device_name(training.device)}，{'前缀树' if as_tree else '补齐'}批处理",
+        "输出": training.output_dir,
+        "曲线": tracked,
+    }
+    if checkpoint is not None:
+        lines["续训"] = f"从 {checkpoint} 接着"
+    return table("将要训练", lines)
+
+
+def after_training(results: dict[str, float], arguments: Arguments) -> str:
+    """What came out, where it is, and the next command."""
+    output_dir = Path(arguments.training.output_dir)
+    lines = {"用时": f"训练 {duration(results['train_runtime'])}，{results['logical_tokens']:,} 个词元"}
+    for split, name in SPLITS.items():
+        figures = {title: results.get(f"{split}_{figure}") for figure, title in FIGURES.items()}
+        if told := [f"{title} {value:.3f}" for title, value in figures.items() if value is not None]:
+            lines[name] = "，".join(told)
+    made = [name for name in ("adapter_model.safetensors", "report.html", "loss.png") if (output_dir / name).is_file()]
+    lines["产物"] = f"{output_dir}：{'、'.join([*made, 'metrics.jsonl'])} 等"
+    lines["下一步"] = f'python predict.py --adapter {output_dir} --text "……"'
+    return table("训练完成", lines)
+
+
+def shown_labels(labels: Sequence[str]) -> str:
+    """The first few labels and how many there are."""
+    if not labels:
+        return "每行自带选项"
+    return "、".join(labels[:LABELS_SHOWN]) + (f" 等 {len(labels)} 种" if len(labels) > LABELS_SHOWN else "")
+
+
+def table(title: str, lines: dict[str, str]) -> str:
+    """A title and named lines, aligned; a Chinese character takes two columns."""
+    rows = [f"{name}{'　' * (3 - len(name))} {text}" for name, text in lines.items()]
+    return "\n".join([f"{LINE} {title} {LINE}", *rows])
+
+
+def count(number: float) -> str:
+    """``456000`` → ``45.6 万``: a count for a person, a space or nothing after it."""
+    for unit, name in ((1e8, "亿"), (1e4, "万")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.0f} 个"
+
+
+def device_name(device: torch.device) -> str:
+    """The graphics card's name, or how many threads the CPU runs."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {torch.get_num_threads()} 线程" if device.type == "cpu" else device.type
+
+
+def sample_texts(
+    task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int
+) -> list[tuple[str, str]]:
+    """Some predictions for a person to read: 对 or 错, and the text, what was predicted, what is right."""
+    chosen = random.Random(seed).sample(range(len(records)), min(count, len(records)))
+    samples = []
+    for index in sorted(chosen):
+        prediction, gold = predictions[index], task.show(task.gold(records[index]))
+        predicted = prediction["error"] if "error" in prediction else task.show(prediction)
+        text = f"文本：{records[index]['text']}\n预测：{predicted}\n正确：{gold}"
+        samples.append(("对" if predicted == gold else "错", text))
+    return samples

@@ -1,0 +1,124 @@
+"""Who may import whom (CONTRIBUTING.md): read from the imports themselves, so that the rooms stay rooms."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "sft"
+GROUND = {"errors", "files", "cli", "text", "console", "network", "processes"}
+ROOMS = {
+    "tasks": set(),
+    "data": {"tasks"},
+    "engine": set(),
+    "model": {"engine", "tasks"},
+    "tracking": set(),
+    "decoding": {"model", "engine", "tasks"},
+    "report": {"tracking", "data", "tasks"},
+    "training": {"decoding", "report", "tracking", "model", "engine", "data", "tasks"},
+    "prediction": {"data", "decoding", "model", "tasks"},
+}
+PAGE_OF_PREDICTIONS = "sft.report.page"  # the one part of a run's report that predictions have too
+# Imports that still break the rule; this list only gets shorter.
+EXCEPTIONS = {
+    ("sft.engine.batches", "sft.model.encoding"),
+    ("sft.engine.prefix_tree", "sft.model.encoding"),
+    ("sft.model.loading", "sft.training.arguments"),
+    ("sft.processes", "sft.decoding.decode"),
+    ("sft.processes", "sft.prediction.predictor"),
+    ("sft.processes", "sft.prediction.rows"),
+    ("sft.report.model_card", "sft.training.arguments"),
+    ("sft.report.page", "sft.prediction.predictor"),
+    ("sft.report.run", "sft.model.encoding"),
+    ("sft.report.run", "sft.training.arguments"),
+    ("sft.tasks.classification", "sft.report.labels"),
+    ("sft.tasks.ner", "sft.report.spans"),
+    ("sft.training.trainer", "sft.prediction.rows"),
+}
+MOST_ARGUMENTS = 7
+# Functions that still take more; this list only gets shorter.
+TOO_MANY_ARGUMENTS = {
+    "convert_files", "tree_attention", "varlen_attention", "option_attention", "ragged_attention",
+    "load_for_prediction", "write_run_report", "build_trainer", "estimate_memory_bytes", "before_training",
+}  # fmt: skip
+WITH_TORCH = {"processes"}  # modules of the ground that still import torch at the top
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The modules of this package that a file imports, late and type-only ones included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "sft")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sft":
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                is_module = (PACKAGE.parent / inside.replace(".", "/")).with_suffix(".py").is_file()
+                yield inside if is_module else node.module
+
+
+def all_imports() -> Iterator[tuple[str, str]]:
+    """``(importer, imported)`` for every import of one module of the package by another."""
+    for path in PACKAGE.rglob("*.py"):
+        importer = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        yield from ((importer, imported) for imported in imports_of(path))
+
+
+def room_of(module: str) -> str:
+    """``sft.data.formats`` → ``data``; ``sft.errors`` → ``errors``."""
+    return [*module.split("."), ""][1]
+
+
+def broken_rules() -> set[tuple[str, str]]:
+    broken = set()
+    for importer, imported in all_imports():
+        room, other = room_of(importer), room_of(imported)
+        allowed = other in GROUND | {"", room} or other in ROOMS.get(room, ())
+        if not allowed and not (room == "prediction" and imported == PAGE_OF_PREDICTIONS):
+            broken.add((importer, imported))
+    return broken
+
+
+def test_no_room_imports_itself_back_through_others() -> None:
+    above: dict[str, set[str]] = {}
+    for importer, imported in all_imports():
+        above.setdefault(room_of(importer), set()).add(room_of(imported))
+    for room in ROOMS:
+        reached, waiting = set(), list(above.get(room, set()) - {room})
+        while waiting:
+            other = waiting.pop()
+            if other not in reached:
+                reached.add(other)
+                waiting += above.get(other, ())
+        assert room not in reached or EXCEPTIONS, room
+
+
+def test_rooms_import_only_what_lies_below_them() -> None:
+    assert broken_rules() == EXCEPTIONS
+
+
+def test_every_module_is_in_a_room_or_on_the_ground() -> None:
+    names = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()} - {"__init__", "__pycache__"}
+    assert names <= GROUND | ROOMS.keys()
+
+
+def test_rooms_without_torch_do_not_import_it_at_the_top() -> None:
+    without = ["*.py", "tasks/*.py", "data/*.py", "report/*.py", "*/arguments.py", "training/flags.py"]
+    for path in (path for pattern in without for path in PACKAGE.glob(pattern) if path.stem not in WITH_TORCH):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in modules} & {"torch", "transformers", "peft"}, path
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_argument_lists_stay_short(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    assert source.count("\n") <= 400
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name not in TOO_MANY_ARGUMENTS:
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            names = [argument.arg for argument in arguments if argument.arg not in ("self", "cls")]
+            assert len(names) <= MOST_ARGUMENTS, f"{node.name} takes {len(names)} arguments"
