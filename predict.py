@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from sft.cli import exit_code
 from sft.prediction.arguments import parse_arguments
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = parse_arguments(argv)
     from sft.console import log_to_stderr, quiet_libraries
-    from sft.errors import InputError, RunError
 
     if __name__ == "__main__":  # results are UTF-8 also where the console is GBK; a notebook's stdout always is
         sys.stdout.reconfigure(encoding="utf-8")
@@ -44,29 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
     log_to_stderr(logging.INFO if first else logging.ERROR)
 
-    try:
-        metrics = run(arguments)
-        if metrics is not None:
-            where = sys.stdout if arguments.output_file else sys.stderr
-            print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where, flush=True)
-        return 0
-    except InputError as error:
-        if first:  # the others have found the same
-            print(error, file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("已中断", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # predict.py … | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return exit_code(lambda: run(arguments))
 
 
-def run(arguments: argparse.Namespace) -> dict[str, float] | None:
-    """Read, load, predict, write; the metrics where rows had gold, in the first process if there are several."""
+def run(arguments: argparse.Namespace) -> None:
+    """Predict, and tell the metrics where rows had gold; in the first process if there are several."""
+    metrics = predict(arguments)
+    if metrics is not None:
+        where = sys.stdout if arguments.output_file else sys.stderr
+        print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where, flush=True)
+
+
+def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
+    """Read, load, predict, write; the metrics where rows had gold."""
     rows, total = open_rows(arguments)
     output_file = arguments.output_file
     if output_file is not None:

@@ -10,6 +10,13 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sft.cli import exit_code
+from sft.tasks.classification import Classification
+
+if TYPE_CHECKING:
+    from sft.training.arguments import Arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the run failed, 2 wrong usage or input, 128 + n stopped by signal n.
     """
-    from sft.tasks.classification import Classification
     from sft.training.arguments import parse_arguments
 
     arguments = parse_arguments(
@@ -31,29 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sft.console import log_level, log_to_stderr
 
     log_to_stderr(log_level(arguments.training))
-    from sft.errors import InputError, RunError
-    from sft.training.fine_tune import Interrupted, fine_tune
+    return exit_code(lambda: train(arguments))
+
+
+def train(arguments: Arguments) -> None:
+    """Fine-tune, print the results, and say on stderr what to do next."""
+    from sft.training.fine_tune import fine_tune
     from sft.training.summary import after_training
 
-    try:
-        results = fine_tune(Classification, arguments)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except Interrupted as stop:
-        print(f"已停止；续训加 --resume_from_checkpoint true（{arguments.training.output_dir}）", file=sys.stderr)
-        return 128 + stop.signal_number
-    except KeyboardInterrupt:
-        return 130
+    results = fine_tune(Classification, arguments)
     if results is not None and arguments.training.process_index == 0:  # of several processes one reports
         if __name__ == "__main__":  # results are UTF-8 also where the console is GBK; a notebook's stdout always is
             sys.stdout.reconfigure(encoding="utf-8")
         print(json.dumps(results, ensure_ascii=False, indent=2))
         logging.info(after_training(results, arguments))
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from sft.data.arguments import conversion_parser, parse
+from sft.cli import exit_code, parse
+from sft.data.arguments import conversion_parser
 
 DESCRIPTION = """把实体识别的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/chinese_ner_sft/ 里的 ccfbdci.jsonl。"""
@@ -37,30 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parse(parser, argv)
 
-    from sft.data.conversion import rejected_path, summary
-    from sft.errors import InputError
-
-    try:
-        report = convert(arguments)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename or arguments.output_file}：{error.strerror}；请检查磁盘空间和权限", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("中断了，没有写出任何文件", file=sys.stderr)
-        return 130
-    for line in summary(report, rejected_path(arguments.output_file)):
-        print(line, file=sys.stderr)
-    print(f"写好了 {arguments.output_file} 和 {arguments.test_file}", file=sys.stderr)
-    return 0
+    return exit_code(lambda: convert(arguments), interrupted="中断了，没有写出任何文件")
 
 
-def convert(arguments: argparse.Namespace) -> dict:
-    """Recognise the input, convert it, and return the report."""
+def convert(arguments: argparse.Namespace) -> None:
+    """Recognise the input, convert it, and say on stderr what became of it."""
     from sft.console import ConversionProgress
-    from sft.data.conversion import convert_files, ner_recipe
+    from sft.data.conversion import convert_files, ner_recipe, rejected_path, summary
     from sft.data.formats import ner_source
 
     train, test = input_files(arguments)
@@ -76,7 +60,7 @@ def convert(arguments: argparse.Namespace) -> dict:
         if path
     ]
     with ConversionProgress() as progress:
-        return convert_files(
+        report = convert_files(
             ner_recipe(sources, arguments.labels),
             sources[0],
             sources[1] if test else None,
@@ -87,6 +71,9 @@ def convert(arguments: argparse.Namespace) -> dict:
             stop_at_bad_row=arguments.on_bad_row == "error",
             progress=progress,
         )
+    for line in summary(report, rejected_path(arguments.output_file)):
+        print(line, file=sys.stderr)
+    print(f"写好了 {arguments.output_file} 和 {arguments.test_file}", file=sys.stderr)
 
 
 def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:

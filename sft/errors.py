@@ -1,4 +1,4 @@
-"""The three kinds of error that this package raises. Nothing here imports torch."""
+"""The kinds of error that this package raises. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ class InputError(Exception):
 
 class RunError(Exception):
     """A run that could not go on (NaN, no memory); the scripts print it as one line and exit with 1."""
+
+
+class Stopped(Exception):
+    """A run that was asked to stop by a signal, and did so after saving a checkpoint; the scripts exit with 128 + n.
+
+    Attributes:
+        signal_number: n.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 class RowError(Exception):

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from pathlib import Path
 
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}：{message}；全部参数见 --help\n")
+from sft.cli import Parser
 
 
 def conversion_parser(
@@ -25,12 +19,7 @@ def conversion_parser(
         output_file, test_file: the default outputs.
         labels: the help text of ``--labels``, which means something else for each task.
     """
-    parser = _Parser(
-        prog=prog,
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("输入与输出")
     data.add_argument("--input_file", type=Path, help="原始数据；不给时在 data/ 里找（见上）")
     data.add_argument("--input_test_file", type=Path, help="官方测试集：原样保留，训练集里与它文本相同的行会被剔除")
@@ -56,16 +45,6 @@ def conversion_parser(
         help="坏行怎么办：skip 记入 *.rejected.jsonl 后跳过（1000 行以上且超过 1%% 时仍算出错）；error 立即停下",
     )
     return parser
-
-
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """``parser.parse_args`` that answers an unknown flag with the one that was probably meant."""
-    arguments, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = [option for action in parser._actions for option in action.option_strings]
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-        parser.error(f"不认识的参数 {unknown[0]}" + (f"（是不是 {close[0]}？）" if close else ""))
-    return arguments
 
 
 def _ratio(value: str) -> float:

@@ -5,18 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, exit 2."""
-        self.exit(2, f"{self.prog}：参数有误：{message}；python {self.prog} --help 列出所有参数\n")
+from sft.cli import Parser, parse
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = _Parser(description="用微调好的适配器预测", allow_abbrev=False)
+    parser = Parser(description="用微调好的适配器预测")
     parser.add_argument("--adapter", type=Path, help="训练脚本的 --output_dir")
     parser.add_argument("--base_only", action="store_true", help="不加载适配器，看微调之前的模型")
     parser.add_argument("--task_file", type=Path, help="没有 --adapter 时的任务设置：data/*.task.json")
@@ -65,7 +60,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     limits.add_argument("--max_length", type=_positive, help="一条最多多少词元；默认同训练")
     limits.add_argument("--max_new_tokens", type=_positive, help="答案最多多少词元；默认按训练数据")
     limits.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="数值类型；默认同训练")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     _check_together(parser, arguments)
     return arguments
 

@@ -33,6 +33,7 @@ class Classification:
 
     name: ClassVar[str] = "classification"
     title: ClassVar[str] = "文本分类"
+    answers: ClassVar[str] = "label"  # a result is ``{"label", "score", "scores"}``
     metric: ClassVar[str] = "macro_f1"  # what the best checkpoint is chosen by
 
     labels: tuple[str, ...]

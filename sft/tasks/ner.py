@@ -56,6 +56,7 @@ class Ner:
 
     name: ClassVar[str] = "ner"
     title: ClassVar[str] = "命名实体识别"
+    answers: ClassVar[str] = "entities"  # a result is ``{"entities": [{"start", "end", "text", "label", "score"}]}``
     metric: ClassVar[str] = "f1"  # what the best checkpoint is chosen by
 
     labels: tuple[str, ...]

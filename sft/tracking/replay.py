@@ -11,8 +11,8 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from sft.cli import Parser, exit_code, parse
 from sft.console import log_to_stderr
 from sft.errors import InputError, RunError
 from sft.files import read_json
@@ -22,45 +22,33 @@ from sft.tracking.swanlab import MODES, SAMPLES, start_tracking
 logger = logging.getLogger(__name__)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}：参数有误：{message}；--help 列出所有参数\n")
-
-
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; the flags are the training scripts' own."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m sft.tracking.replay",
         description="把训练留下的 metrics.jsonl 再记进 SwanLab 一次：离线训练的、没用 SwanLab 的、从别的机器拷来的",
-        allow_abbrev=False,
     )
     parser.add_argument("output_dir", type=Path, help="训练脚本的 --output_dir")
     parser.add_argument("--swanlab_mode", choices=MODES[:-1], default="auto", help="记到哪里（默认 %(default)s）")
     parser.add_argument("--swanlab_project", default="chinese-llm-sft", help="项目名（默认 %(default)s）")
     parser.add_argument("--swanlab_experiment", help="实验名（默认用输出文件夹的名字）")
     parser.add_argument("--swanlab_logdir", type=Path, default=Path("swanlog"), help="在本机写到哪里（默认 swanlog）")
-    return parser.parse_args(argv)
+    return parse(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 SwanLab could not be used, 2 wrong usage or input."""
     arguments = parse_arguments(argv)
     log_to_stderr()
-    try:
-        replay(
+    return exit_code(
+        lambda: replay(
             arguments.output_dir,
             mode=arguments.swanlab_mode,
             project=arguments.swanlab_project,
             experiment=arguments.swanlab_experiment,
             log_dir=arguments.swanlab_logdir,
         )
-    except InputError as error:
-        logger.error("%s", error)
-        return 2
-    except RunError as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+    )
 
 
 def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None, log_dir: Path) -> None:

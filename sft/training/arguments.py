@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, NamedTuple
 
+from sft.cli import Parser, refuse_unknown
+
 if TYPE_CHECKING:
     from sft.training.trainer_arguments import SftTrainingArguments
 
@@ -167,14 +169,13 @@ def parse_arguments(description: str, argv: Sequence[str] | None, **defaults: ob
         )
     except (ValueError, TypeError, ImportError) as error:  # what TrainingArguments checks by itself
         parser.error(" ".join(str(error).split()))
-    if unknown:
-        parser.error(_unknown_flag(unknown[0]))
+    refuse_unknown(parser, unknown, RENAMED_FLAGS)
     return Arguments(*groups)
 
 
 def _short_help(description: str, defaults: dict[str, object]) -> argparse.ArgumentParser:
     """The flags of this project; the hundred others of transformers' are in ``--help_all``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         usage="%(prog)s [--train_file 文件] [--output_dir 文件夹] [其他参数]",
         epilog="transformers 的 TrainingArguments 的其余参数也都可用：--help_all 列出全部",
@@ -190,10 +191,3 @@ def _short_help(description: str, defaults: dict[str, object]) -> argparse.Argum
                 metavar=None if "choices" in flag.metadata else "",
             )  # fmt: skip
     return parser
-
-
-def _unknown_flag(flag: str) -> str:
-    name = flag.lstrip("-").split("=")[0].replace("-", "_")
-    if name in RENAMED_FLAGS:
-        return f"{flag} 已改名，请用 {RENAMED_FLAGS[name]}"
-    return f"不认识 {flag}"

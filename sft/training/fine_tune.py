@@ -14,7 +14,7 @@ import sft
 from sft.data.records import FORMAT_VERSION
 from sft.decoding.decode import Limits
 from sft.engine.attention import can_express, use_tree_attention
-from sft.errors import InputError, RunError
+from sft.errors import InputError, RunError, Stopped
 from sft.files import write_json
 from sft.model.encoding import EncodedRow, LengthReport, Task, encode_rows
 from sft.model.hub import resolve_model
@@ -35,14 +35,6 @@ from sft.training.trainer import SftTrainer
 logger = logging.getLogger(__name__)
 
 
-class Interrupted(Exception):
-    """The run was asked to stop by a signal, and did so after saving a checkpoint."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"signal {signal_number}")
-        self.signal_number = signal_number
-
-
 def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] | None:
     """Run one fine-tuning and leave everything `predict.py` needs in ``output_dir``.
 
@@ -52,7 +44,7 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     Raises:
         InputError: something the user gave is wrong; nothing was trained.
         RunError: NaN or Inf, or not enough memory.
-        Interrupted: SIGTERM or Ctrl-C.
+        Stopped: SIGTERM or Ctrl-C.
     """
     data, training = arguments.data, arguments.training
     task = read_task(task_type, Path(data.train_file))
@@ -93,7 +85,7 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         outcome = "success"
         write_page(trainer, splits, lengths, results, task_json, checkpoint, arguments)
         leave_other_processes(trainer)
-    except (Interrupted, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt):
         outcome = "aborted"
         raise
     except torch.OutOfMemoryError as error:
@@ -228,7 +220,9 @@ def train_and_test(
     results |= {"peak_memory_bytes": peak_memory_bytes(training.device)}
     if trainer.stop_on_signal.received is not None:
         leave_other_processes(trainer)
-        raise Interrupted(trainer.stop_on_signal.received)
+        raise Stopped(
+            f"已停止；续训加 --resume_from_checkpoint true（{training.output_dir}）", trainer.stop_on_signal.received
+        )
     trainer.save_model()
     if trainer.is_world_process_zero():
         write_json(output_dir / "task.json", task_json)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
+from sft.cli import OneLineErrors
 from sft.training.arguments import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
 
 
@@ -37,11 +37,8 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         return self.eval_strategy != "no" and self.save_strategy in (self.eval_strategy, "best")
 
 
-class _Parser(HfArgumentParser):
-    """One line and exit code 2 for a mistake; no listing of the hundred Trainer flags."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}：参数有误：{message}；python {self.prog} --help 列出所有参数\n")
+class _Parser(OneLineErrors, HfArgumentParser):
+    """transformers' parser, with this project's error messages."""
 
 
 def build_parser(description: str) -> HfArgumentParser:

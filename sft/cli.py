@@ -1,0 +1,122 @@
+"""Command lines: one parser whose errors are one Chinese line, and one ladder from errors to exit codes.
+
+Standard library only, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from sft.errors import InputError, RunError, Stopped, one_line
+
+logger = logging.getLogger(__name__)
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+
+# argparse writes its messages in English: the common ones in Chinese.
+TRANSLATIONS = (
+    (r"argument (\S+): expected one argument", r"\1 后面要有一个值"),
+    (r"argument (\S+): expected at least one argument", r"\1 后面至少要有一个值"),
+    (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，可选的有 \3"),
+    (r"argument (\S+): invalid (\w+) value: (.+)", r"\1 应是 \2，实际是 \3"),
+    (r"argument (\S+): not allowed with argument (\S+)", r"\1 和 \2 只能给一个"),
+    (r"the following arguments are required: (.+)", r"缺少参数 \1"),
+    (r"argument (\S+): (.+)", r"\1 \2"),
+)
+
+
+class OneLineErrors:
+    """For an ``argparse.ArgumentParser``: a mistake in the command line is one line in Chinese and exit code 2."""
+
+    prog: str
+
+    def error(self, message: str) -> NoReturn:
+        """Write ``message`` to stderr and exit with 2."""
+        self.exit(WRONG_INPUT, f"{self.prog}：{_in_chinese(message)}；全部参数见 --help\n")
+
+
+class Parser(OneLineErrors, argparse.ArgumentParser):
+    """The parser of a script; flags cannot be abbreviated."""
+
+    def __init__(self, **keywords) -> None:
+        super().__init__(allow_abbrev=False, **keywords)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """``parser.parse_args``, but an unknown flag is answered with the closest known one."""
+    arguments, unknown = parser.parse_known_args(argv)
+    refuse_unknown(parser, unknown)
+    return arguments
+
+
+def refuse_unknown(
+    parser: argparse.ArgumentParser, unknown: Sequence[str], renamed: Mapping[str, str] | None = None
+) -> None:
+    """Exit with 2 if there are unknown words on the command line; name the first one and what was probably meant.
+
+    Args:
+        renamed: flags of other tools (without dashes) and the flag to use instead.
+    """
+    if not unknown:
+        return
+    flag = unknown[0].partition("=")[0]
+    name = flag.lstrip("-").replace("-", "_")
+    if renamed and name in renamed:
+        parser.error(f"{flag} 已改名，请用 {renamed[name]}")
+    known = [option for action in parser._actions for option in action.option_strings]
+    close = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
+    parser.error(f"不认识的参数 {flag}" + (f"（是不是 {close[0]}？）" if close else ""))
+
+
+def exit_code(command: Callable[[], object], interrupted: str = "已中断") -> int:
+    """Run a script's work. Every error that a user can cause becomes one line on stderr.
+
+    Args:
+        interrupted: the line for Ctrl-C.
+
+    Returns:
+        0 done, 1 failed, 2 wrong usage or input, 130 Ctrl-C, 141 the reader of stdout has gone,
+        128 + n stopped by signal n.
+    """
+    try:
+        command()
+        return DONE
+    except InputError as error:
+        if os.environ.get("RANK", "0") == "0":  # of several processes: the others have found the same
+            _tell(error)
+        return WRONG_INPUT
+    except RunError as error:
+        _tell(error)
+        return FAILED
+    except Stopped as stop:
+        _tell(stop)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        _tell(interrupted)
+        return INTERRUPTED
+    except BrokenPipeError:  # predict.py … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except OSError as error:  # a full disk, a file that went away
+        logger.debug("", exc_info=True)
+        where = f"{error.filename}：" if error.filename else ""
+        _tell(f"{where}{error.strerror or one_line(error)}；请检查磁盘空间和权限")
+        return FAILED
+
+
+def _in_chinese(message: str) -> str:
+    for english, chinese in TRANSLATIONS:
+        if match := re.fullmatch(english, message):
+            return match.expand(chinese)
+    return message
+
+
+def _tell(line: object) -> None:
+    sys.stderr.write(f"{line}\n")
