@@ -45,7 +45,12 @@ def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[I
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented UTF-8 JSON, whole or not at all."""
     with whole_file(path) as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        file.write(json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """``value`` as indented UTF-8 JSON with a newline at the end."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def read_json(path: Path) -> Any:

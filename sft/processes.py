@@ -17,7 +17,7 @@ import torch.distributed
 from sft.decoding.decode import groups
 from sft.errors import RowError, RunError
 from sft.prediction.predictor import Loaded, predict_window, rows_per_window
-from sft.prediction.rows import Tally
+from sft.tasks.evaluation import Tally
 
 Group = torch.distributed.ProcessGroup | None  # None for one process alone
 PATIENCE = timedelta(days=7)  # how long a process waits for another's window; a dead one ends all by the launcher

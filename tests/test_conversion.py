@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 import transfer_classification_data
 import transfer_ner_data
-from sft.data.records import FORMAT_VERSION, read_task_records, settings_path
+from sft.data.records import read_task_records
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
+from sft.tasks.settings import FORMAT_VERSION, settings_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

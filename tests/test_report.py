@@ -24,7 +24,7 @@ from sft.report.shown_rows import MOST_KEPT, RIGHT, WRONG, ShownRows
 from sft.report.span_errors import KINDS, PAIRED_KINDS, span_errors
 from sft.report.spans import SpanFindings
 from sft.tasks.classification import Classification
-from sft.tasks.metrics import label_scores, span_scores
+from sft.tasks.metrics import count_labels, count_spans, label_metrics, span_metrics
 from sft.tasks.ner import Ner
 from tests.reports import ENTITY_LABELS, HOSTILE, LABELS, label_rows, span_rows, write_report
 
@@ -48,7 +48,7 @@ def test_label_estimates_are_the_scores_of_evaluation(rows):
     findings = LabelFindings(("甲", "乙", "丙"))
     for gold, answer in rows:
         findings.add("", {"label": gold}, {"label": answer})
-    expected = label_scores(golds, answers)
+    expected = label_metrics(count_labels(golds, answers))
     for name, (value, low, high) in findings.estimates().items():
         assert value == pytest.approx(expected[name], abs=1e-12)
         assert 0 <= low <= high <= 1
@@ -64,7 +64,7 @@ def test_span_estimates_are_the_scores_of_evaluation(rows):
     findings = SpanFindings(("甲", "乙"))
     for gold, predicted in rows:
         findings.add("", {"entities": gold}, {"entities": predicted})
-    expected = span_scores(*zip(*rows, strict=True), ("甲", "乙"))
+    expected = span_metrics(count_spans(*zip(*rows, strict=True)), ("甲", "乙"))
     for name, (value, _, _) in findings.estimates().items():
         assert value == pytest.approx(expected[name], abs=1e-12)
     for figures in findings.page()["by_label"]:
@@ -79,7 +79,9 @@ def test_the_interval_is_that_of_resampling_rows_one_by_one():
     resampled = []
     for _ in range(400):
         chosen = generator.integers(0, 300, 300)
-        scores = span_scores([golds[index] for index in chosen], [answers[index] for index in chosen], ENTITY_LABELS)
+        scores = span_metrics(
+            count_spans([golds[index] for index in chosen], [answers[index] for index in chosen]), ENTITY_LABELS
+        )
         resampled.append(scores["f1"])
     low, high = np.percentile(resampled, (2.5, 97.5))
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.01)

@@ -12,12 +12,13 @@ from typing import IO
 import orjson
 
 from sft.data.readers import Source
-from sft.data.records import FORMAT_VERSION, conversion_report_path, settings_path
+from sft.data.records import conversion_report_path
 from sft.data.splitter import TEST, TRAIN, Gold, Progress, Recipe, Splitter, make_record
 from sft.errors import InputError, RowError
-from sft.files import whole_file
+from sft.files import json_bytes, whole_file
 from sft.tasks.classification import Classification
 from sft.tasks.ner import CCFBDCI_LABELS, Ner
+from sft.tasks.settings import TaskSettings, settings_path
 
 
 def classification_recipe(sources: Iterable[Source], labels: str | None) -> Recipe:
@@ -127,9 +128,9 @@ def convert_files(
             for spool, file in zip(spools, finished, strict=True):
                 _render_spool(task, spool, file)
         for path in record_files:
-            files[settings_path(path)].write(_json({"format_version": FORMAT_VERSION, **task.settings()}))
+            files[settings_path(path)].write(TaskSettings(task).to_bytes())
         report = splitter.report(task) | {"seed": seed, "test_ratio": None if test_source else test_ratio}
-        files[report_file].write(_json(report))
+        files[report_file].write(json_bytes(report))
         for file in files.values():  # a full disk shows here, before anything is renamed
             file.flush()
     if not report["rejected"]:
@@ -140,10 +141,6 @@ def convert_files(
 def rejected_path(output_file: Path) -> Path:
     """Where the rejected rows stand."""
     return output_file.with_name(f"{output_file.stem}.rejected.jsonl")
-
-
-def _json(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def _check_places(outputs: list[Path], inputs: list[Path]) -> None:

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from sft.errors import InputError
-
-FORMAT_VERSION = 1
-
-
-def settings_path(records_path: Path) -> Path:
-    """``data/train_cls.jsonl`` → ``data/train_cls.task.json``: the task's settings beside its records."""
-    return records_path.with_name(f"{records_path.stem}.task.json")
+from sft.tasks.settings import settings_path
+from sft.tasks.task import Task, chat_messages
 
 
 def conversion_report_path(records_path: Path) -> Path:
@@ -50,7 +44,7 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
         raise InputError(f"{path}：文件是空的")
 
 
-def read_task_records(path: Path, task: Any) -> list[tuple[int, dict]]:
+def read_task_records(path: Path, task: Task) -> list[tuple[int, dict]]:
     """``(line number, record)`` of a record file, each one checked to be what ``task`` would write today.
 
     Raises:
@@ -63,7 +57,7 @@ def read_task_records(path: Path, task: Any) -> list[tuple[int, dict]]:
                 f"{path}:{line}：task 应是 {task.name}，实际是 {record.get('task')!r}；请换成这个任务的数据"
             )
         try:
-            messages = [*task.prompt(record), {"role": "assistant", "content": task.answer(record)}]
+            messages = chat_messages(task, record)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}:{line}：缺少字段或类型不对（{error}）；请用 transfer_*.py 重新生成") from error
         if messages != record.get("messages"):

@@ -20,6 +20,7 @@ from sft.data.readers import Source, read_rows
 from sft.errors import InputError, RowError
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
+from sft.tasks.task import chat_messages
 
 SIDES = ("train", "test")
 TRAIN, TEST = 0, 1
@@ -288,6 +289,4 @@ def _printable(text: str) -> str:
 
 def make_record(task: Classification | Ner, fields: dict) -> dict:
     """The record of a row's fields, its messages rendered."""
-    messages = task.prompt(fields)
-    messages.append({"role": "assistant", "content": task.answer(fields)})
-    return {"messages": messages, "task": task.name, **fields}
+    return {"messages": chat_messages(task, fields), "task": task.name, **fields}

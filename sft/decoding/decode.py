@@ -21,7 +21,8 @@ from sft.decoding.constrained import Bounds, decode
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
 from sft.engine.option_tree import log_softmax, score
 from sft.errors import RowError
-from sft.model.encoding import Task, encode_prompts, encode_texts, terminator_id
+from sft.model.encoding import encode_prompts, encode_texts, terminator_id
+from sft.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 

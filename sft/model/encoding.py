@@ -14,10 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.console import progress
 from sft.errors import InputError, RowError
-from sft.tasks.classification import Classification
-from sft.tasks.ner import Ner
+from sft.tasks.task import Task
 
-Task = Classification | Ner
 WORTH_SHARING = 16  # texts; for fewer it is not worth looking for what they share
 
 ENCODED_TOGETHER = 2048  # rows that the tokenizer gets at once: enough for all cores, few enough to see progress

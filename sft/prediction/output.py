@@ -22,7 +22,7 @@ import orjson
 
 from sft.errors import InputError, RunError
 from sft.files import read_json, whole_file
-from sft.prediction.rows import Tally
+from sft.tasks.evaluation import Tally
 
 logger = logging.getLogger(__name__)
 

@@ -74,7 +74,7 @@ class LabelFindings:
         return -1 if label is None else self.numbers.setdefault(label, len(self.numbers))
 
     def estimates(self) -> dict[str, Estimate]:
-        """Accuracy and macro-F1, as in `sft.tasks.metrics.label_scores`, with intervals; empty without gold."""
+        """Accuracy and macro-F1, as in `sft.tasks.metrics.label_metrics`, with intervals; empty without gold."""
         if not self.pairs:
             return {}
         return with_intervals(list(self.pairs.values()), partial(_scores, list(self.pairs), len(self.numbers)))

@@ -16,7 +16,8 @@ from sft.tracking.metrics_log import read_rows
 from sft.training.arguments import Arguments
 
 if TYPE_CHECKING:
-    from sft.model.encoding import LengthReport, Task
+    from sft.model.encoding import LengthReport
+    from sft.tasks.task import Task
 
 SPLIT_OF = {"before": "validation", "after": "validation", "test": "test"}  # of each evaluation, in order
 SCORE_CURVES = ("eval_f1", "eval_accuracy", "eval_macro_f1", "eval_precision", "eval_recall")

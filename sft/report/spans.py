@@ -90,7 +90,7 @@ class SpanFindings:
         return tuple((label, *counts[label]) for label in sorted(counts))
 
     def estimates(self) -> dict[str, Estimate]:
-        """F1 and its like, as `sft.tasks.metrics.span_scores` defines them, with intervals; empty without gold."""
+        """F1 and its like, as `sft.tasks.metrics.span_metrics` defines them, with intervals; empty without gold."""
         if not self.row_counts:
             return {}
         return with_intervals(

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from sft.errors import InputError, RowError
-from sft.tasks import metrics as scores
+from sft.tasks import metrics
 from sft.text import clean_text, read_literal
 
 if TYPE_CHECKING:
@@ -168,19 +168,15 @@ class Classification:
         return result | {"label": None} if result.get("score", 1.0) < threshold else result
 
     def count(self, golds: Sequence[dict], predictions: Sequence[dict]) -> Counter[tuple[str, str | None]]:
-        """What `scores` needs to know of these rows; counts of more rows are added to it."""
-        return scores.count_labels(
+        """What `metrics` needs to know of these rows; counts of more rows are added to it."""
+        return metrics.count_labels(
             [gold["label"] for gold in golds],
             [prediction["label"] for prediction in predictions],
         )
 
-    def scores(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
+    def metrics(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
         """Accuracy, macro-F1 and per-label F1; a missing label counts as wrong."""
-        return scores.scores_of_labels(counts)
-
-    def score(self, golds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float]:
-        """`scores` of these rows."""
-        return self.scores(self.count(golds, predictions))
+        return metrics.label_metrics(counts)
 
 
 def options_from_flag(value: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Scores of predictions against gold. Labels by scikit-learn; entity spans counted here, as none of its scores do."""
+"""Metrics of predictions against gold. Labels by scikit-learn; entity spans counted here, as none of its scores do."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 
-def label_scores(golds: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
-    """Accuracy, macro-F1 over the gold labels, and each gold label's F1; None is a wrong answer.
-
-    Both sequences have one entry a row. Macro-F1 averages over the labels that occur in ``golds``.
-    """
-    return scores_of_labels(count_labels(golds, predictions))
-
-
 def count_labels(golds: Sequence[str], predictions: Sequence[str | None]) -> Counter[tuple[str, str | None]]:
-    """How often each gold label was answered by each label: what `scores_of_labels` needs of any number of rows."""
+    """How often each gold label was answered by each label: what `label_metrics` needs, for any number of rows."""
     return Counter(zip(golds, predictions, strict=True))
 
 
-def scores_of_labels(counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
-    """`label_scores` from the counts of `count_labels`, which add up."""
+def label_metrics(counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
+    """Accuracy, macro-F1 over the gold labels, and each gold label's F1, from the counts of `count_labels`.
+
+    None as a prediction is a wrong answer. Macro-F1 averages over the labels that occur as gold.
+    """
     from sklearn.metrics import accuracy_score, f1_score
 
     pairs = sorted(counts, key=str)
@@ -37,22 +32,12 @@ def scores_of_labels(counts: Counter[tuple[str, str | None]]) -> dict[str, float
     }
 
 
-def span_scores(
-    golds: Sequence[Sequence[dict]], predictions: Sequence[Sequence[dict]], labels: Sequence[str]
-) -> dict[str, float]:
-    """Exact-match precision, recall and F1 of entity spans: micro, macro over ``labels``, and for each label.
-
-    Args:
-        golds, predictions: one sequence of ``{"start", "end", "label"}`` a row. A span counts once a row.
-        labels: the task's labels; a label with neither gold nor predicted spans is left out of the macro mean.
-    """
-    return scores_of_spans(count_spans(golds, predictions), labels)
-
-
 def count_spans(
     golds: Sequence[Sequence[dict]], predictions: Sequence[Sequence[dict]]
 ) -> Counter[tuple[str, str | None]]:
-    """How many spans of each label are gold, predicted and right: what `scores_of_spans` needs of any number of rows.
+    """How many spans of each label are gold, predicted and right: what `span_metrics` needs, for any number of rows.
+
+    ``golds`` and ``predictions`` have one sequence of ``{"start", "end", "label"}`` a row; a span counts once a row.
 
     Keys are ``("gold", label)``, ``("predicted", label)`` and ``("right", label)``.
     """
@@ -65,8 +50,12 @@ def count_spans(
     return counts
 
 
-def scores_of_spans(counts: Counter[tuple[str, str | None]], labels: Sequence[str]) -> dict[str, float]:
-    """`span_scores` from the counts of `count_spans`, which add up."""
+def span_metrics(counts: Counter[tuple[str, str | None]], labels: Sequence[str]) -> dict[str, float]:
+    """Exact-match precision, recall and F1 of spans, from the counts of `count_spans`: micro, macro, of each label.
+
+    Args:
+        labels: the task's labels; one with neither gold nor predicted spans is left out of the macro mean.
+    """
     right, gold_count, predicted_count = (
         Counter({label: count for (of, label), count in counts.items() if of == kind})
         for kind in ("right", "gold", "predicted")
@@ -99,11 +88,11 @@ def best_span_threshold(golds: Sequence[Sequence[dict]], predictions: Sequence[S
     arXiv 1402.1892); a model is too sure or not sure enough, so the place is found on rows held out from training.
 
     Args:
-        predictions: as in `span_scores`, each entity with its ``score``.
+        predictions: as in `count_spans`, each entity with its ``score``.
     """
     best = (-1.0, 0.0)
     for threshold in (step / 20 for step in range(20)):
         kept = [[entity for entity in entities if entity["score"] >= threshold] for entities in predictions]
-        f1 = span_scores(golds, kept, ())["f1"]
+        f1 = span_metrics(count_spans(golds, kept), ())["f1"]
         best = max(best, (f1, threshold), key=lambda found: found[0])  # of equals, the first
     return best[1]

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from sft.errors import RowError
-from sft.tasks import metrics as scores
+from sft.tasks import metrics
 from sft.text import clean_text, shifted_offsets
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class Ner:
 
     def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> float:
         """How probable an entity must be for F1 over these rows to be highest."""
-        return scores.best_span_threshold(
+        return metrics.best_span_threshold(
             [gold["entities"] for gold in golds],
             [prediction["entities"] for prediction in predictions],
         )
@@ -232,19 +232,15 @@ class Ner:
         return result | {"entities": kept}
 
     def count(self, golds: Sequence[dict], predictions: Sequence[dict]) -> Counter[tuple[str, str | None]]:
-        """What `scores` needs to know of these rows; counts of more rows are added to it."""
-        return scores.count_spans(
+        """What `metrics` needs to know of these rows; counts of more rows are added to it."""
+        return metrics.count_spans(
             [gold["entities"] for gold in golds],
             [prediction["entities"] for prediction in predictions],
         )
 
-    def scores(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
+    def metrics(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
         """Span precision, recall and F1: micro, macro and per label; a span counts when both ends and label agree."""
-        return scores.scores_of_spans(counts, self.labels)
-
-    def score(self, golds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float]:
-        """`scores` of these rows."""
-        return self.scores(self.count(golds, predictions))
+        return metrics.span_metrics(counts, self.labels)
 
 
 def _split_point(record: dict) -> int | None:

@@ -11,18 +11,19 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 import sft
-from sft.data.records import FORMAT_VERSION
 from sft.decoding.decode import Limits
 from sft.engine.attention import can_express, use_tree_attention
 from sft.errors import InputError, RunError, Stopped
 from sft.files import write_json
-from sft.model.encoding import EncodedRow, LengthReport, Task, encode_rows
+from sft.model.encoding import EncodedRow, LengthReport, encode_rows
 from sft.model.hub import resolve_model
 from sft.model.loading import add_lora, load_base, load_config, load_tokenizer, resolve_dtype
 from sft.report.curves import draw_loss_curve
 from sft.report.model_card import write_model_card
 from sft.report.page import only_told
 from sft.report.run import write_run_report
+from sft.tasks.settings import FORMAT_VERSION
+from sft.tasks.task import Task
 from sft.tracking.callbacks import MetricsLog
 from sft.tracking.swanlab import SAMPLES, Tracking, start_tracking
 from sft.training import checkpoints, preview, summary

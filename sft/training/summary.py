@@ -11,7 +11,8 @@ import torch
 from peft import PeftModel
 
 from sft.console import duration
-from sft.model.encoding import EncodedRow, Task
+from sft.model.encoding import EncodedRow
+from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.prepare import Splits
 from sft.training.preview import planned_steps, rows_a_step

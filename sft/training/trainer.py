@@ -32,8 +32,9 @@ from sft.engine.loss import frozen_head
 from sft.engine.prefix_tree import collate_tree, tree_tokens
 from sft.errors import RunError
 from sft.files import read_json, write_json
-from sft.model.encoding import EncodedRow, Task
-from sft.prediction.rows import at_least, best_threshold, score_predictions
+from sft.model.encoding import EncodedRow
+from sft.tasks.evaluation import at_least, best_threshold, score_predictions
+from sft.tasks.task import Task
 from sft.tracking.callbacks import LogLines, ProgressOnStderr
 from sft.training import checkpoints
 
