@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sft.cli import exit_code
+from sft.cli import one_line_errors
 from sft.prediction.arguments import parse_arguments
 
 if TYPE_CHECKING:
@@ -44,15 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
     log_to_stderr(logging.INFO if first else logging.ERROR)
 
-    return exit_code(lambda: run(arguments))
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Predict, and tell the metrics where rows had gold; in the first process if there are several."""
-    metrics = predict(arguments)
-    if metrics is not None:
-        where = sys.stdout if arguments.output_file else sys.stderr
-        print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where, flush=True)
+    with one_line_errors() as outcome:
+        metrics = predict(arguments)
+        if metrics is not None:
+            where = sys.stdout if arguments.output_file else sys.stderr
+            print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where, flush=True)
+    return outcome.code
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, float] | None:

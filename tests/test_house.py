@@ -29,14 +29,13 @@ EXCEPTIONS = {
     ("sft.model.loading", "sft.training.arguments"),
     ("sft.processes", "sft.decoding.decode"),
     ("sft.processes", "sft.prediction.predictor"),
-    ("sft.processes", "sft.prediction.rows"),
+    ("sft.processes", "sft.tasks.evaluation"),
     ("sft.report.model_card", "sft.training.arguments"),
     ("sft.report.page", "sft.prediction.predictor"),
     ("sft.report.run", "sft.model.encoding"),
     ("sft.report.run", "sft.training.arguments"),
     ("sft.tasks.classification", "sft.report.labels"),
     ("sft.tasks.ner", "sft.report.spans"),
-    ("sft.training.trainer", "sft.prediction.rows"),
 }
 MOST_ARGUMENTS = 7
 # Functions that still take more; this list only gets shorter.

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.cli import Parser, exit_code, parse
+from sft.cli import Parser, one_line_errors, parse
 from sft.console import log_to_stderr
 from sft.errors import InputError, RunError
 from sft.files import read_json
@@ -40,15 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 SwanLab could not be used, 2 wrong usage or input."""
     arguments = parse_arguments(argv)
     log_to_stderr()
-    return exit_code(
-        lambda: replay(
+    with one_line_errors() as outcome:
+        replay(
             arguments.output_dir,
             mode=arguments.swanlab_mode,
             project=arguments.swanlab_project,
             experiment=arguments.swanlab_experiment,
             log_dir=arguments.swanlab_logdir,
         )
-    )
+    return outcome.code
 
 
 def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None, log_dir: Path) -> None:
