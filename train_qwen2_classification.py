@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = parse_arguments(
         "LoRA 微调：文本分类",
-        argv,
+        sys.argv[1:] if argv is None else argv,
         train_file="data/train_cls.jsonl",
         output_dir="output/Qwen2",
         metric_for_best_model=f"eval_{Classification.metric}",

@@ -14,7 +14,7 @@ from sft.engine import loss as head
 from sft.engine.batches import collate_padded, supervised_loss
 from sft.engine.loss import chunked_loss, frozen_head
 from sft.model.encoding import EncodedRow
-from sft.training.arguments import LINEAR_PROJECTIONS
+from sft.training.flags import LINEAR_PROJECTIONS
 from tests.models import WHOLE, tiny_model, with_random_lora
 
 VOCABULARY, HIDDEN = 512, 32

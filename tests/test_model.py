@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sft.errors import InputError
 from sft.model.loading import add_lora, default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
-from sft.training.arguments import LoraArguments
+from sft.training.flags import LoraArguments
 
 ADAPTER = "adapter_model.safetensors"
 BASE = "model.safetensors"

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from sft.console import is_watched
 from sft.errors import InputError
 from sft.files import file_hash
-from sft.training.arguments import LoraArguments
+from sft.training.flags import LoraArguments
 
 logger = logging.getLogger(__name__)
 

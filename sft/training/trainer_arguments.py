@@ -9,7 +9,7 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from sft.cli import OneLineErrors
-from sft.training.arguments import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
+from sft.training.flags import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
 
 
 @dataclass
