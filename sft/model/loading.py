@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sft.console import is_watched
+from sft.engine.attention import ARCHITECTURES, use_packed_attention
 from sft.errors import InputError
 from sft.files import file_hash
 from sft.training.flags import LoraArguments
@@ -124,6 +125,8 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         eos_token_id=shipped.eos_token_id,
         pad_token_id=shipped.pad_token_id,
     )
+    if model.config.model_type in ARCHITECTURES:
+        use_packed_attention(model)
     return model
 
 

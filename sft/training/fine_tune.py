@@ -12,10 +12,11 @@ from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedToke
 
 import sft
 from sft.decoding.decode import Limits
-from sft.engine.attention import can_express, use_tree_attention
+from sft.engine.attention import can_express
+from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching
 from sft.errors import InputError, RunError, Stopped
 from sft.files import write_json
-from sft.model.encoding import EncodedRow, LengthReport, encode_rows
+from sft.model.encoding import LengthReport, encode_rows
 from sft.model.hub import resolve_model
 from sft.model.loading import add_lora, load_base, load_config, load_tokenizer, resolve_dtype
 from sft.report.curves import draw_loss_curve
@@ -59,14 +60,15 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         return None
     dtype = resolve_dtype(arguments.model.dtype, training.device)
     logger.info("%s", preview.describe_lengths(lengths, data.max_length))
-    as_tree = choose_batching(load_config(base_folder), data.batching, max(len(row) for row in rows))
+    longest_tokens = max(len(row) for row in rows)
+    batching = choose_batching(load_config(base_folder), data.batching, longest_tokens, tokenizer.pad_token_id)
     if data.dry_run:
-        preview.show_plan(rows, base_folder, dtype, as_tree, arguments)
+        preview.show_plan(rows, base_folder, dtype, batching, arguments)
         return None
 
     run, checkpoint = settle_run(base_folder, dtype, arguments)
     task_json = describe_task(task, rows, dtype, arguments)
-    trainer = build_trainer(rows, splits, task, tokenizer, base_folder, dtype, as_tree, run, task_json, arguments)
+    trainer = build_trainer(rows, splits, task, tokenizer, base_folder, dtype, batching, run, task_json, arguments)
     tracking = start_tracking(
         mode=arguments.tracking.swanlab_mode,
         project=arguments.tracking.swanlab_project,
@@ -77,7 +79,7 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     )
     trainer.add_callback(MetricsLog(Path(training.output_dir) / "metrics.jsonl", step_of(checkpoint)))
     trainer.add_callback(tracking.callback)
-    plan = summary.before_training(task, rows, splits, trainer.model, as_tree, checkpoint, tracking.where, arguments)
+    plan = summary.before_training(task, rows, splits, trainer.model, batching, checkpoint, tracking.where, arguments)
     logger.info("%s", plan)
 
     outcome = "crashed"
@@ -99,21 +101,21 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     return results
 
 
-def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int) -> bool:
-    """Whether to lay batches out as prefix trees.
+def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int, pad_id: int) -> Batching:
+    """How rows become a batch.
 
     Raises:
         InputError: ``--batching prefix_tree`` with a model whose attention a tree cannot express.
     """
     if batching == "padded":
-        return False
-    if not can_express(config, longest_tokens):
-        reason = f"{config.model_type} 的注意力不能用前缀树表示"
-        if batching == "prefix_tree":
-            raise InputError(f"--batching prefix_tree：{reason}；请用 auto 或 padded")
-        logger.info("%s，按补齐的方式训练", reason)
-        return False
-    return True
+        return PaddedBatching(pad_id)
+    if can_express(config, longest_tokens):
+        return PrefixTreeBatching()
+    reason = f"{config.model_type} 的注意力不能用前缀树表示"
+    if batching == "prefix_tree":
+        raise InputError(f"--batching prefix_tree：{reason}；请用 auto 或 padded")
+    logger.info("%s，按补齐的方式训练", reason)
+    return PaddedBatching(pad_id)
 
 
 def settle_run(base_folder: Path, dtype: torch.dtype, arguments: Arguments) -> tuple[dict, Path | None]:
@@ -148,7 +150,7 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     base_folder: Path,
     dtype: torch.dtype,
-    as_tree: bool,
+    batching: Batching,
     run: dict,
     task_json: dict,
     arguments: Arguments,
@@ -157,8 +159,7 @@ def build_trainer(
     data, training = arguments.data, arguments.training
     set_seed(training.seed)  # the adapter's first weights
     base = load_base(base_folder, dtype)
-    if as_tree:
-        use_tree_attention(base, training.device)
+    batching = batching.for_model(base, training.device)
     model = add_lora(base, arguments.lora)
     settle_training_arguments(splits.validation, dtype, arguments)
     trainer = SftTrainer(
@@ -171,7 +172,7 @@ def build_trainer(
         validation_rows=encode_rows(splits.validation, task, tokenizer, data.max_length)[0],
         limits=Limits(task_json["max_length"], task_json["max_new_tokens"], training.per_device_eval_batch_size),
         run=run,
-        as_tree=as_tree,
+        batching=batching,
         max_tokens_per_micro_batch=run[checkpoints.MICRO_BATCH],
     )
     if data.early_stopping_patience and splits.validation:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sft.data.records import read_task_records
+from sft.engine.batches import EncodedRow
 from sft.errors import InputError
-from sft.model.encoding import EncodedRow
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments

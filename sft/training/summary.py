@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from sft.console import duration
-from sft.model.encoding import EncodedRow
+from sft.engine.batches import Batching, EncodedRow
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.prepare import Splits
@@ -36,7 +36,7 @@ def before_training(
     rows: Sequence[EncodedRow],
     splits: Splits,
     model: PeftModel,
-    as_tree: bool,
+    batching: Batching,
     checkpoint: Path | None,
     tracked: str,
     arguments: Arguments,
@@ -61,7 +61,7 @@ def before_training(
         f"一条 {statistics.median(lengths):.0f} 个词元（中位数），最长 {lengths[-1]:,}",
         "计划": f"{steps:,} 步，每步 {rows_a_step(training)} 条，共 {epochs:.3g} 轮，"
         f"约 {count(sum(lengths) * epochs)}词元",
-        "数值": f"{dtype}，{device_name(training.device)}，{'前缀树' if as_tree else '补齐'}批处理",
+        "数值": f"{dtype}，{device_name(training.device)}，{batching.title}批处理",
         "输出": training.output_dir,
         "曲线": tracked,
     }
