@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from sft.errors import InputError, RunError, Stopped, one_line
+from sft.processes import is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def one_line_errors(interrupted: str = "已中断") -> Iterator[Outcome]:
         yield outcome
     except InputError as error:
         outcome.code = WRONG_INPUT
-        if os.environ.get("RANK", "0") == "0":  # of several processes: the others have found the same
+        if is_first_process():  # the other processes found the same error
             _tell(error)
     except RunError as error:
         outcome.code = FAILED

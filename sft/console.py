@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from sft.processes import is_first_process
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -44,7 +46,7 @@ def say_once(logger: logging.Logger, message: str) -> None:
 
 def is_watched() -> bool:
     """Whether stderr is a terminal and this is the first of several processes."""
-    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    return sys.stderr.isatty() and is_first_process()
 
 
 def quiet_libraries() -> None:
@@ -101,7 +103,7 @@ class ConversionProgress:
         self._bar.update(line - self._bar.n)
 
 
-def watched(windows: Iterable[Window], done: int, total: int | None) -> Iterator[Window]:
+def with_progress(windows: Iterable[Window], done: int, total: int | None) -> Iterator[Window]:
     """Pass ``(rows, …)`` windows on, telling how many rows are through, how fast, and how long the rest will take.
 
     Args:

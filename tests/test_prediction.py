@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from models import Oracle, save_model, tiny_model, with_random_lora
 
 import predict
-from sft.console import watched
+from sft.console import with_progress
 from sft.data.inputs import in_original_shape, read_file, read_stream
 from sft.decoding.decode import Limits
 from sft.errors import InputError, RowError
@@ -479,12 +479,12 @@ def test_progress_is_a_line_now_and_then_where_nobody_watches(monkeypatch, caplo
     monkeypatch.setattr("sft.console.SECONDS_BETWEEN_LINES", 0.0)
     caplog.set_level("INFO")
     windows = [(["{}"] * 30, None), (["{}"] * 10, None)]
-    assert list(watched(iter(windows), 60, 100)) == windows
+    assert list(with_progress(iter(windows), 60, 100)) == windows
     first, last = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(r"已预测 90 条（共 100），每秒 [\d.]+ 条，还要约 \d+ 秒", first)
     assert "已预测 100 条" in last
     caplog.clear()
-    list(watched(iter(windows), 0, None))
+    list(with_progress(iter(windows), 0, None))
     assert re.fullmatch(r"已预测 30 条，每秒 [\d.]+ 条", caplog.records[0].getMessage())
 
 

@@ -7,7 +7,6 @@ on a port, asks for a login, or writes to stdout.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft.errors import InputError
 from sft.network import reachable
+from sft.processes import is_first_process
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -123,7 +123,7 @@ def start_tracking(
         raise InputError(
             f"--swanlab_project {project}：SwanLab 的项目名只能有英文字母、数字和 _ - + .，最长 100 个字符"
         )
-    if mode == "disabled" or os.environ.get("RANK", "0") != "0":  # of several processes, the first one reports
+    if mode == "disabled" or not is_first_process():
         return _untracked(log_dir)
     try:
         resolved, reason = resolve_mode(mode)
