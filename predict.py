@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sft.errors import RowError
     from sft.prediction.output import GrowingFile, Stream
     from sft.prediction.predictor import Loaded
-    from sft.report.page import Findings
+    from sft.report.findings import Findings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,15 +60,16 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
 
         check_output(output_file, arguments.input_file, resume=arguments.resume, overwrite=arguments.overwrite)
     if arguments.report is not None:
-        from sft.report.page import check_place
+        from sft.report.page import check_report_path
 
-        check_place(arguments.report)
+        check_report_path(arguments.report)
 
     from sft.console import with_progress
     from sft.prediction.output import finished_lines
     from sft.prediction.predictor import load_for_prediction, metrics_of
     from sft.prediction.turns import predict_in_turns
     from sft.processes import broadcast, choose_device, process_group
+    from sft.report.findings import findings_of
     from sft.report.page import add_lines
 
     choose_device()
@@ -89,7 +90,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
         text_column=arguments.text_column,
         label_column=arguments.label_column,
     )
-    findings = None if arguments.report is None else loaded.task.findings()
+    findings = None if arguments.report is None else findings_of(loaded.task)
     with open_output(arguments, loaded) as output, process_group() as group:
         done = broadcast(output.rows, group)
         if findings is not None:
@@ -141,9 +142,14 @@ def write_report(arguments: argparse.Namespace, loaded: Loaded, findings: Findin
     """The page that ``--report`` asks for."""
     from sft.report.page import write_prediction_page
 
-    name = arguments.input_file.name if arguments.input_file else "predict.py"
-    adapter = None if arguments.base_only else arguments.adapter
-    write_prediction_page(arguments.report, findings, loaded, name=name, adapter=adapter)
+    write_prediction_page(
+        arguments.report,
+        findings,
+        name=arguments.input_file.name if arguments.input_file else "predict.py",
+        base=loaded.model.config.name_or_path,
+        adapter=None if arguments.base_only else arguments.adapter,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sft.data.readers import Source
 from sft.data.records import conversion_report_path
 from sft.data.splitter import TEST, TRAIN, Gold, Progress, Recipe, Splitter, make_record
 from sft.errors import InputError, RowError
-from sft.files import json_bytes, whole_file
+from sft.files import json_bytes, refuse_folder, whole_file
 from sft.tasks.classification import Classification
 from sft.tasks.ner import CCFBDCI_LABELS, Ner
 from sft.tasks.settings import TaskSettings, settings_path
@@ -107,8 +107,7 @@ def convert_files(
     """
     record_files = (output_file, test_file)
     for path in record_files:
-        if path.is_dir():
-            raise InputError(f"{path}：是一个目录；请给出文件名，如 {path / 'train.jsonl'}")
+        refuse_folder(path, str(path / "train.jsonl"))
     report_file, rejected_file = conversion_report_path(output_file), rejected_path(output_file)
     outputs = [*record_files, *map(settings_path, record_files), report_file, rejected_file]
     _check_places(outputs, [source.path for source in (train_source, test_source) if source])

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.decoding.decode import WINDOW_BATCHES, Limits, groups, predict
 from sft.errors import InputError, RowError, RunError
-from sft.files import file_hash
-from sft.model.hub import resolve_model
+from sft.files import TASK_FILE, file_hash
+from sft.model.hub import DEFAULT_MODEL, resolve_model
 from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
 from sft.prediction.rows import DEFAULT, RowSettings, to_output, to_record
 from sft.tasks.classification import options_from_flag
@@ -84,6 +84,8 @@ def load_for_prediction(
     )
     base = model_name_or_path or settings.base_model or "qwen/Qwen2.5-1.5B-Instruct"
     folder = resolve_model(base, Path("qwen"))
+    base = model_name_or_path or settings.get("base_model") or DEFAULT_MODEL
+    folder = resolve_model(base)
     device = default_device()
     wanted = dtype or settings.dtype or "auto"
     if wanted == "float16" and device.type == "cpu" and dtype is None:
@@ -106,7 +108,7 @@ def _task_path(adapter: Path | None, task_file: Path | None, input_file: Path | 
     if task_file is not None:
         path = task_file
     elif adapter is not None:
-        path = adapter / "task.json"
+        path = adapter / TASK_FILE
     elif input_file is not None:
         path = settings_path(input_file)
     else:

@@ -13,8 +13,8 @@ import torch.distributed
 from sft.decoding.decode import groups
 from sft.errors import RowError, RunError
 from sft.prediction.predictor import Loaded, predict_window, rows_per_window
-from sft.prediction.rows import Tally
 from sft.processes import process_count, process_index
+from sft.tasks.evaluation import Tally
 
 
 def predict_in_turns(

@@ -8,14 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from sft.errors import InputError, RowError
 from sft.tasks import metrics
 from sft.text import clean_text, read_literal
-
-if TYPE_CHECKING:
-    from sft.report.labels import LabelFindings
 
 SYSTEM_PROMPT = (
     "你是一个文本分类领域的专家，你会接收到几个分类选项和一段文本，请从选项中选出文本的正确类型，只输出类型本身。"
@@ -149,12 +146,6 @@ class Classification:
     def gold(self, record: dict) -> dict | None:
         """The right result as a prediction would have it, None where the row has none."""
         return {"label": record["label"]} if record.get("label") is not None else None
-
-    def findings(self) -> LabelFindings:
-        """What a report collects about predictions."""
-        from sft.report.labels import LabelFindings
-
-        return LabelFindings(self.labels)
 
     def show(self, result: dict) -> str:
         """A result for a person to read."""

@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+# What people read: (Chinese, English).
+METRIC_NAMES = {
+    "loss": ("损失", "loss"),
+    "accuracy": ("准确率", "accuracy"),
+    "f1": ("微平均 F1", "micro F1"),
+    "precision": ("精确率", "precision"),
+    "recall": ("召回率", "recall"),
+    "macro_f1": ("宏平均 F1", "macro F1"),
+}
+
 
 def count_labels(golds: Sequence[str], predictions: Sequence[str | None]) -> Counter[tuple[str, str | None]]:
     """How often each gold label was answered by each label: what `label_metrics` needs, for any number of rows."""
@@ -60,9 +70,9 @@ def span_metrics(counts: Counter[tuple[str, str | None]], labels: Sequence[str])
         Counter({label: count for (of, label), count in counts.items() if of == kind})
         for kind in ("right", "gold", "predicted")
     )
-    precision, recall, f1 = _precision_recall_f1(right.total(), predicted_count.total(), gold_count.total())
+    precision, recall, f1 = precision_recall_f1(right.total(), predicted_count.total(), gold_count.total())
     by_label = {
-        label: _precision_recall_f1(right[label], predicted_count[label], gold_count[label])
+        label: precision_recall_f1(right[label], predicted_count[label], gold_count[label])
         for label in labels
         if gold_count[label] or predicted_count[label]
     }
@@ -75,7 +85,8 @@ def span_metrics(counts: Counter[tuple[str, str | None]], labels: Sequence[str])
     return result
 
 
-def _precision_recall_f1(right: int, predicted: int, gold: int) -> tuple[float, float, float]:
+def precision_recall_f1(right: int, predicted: int, gold: int) -> tuple[float, float, float]:
+    """Precision, recall and F1 from counts; each is 0 where its denominator is 0."""
     precision = right / predicted if predicted else 0.0
     recall = right / gold if gold else 0.0
     return precision, recall, 2 * right / (predicted + gold) if predicted + gold else 0.0

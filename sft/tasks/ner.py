@@ -9,14 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from sft.errors import RowError
 from sft.tasks import metrics
 from sft.text import clean_text, shifted_offsets
-
-if TYPE_CHECKING:
-    from sft.report.spans import SpanFindings
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
 NO_ENTITY = "没有找到任何实体"
@@ -208,12 +205,6 @@ class Ner:
     def gold(self, record: dict) -> dict | None:
         """The right result as a prediction would have it, None where the row has none."""
         return {"entities": record["entities"]} if record.get("entities") is not None else None
-
-    def findings(self) -> SpanFindings:
-        """What a report collects about predictions."""
-        from sft.report.spans import SpanFindings
-
-        return SpanFindings(self.labels)
 
     def show(self, result: dict) -> str:
         """A result for a person to read."""

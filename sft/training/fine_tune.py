@@ -15,14 +15,23 @@ from sft.decoding.decode import Limits
 from sft.engine.attention import can_express
 from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching
 from sft.errors import InputError, RunError, Stopped
-from sft.files import write_json
+from sft.files import (
+    ALL_RESULTS_FILE,
+    LOSS_CURVE_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    SAMPLES_FILE,
+    TASK_FILE,
+    TRAIN_RESULTS_FILE,
+    write_json,
+)
 from sft.model.encoding import LengthReport, encode_rows
 from sft.model.hub import resolve_model
 from sft.model.loading import add_lora, load_base, load_config, load_tokenizer, resolve_dtype
 from sft.report.curves import draw_loss_curve
 from sft.report.model_card import write_model_card
-from sft.report.page import only_told
-from sft.report.run import write_run_report
+from sft.report.page import logged_not_raised
+from sft.report.run import Lengths, RunData, RunFacts, write_run_report
 from sft.tasks.settings import FORMAT_VERSION
 from sft.tasks.task import Task
 from sft.tracking.callbacks import MetricsLog
@@ -51,7 +60,7 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     data, training = arguments.data, arguments.training
     task = read_task(task_type, Path(data.train_file))
     splits = read_splits(task, arguments)
-    base_folder = resolve_model(arguments.model.model_name_or_path, Path("qwen"))
+    base_folder = resolve_model(arguments.model.model_name_or_path)
     tokenizer = load_tokenizer(base_folder)
     rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
     require_supervision(rows, data.train_file)
@@ -75,9 +84,9 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         experiment=arguments.tracking.swanlab_experiment or Path(training.output_dir).name,
         log_dir=Path(arguments.tracking.swanlab_logdir),
         config=shown_settings(run, arguments),
-        metrics_path=Path(training.output_dir) / "metrics.jsonl",
+        metrics_path=Path(training.output_dir) / METRICS_FILE,
     )
-    trainer.add_callback(MetricsLog(Path(training.output_dir) / "metrics.jsonl", step_of(checkpoint)))
+    trainer.add_callback(MetricsLog(Path(training.output_dir) / METRICS_FILE, step_of(checkpoint)))
     trainer.add_callback(tracking.callback)
     plan = summary.before_training(task, rows, splits, trainer.model, batching, checkpoint, tracking.where, arguments)
     logger.info("%s", plan)
@@ -227,8 +236,8 @@ def train_and_test(
         )
     trainer.save_model()
     if trainer.is_world_process_zero():
-        write_json(output_dir / "task.json", task_json)
-        write_json(output_dir / "train_results.json", results)
+        write_json(output_dir / TASK_FILE, task_json)
+        write_json(output_dir / TRAIN_RESULTS_FILE, results)
     if trainer.validation_records:
         # Of the best weights, which may not be the last: not logged, for the curve is of what was there at each step.
         metrics, predictions = trainer.validate("eval")
@@ -237,7 +246,7 @@ def train_and_test(
         write_results(trainer, "eval", results)
         task_json["threshold"] = trainer.threshold
         if trainer.is_world_process_zero():
-            write_json(output_dir / "task.json", task_json)
+            write_json(output_dir / TASK_FILE, task_json)
     if test:
         records = [record for _, record in test]
         test_rows, _ = encode_rows(test, trainer.task, trainer.processing_class, data.max_length)
@@ -249,12 +258,12 @@ def train_and_test(
         samples = summary.sample_texts(trainer.task, records, predictions, data.sample_predictions, training.seed)
         tracking.log_texts(SAMPLES, samples, trainer.state.global_step)
         if trainer.is_world_process_zero():
-            write_json(output_dir / "sample_predictions.json", samples)
+            write_json(output_dir / SAMPLES_FILE, samples)
     trainer.save_state()
     if trainer.is_world_process_zero():
-        write_json(output_dir / "all_results.json", results)
-        draw_loss_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
-        write_model_card(output_dir, task_json, results, arguments)
+        write_json(output_dir / ALL_RESULTS_FILE, results)
+        draw_loss_curve(output_dir / METRICS_FILE, output_dir / LOSS_CURVE_FILE)
+        write_model_card(output_dir, shown_settings(trainer.run, arguments) | task_json, results)
     return results
 
 
@@ -280,20 +289,28 @@ def write_page(
     checkpoint: Path | None,
     arguments: Arguments,
 ) -> None:
-    """``report.html``; one that cannot be written is told and no more."""
+    """``report.html``; a failure is logged, not raised."""
     if not trainer.is_world_process_zero():
         return
     output_dir = Path(arguments.training.output_dir)
-    with only_told(output_dir / "report.html"):
-        write_run_report(
-            output_dir,
-            task=trainer.task,
-            splits=splits._asdict(),
-            predictions=trainer.predictions,
-            lengths=lengths,
-            results=results,
-            task_json=task_json,
-            arguments=arguments,
-            steps=trainer.state.global_step,
-            resumed=checkpoint is not None,
-        )
+    data = RunData(
+        splits={name: [record for _, record in numbered] for name, numbered in splits._asdict().items()},
+        lengths=Lengths(
+            tokens=lengths.lengths,
+            max_length=task_json["max_length"],
+            shortened_lines=lengths.shortened_rows,
+            pieces=lengths.pieces,
+            dropped_tokens=lengths.dropped_tokens,
+        ),
+        train_file=Path(arguments.data.train_file),
+    )
+    facts = RunFacts(
+        base_model=task_json["base_model"],
+        dtype=task_json["dtype"],
+        device_type=arguments.training.device.type,
+        steps=trainer.state.global_step,
+        resumed=checkpoint is not None,
+    )
+    settings = shown_settings(trainer.run, arguments) | task_json
+    with logged_not_raised(output_dir / REPORT_FILE):
+        write_run_report(output_dir, trainer.task, data, trainer.predictions, results, facts, settings)

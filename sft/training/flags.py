@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sft.model.hub import DEFAULT_MODEL
+from sft.tracking.swanlab import MODES, PROJECT
+
 LINEAR_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 # Flags of older transformers that Chinese tutorials still use, and what to say instead.
@@ -36,7 +39,7 @@ def _flag(default: object, help: str) -> object:
 class ModelArguments:
     """Which model, and in which numbers."""
 
-    model_name_or_path: str = _flag("qwen/Qwen2.5-1.5B-Instruct", "模型文件夹，或魔搭社区的模型名（下载到 qwen/ 下）")
+    model_name_or_path: str = _flag(DEFAULT_MODEL, "模型文件夹，或魔搭社区的模型名（下载到 qwen/ 下）")
     dtype: str = _choice(
         "auto", "bfloat16", "float16", "float32", default="auto", help="模型的数值类型；auto：硬件支持 bf16 就用它"
     )
@@ -88,15 +91,11 @@ class TrackingArguments:
     """SwanLab."""
 
     swanlab_mode: str = _choice(
-        "auto",
-        "cloud",
-        "local",
-        "offline",
-        "disabled",
+        *MODES,
         default="auto",
         help="auto：已登录就用云端，否则记在本机（swanlab watch 查看）",
     )
-    swanlab_project: str = _flag("chinese-llm-sft", "SwanLab 项目名")
+    swanlab_project: str = _flag(PROJECT, "SwanLab 项目名")
     swanlab_experiment: str | None = _flag(None, "SwanLab 实验名；默认用输出文件夹的名字")
     swanlab_logdir: str = _flag("swanlog", "SwanLab 在本机写到哪里")
 
