@@ -82,9 +82,7 @@ def load_for_prediction(
         threshold,
         not constrained,
     )
-    base = model_name_or_path or settings.base_model or "qwen/Qwen2.5-1.5B-Instruct"
-    folder = resolve_model(base, Path("qwen"))
-    base = model_name_or_path or settings.get("base_model") or DEFAULT_MODEL
+    base = model_name_or_path or settings.base_model or DEFAULT_MODEL
     folder = resolve_model(base)
     device = default_device()
     wanted = dtype or settings.dtype or "auto"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from transformers import ProgressCallback, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from sft.files import whole_file
 from sft.tracking.metrics_log import append_row, keep_rows, plain_metrics, read_metrics
@@ -119,40 +118,3 @@ def finite_numbers(metrics) -> dict[str, int | float]:
     """The numbers SwanLab can draw: one NaN makes its local dashboard answer with an error."""
     plain = plain_metrics(metrics)
     return {name: value for name, value in plain.items() if isinstance(value, int | float)}
-
-
-class LogLines(TrainerCallback):
-    """One line on the log for every report of the Trainer's."""
-
-    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
-        if state.is_world_process_zero and logs:
-            logger.info("%s", log_line(state, logs))
-
-
-class ProgressOnStderr(ProgressCallback):
-    """transformers' progress bar, with rows a second, and the reports above it on stderr: stdout is for results."""
-
-    def on_train_begin(self, args, state: TrainerState, control, **kwargs) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("训练", refresh=False)
-            self.training_bar.unit = "步"
-            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step  # when resumed
-
-    def on_step_end(self, args, state: TrainerState, control, **kwargs) -> None:
-        if self.training_bar is not None:
-            steps_a_second = self.training_bar.format_dict["rate"] or 0
-            rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            self.training_bar.set_postfix_str(f"{steps_a_second * rows_a_step:.1f}条/s", refresh=False)
-        super().on_step_end(args, state, control, **kwargs)
-
-    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
-        if self.training_bar is not None and logs and logger.isEnabledFor(logging.INFO):
-            self.training_bar.write(log_line(state, logs), file=sys.stderr)
-
-
-def log_line(state: TrainerState, logs: dict[str, float]) -> str:
-    """A report of the Trainer's for a person, without the figures of each label."""
-    told = {name: value for name, value in logs.items() if not OF_ONE_LABEL.match(name) and name != "total_flos"}
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in told.items()}
-    return f"[{state.global_step}/{state.max_steps}] " + "  ".join(f"{name} {value}" for name, value in shown.items())
