@@ -20,7 +20,7 @@ MOST_LINES_NAMED = 20
 
 
 class LogLines(TrainerCallback):
-    """One line on the log for every report of the Trainer's."""
+    """Logs one line for each log of the Trainer."""
 
     def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
         if state.is_world_process_zero and logs:
@@ -28,14 +28,14 @@ class LogLines(TrainerCallback):
 
 
 class ProgressOnStderr(ProgressCallback):
-    """transformers' progress bar, with rows a second, and the reports above it on stderr: stdout is for results."""
+    """transformers' progress bar with rows a second; logs go above it, to stderr, because stdout is for results."""
 
     def on_train_begin(self, args, state: TrainerState, control, **kwargs) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description("训练", refresh=False)
             self.training_bar.unit = "步"
-            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step  # when resumed
+            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step  # not 0 if resumed
 
     def on_step_end(self, args, state: TrainerState, control, **kwargs) -> None:
         if self.training_bar is not None:
@@ -50,9 +50,9 @@ class ProgressOnStderr(ProgressCallback):
 
 
 def log_line(state: TrainerState, logs: dict[str, float]) -> str:
-    """A report of the Trainer's for a person, without the figures of each label."""
-    told = {name: value for name, value in logs.items() if not OF_ONE_LABEL.match(name) and name != "total_flos"}
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in told.items()}
+    """One log of the Trainer as a line of text, without the metrics of each label."""
+    kept = {name: value for name, value in logs.items() if not OF_ONE_LABEL.match(name) and name != "total_flos"}
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in kept.items()}
     return f"[{state.global_step}/{state.max_steps}] " + "  ".join(f"{name} {value}" for name, value in shown.items())
 
 
