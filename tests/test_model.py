@@ -116,7 +116,7 @@ class TestAdapter:
     def test_a_new_adapter_is_float32_and_changes_nothing_yet(self, base):
         model = load_base(base, torch.bfloat16)
         before = logits(model)
-        model = add_lora(model, LoraArguments())
+        model = add_lora(model, **vars(LoraArguments()))
         assert torch.equal(logits(model), before)
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert len(trained) == 2 * 7 * 2  # layers, projections, A and B
@@ -124,7 +124,7 @@ class TestAdapter:
 
     def test_an_unknown_target_module_names_the_flag(self, base):
         with pytest.raises(InputError, match=r"--lora_target_modules.*c_attn"):
-            add_lora(load_base(base, torch.float32), LoraArguments(lora_target_modules=["c_attn"]))
+            add_lora(load_base(base, torch.float32), **vars(LoraArguments(lora_target_modules=["c_attn"])))
 
 
 class TestBase:
@@ -168,6 +168,17 @@ class TestTokenizer:
         with pytest.raises(InputError, match="词表"):
             load_tokenizer(copied_base)
         (copied_base / "tokenizer.json").write_text("{")
+        with pytest.raises(InputError, match="读不出分词器"):
+            load_tokenizer(copied_base)
+
+    def test_a_tokenizer_that_brings_its_own_code_is_refused(self, copied_base, monkeypatch):
+        monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run it"))
+        (copied_base / "own.py").write_text("raise SystemExit('run')\n")
+        (copied_base / "config.json").write_text('{"model_type": "none"}')
+        path = copied_base / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+        path.write_text(json.dumps(config), encoding="utf-8")
         with pytest.raises(InputError, match="读不出分词器"):
             load_tokenizer(copied_base)
 

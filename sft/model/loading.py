@@ -23,7 +23,6 @@ from sft.console import is_watched
 from sft.engine.attention import ARCHITECTURES, use_packed_attention
 from sft.errors import InputError, one_line
 from sft.files import ADAPTER_FILE, file_hash
-from sft.training.flags import LoraArguments
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         InputError: the folder holds no tokenizer, or only a slow one.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}：读不出分词器（{one_line(error)}）；请重新下载模型") from error
     if tokenizer.get_vocab().keys() == tokenizer.get_added_vocab().keys():  # transformers makes up an empty one
@@ -136,19 +135,29 @@ def model_hash(folder: Path) -> str:
     return "-".join(file_hash(path)[:8] for path in files)
 
 
-def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
-    """A fresh adapter; its weights are float32 whatever the base is in.
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    lora_r: int,
+    lora_alpha: int,
+    lora_dropout: float,
+    lora_target_modules: list[str],
+    use_rslora: bool,
+) -> PeftModel:
+    """Add a new LoRA adapter to a base model; the arguments are the flags of the same names.
+
+    The adapter's weights are float32, whatever the dtype of the base. At first it changes nothing (B is zero).
 
     Raises:
-        InputError: a target module that the model does not have.
+        InputError: the model has no such target module.
     """
     config = LoraConfig(
         task_type="CAUSAL_LM",
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        target_modules=arguments.lora_target_modules,
-        use_rslora=arguments.use_rslora,
+        r=lora_r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=lora_target_modules,
+        use_rslora=use_rslora,
     )
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=True)

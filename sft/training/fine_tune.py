@@ -88,7 +88,7 @@ def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
     batching = prepared.batching.for_model(base, training.device)
     limits = Limits(settings.max_length, settings.max_new_tokens, training.per_device_eval_batch_size)
     trainer = SftTrainer(
-        model=add_lora(base, arguments.lora),
+        model=add_lora(base, **vars(arguments.lora)),
         args=training,
         train_dataset=as_dataset(prepared.rows.train),
         processing_class=prepared.tokenizer,
