@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(records)} rows\n| | constrained | free |\n|---|---|---|")
     for name in figures[0]:
         print(f"| {name} | {figures[0][name]:.4f} | {figures[1].get(name, 0.0):.4f} |")
-    what = "label" if "label" in kept[0] else "entities"
+    what = loaded.task.answers
     agreeing = sum(shown(one[what]) == shown(other[what]) for one, other in zip(kept, free, strict=True))
     print(f"\nthe same result: {agreeing / len(records):.2%}")
     for kind in free[0].get("problems", ()):

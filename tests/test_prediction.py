@@ -22,10 +22,10 @@ from models import Oracle, save_model, tiny_model, with_random_lora
 import predict
 from sft.console import with_progress
 from sft.data.inputs import in_original_shape, read_file, read_stream
-from sft.decoding.decode import Limits
+from sft.decoding.decode import Limits, rows_per_window
 from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
-from sft.prediction.predictor import Loaded, load_for_prediction, predict_rows, rows_per_window
+from sft.prediction.predictor import Loaded, load_for_prediction, predict_rows
 from sft.prediction.rows import RowSettings, to_output, to_record
 from sft.tasks.classification import Classification
 from sft.tasks.entity_lines import entity_line

@@ -1,6 +1,6 @@
-"""Predictions: options scored in one pass over a tree of them, entities by constrained greedy decoding; in order.
+"""From records to results. Options are scored together in one pass; entities are decoded greedily under a constraint.
 
-Everything that predicts (evaluation while training, `predict.py`, the notebooks) goes through `predict`.
+Evaluation during training, `predict.py` and the notebooks all use this module.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
@@ -27,18 +29,20 @@ from sft.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-WINDOW_BATCHES = 16  # rows are sorted by length within a window of so many batches, to pad less
+WINDOW_BATCHES = 16  # within a window of so many batches, rows are sorted by length: less padding
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of a record is read, and how much may be answered, in tokens; and how many rows run together.
+    """How long prompts and answers may be, in tokens, and how many rows run together.
 
     Attributes:
-        max_new_tokens: of an answer in free text; in a constrained one no entity begins after so many.
-        constrained: only well-formed answers; false for what the model says by itself, parsed.
-        max_tokens: how many tokens may be in memory together; None: as many as ``batch_size`` rows have, and of rows
-            with options ``batch_size`` × ``max_length``.
+        max_length: tokens of a row at most, prompt and answer.
+        max_new_tokens: tokens of a free-text answer at most; in a constrained answer, no entity begins after so many.
+        batch_size: rows at a time.
+        constrained: allow only well-formed answers; if false, the model answers freely and the answer is parsed.
+        max_tokens: tokens in memory at the same time, at most. None: whatever ``batch_size`` rows need, and
+            ``batch_size`` × ``max_length`` for rows with options.
     """
 
     max_length: int
@@ -48,6 +52,25 @@ class Limits:
     max_tokens: int | None = None
 
 
+class Piece(NamedTuple):
+    """A record that fits, or a part of a longer one, with the token ids of its prompt."""
+
+    record: dict
+    prompt_ids: list[int]
+
+
+def rows_per_window(limits: Limits) -> int:
+    """How many rows are predicted together. The numbers of a row depend on no row outside its window."""
+    return WINDOW_BATCHES * limits.batch_size
+
+
+def in_groups(items: Iterable, size: int) -> Iterator[tuple]:
+    """Consecutive tuples of up to ``size`` items (`itertools.batched` needs Python 3.12)."""
+    iterator = iter(items)
+    while group := tuple(islice(iterator, size)):
+        yield group
+
+
 def predict(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -55,61 +78,70 @@ def predict(
     records: Iterable[dict],
     limits: Limits,
 ) -> Iterator[dict]:
-    """Yield the prediction of each record, in order; greedy, so the same records give the same predictions.
+    """Yield the result of each record, in order.
 
-    A record over ``limits.max_length`` is cut or split as in training. A record that cannot be made to fit yields
-    ``{"error": reason}``.
+    Decoding is greedy, so the same records give the same results. A record longer than ``limits.max_length`` is cut
+    or split as in training; one that cannot be made to fit yields ``{"error": reason}``.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        for window in groups(records, WINDOW_BATCHES * limits.batch_size):
-            yield from _predict_window(model, tokenizer, task, window, limits)
-    finally:
-        model.train(was_training)
+    for window in in_groups(records, rows_per_window(limits)):
+        yield from predict_together(model, tokenizer, task, window, limits)
 
 
-def groups(items: Iterable, size: int) -> Iterator[tuple]:
-    """Consecutive tuples of up to ``size`` items (itertools.batched is Python 3.12)."""
-    iterator = iter(items)
-    while group := tuple(islice(iterator, size)):
-        yield group
-
-
-def _predict_window(model, tokenizer, task: Task, records: Sequence[dict], limits: Limits) -> list[dict]:
-    whole_prompts = encode_prompts(records, task, tokenizer)
-    pieces_of = [
-        _fit_one(record, len(prompt), task, tokenizer, limits)
-        for record, prompt in zip(records, whole_prompts, strict=True)
-    ]
-    pieces = [piece for pieces in pieces_of if isinstance(pieces, list) for piece in pieces]
-    known = {id(record): prompt for record, prompt in zip(records, whole_prompts, strict=True)}
-    new = iter(encode_prompts([piece for piece in pieces if id(piece) not in known], task, tokenizer))
-    prompts = [known.get(id(piece)) or next(new) for piece in pieces]
-    by_length = sorted(range(len(pieces)), key=lambda index: len(prompts[index]))
-    answers = _answer(
-        model, tokenizer, task, [pieces[index] for index in by_length], [prompts[index] for index in by_length], limits
-    )
+def predict_together(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    records: Sequence[dict],
+    limits: Limits,
+) -> list[dict]:
+    """The results of one window of records, as `predict` gives them."""
+    pieces_of = _fit(records, task, tokenizer, limits)
+    pieces = [piece for pieces in pieces_of if not isinstance(pieces, RowError) for piece in pieces]
+    by_length = sorted(range(len(pieces)), key=lambda index: len(pieces[index].prompt_ids))
+    with _evaluating(model):
+        answers = list(_answer(model, tokenizer, task, [pieces[index] for index in by_length], limits))
     results: list[dict] = [{}] * len(pieces)
     for index, result in zip(by_length, answers, strict=True):
         results[index] = result
     remaining = iter(results)
     return [
-        task.merge(pieces, [next(remaining) for _ in pieces]) if isinstance(pieces, list) else {"error": str(pieces)}
+        {"error": str(pieces)}
+        if isinstance(pieces, RowError)
+        else task.merge([piece.record for piece in pieces], [next(remaining) for _ in pieces])
         for pieces in pieces_of
     ]
 
 
-def _fit_one(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Limits) -> list[dict] | RowError:
-    """The record's pieces that leave room for the answer (the record itself if it does), or why there are none."""
+def _fit(records: Sequence[dict], task: Task, tokenizer, limits: Limits) -> list[list[Piece] | RowError]:
+    """For each record the pieces that leave room for the answer (mostly one), or why there are none."""
+    prompts = encode_prompts(records, task, tokenizer)
+    shorter_of = [
+        _shorten(record, len(prompt_ids), task, tokenizer, limits)
+        for record, prompt_ids in zip(records, prompts, strict=True)
+    ]
+    shorter = [part for parts in shorter_of if isinstance(parts, list) for part in parts]
+    shorter_prompts = iter(encode_prompts(shorter, task, tokenizer))
+    fitted: list[list[Piece] | RowError] = []
+    for record, prompt_ids, parts in zip(records, prompts, shorter_of, strict=True):
+        if parts is None:
+            fitted.append([Piece(record, prompt_ids)])
+        elif isinstance(parts, RowError):
+            fitted.append(parts)
+        else:
+            fitted.append([Piece(part, next(shorter_prompts)) for part in parts])
+    return fitted
+
+
+def _shorten(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Limits) -> list[dict] | RowError | None:
+    """The parts of a record that is too long; None if it fits as it is, an error if it cannot be made to fit."""
     options = task.options(record)
     if options is None:
         room_tokens = limits.max_new_tokens
     else:
         room_tokens = 1 + max(len(ids) for ids in encode_texts(list(options), tokenizer))
     if prompt_tokens + room_tokens <= limits.max_length:
-        return [record]
-    if options is None:  # an answer is about as long as its sentence at most: half of what the instruction leaves
+        return None
+    if options is None:  # an answer is at most about as long as its sentence: leave it half of what remains
         instruction_tokens = len(encode_prompts([record | {"text": ""}], task, tokenizer)[0])
         room_tokens = min(room_tokens, (limits.max_length - instruction_tokens) // 2)
     try:
@@ -122,31 +154,42 @@ def _fit_one(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Li
         return error
 
 
-def _answer(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> Iterator[dict]:
-    """The results of records in the order given, the shortest first."""
-    if not records:
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put the model into evaluation mode, and back into its own mode afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _answer(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits) -> Iterator[dict]:
+    """The results of pieces, in order. The pieces come sorted by length, the shortest first."""
+    if not pieces:
         return
-    chooses = task.options(records[0]) is not None
+    chooses = task.options(pieces[0].record) is not None
     vocabulary = None if chooses or not limits.constrained else _vocabulary_for(tokenizer, task)
     if vocabulary is not None:
-        yield from _extract(model, vocabulary, task, records, prompts, limits)
+        yield from _extract(model, vocabulary, task, pieces, limits)
         return
-    for rows in groups(range(len(records)), limits.batch_size if chooses else _raw_batch_size(prompts, limits)):
-        batch = [records[row] for row in rows], [prompts[row] for row in rows]
+    for batch in in_groups(pieces, limits.batch_size if chooses else _raw_batch_size(pieces, limits)):
         if chooses and limits.constrained:
-            yield from _choose(model, tokenizer, task, *batch, limits)
+            yield from _choose(model, tokenizer, task, batch, limits)
         else:
-            yield from _generate(model, tokenizer, task, *batch, limits)
+            yield from _generate(model, tokenizer, task, batch, limits)
 
 
-def _raw_batch_size(prompts: Sequence[list[int]], limits: Limits) -> int:
+def _raw_batch_size(pieces: Sequence[Piece], limits: Limits) -> int:
     if limits.max_tokens is None:
         return limits.batch_size
-    return max(1, min(limits.batch_size, limits.max_tokens // (len(prompts[-1]) + limits.max_new_tokens)))
+    longest_tokens = len(pieces[-1].prompt_ids) + limits.max_new_tokens
+    return max(1, min(limits.batch_size, limits.max_tokens // longest_tokens))
 
 
 def _vocabulary_for(tokenizer, task: Task) -> Vocabulary | None:
-    """The tokenizer's vocabulary; None, said once, where constrained answers cannot be written with it."""
+    """The tokenizer's vocabulary; None, with one log line, if it cannot write constrained answers."""
     vocabulary = vocabulary_of(tokenizer)
     if vocabulary is None or not can_write(answer_format(task.labels), vocabulary):
         say_once(logger, f"{tokenizer.name_or_path}：这种分词器写不出受约束的答案，改为自由生成再解析")
@@ -154,22 +197,24 @@ def _vocabulary_for(tokenizer, task: Task) -> Vocabulary | None:
     return vocabulary
 
 
-def _extract(model, vocabulary: Vocabulary, task: Task, records, prompts, limits: Limits) -> Iterator[dict]:
-    """The entities of each record, by a well-formed answer."""
+def _extract(model, vocabulary: Vocabulary, task: Task, pieces: Sequence[Piece], limits: Limits) -> Iterator[dict]:
+    """The entities of each piece, from a well-formed answer."""
     bounds = Bounds(limits.batch_size, limits.max_new_tokens, limits.max_tokens)
-    texts = [record["text"] for record in records]
+    texts = [piece.record["text"] for piece in pieces]
+    prompts = [piece.prompt_ids for piece in pieces]
     answers = decode(model, vocabulary, task.labels, texts, prompts, bounds)
-    for record, answer in zip(records, answers, strict=True):
-        result = task.parse(answer.text, record)
+    for piece, answer in zip(pieces, answers, strict=True):
+        result = task.parse(answer.text, piece.record)
         for entity in result["entities"]:
             entity["score"] = answer.scores[entity.pop("line")]
         yield result | {"answer": answer.text}
 
 
-def _choose(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> list[dict]:
-    """The most probable option of each record, with the probability of every option (renormalised over them)."""
+def _choose(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits) -> list[dict]:
+    """The most probable option of each piece, and the probability of every option (they sum to 1)."""
     results = []
-    options_of = [list(task.options(record)) for record in records]
+    prompts = [piece.prompt_ids for piece in pieces]
+    options_of = [list(task.options(piece.record)) for piece in pieces]
     max_tokens = limits.max_tokens or limits.batch_size * limits.max_length
     scores_of = score_options(model, tokenizer, prompts, options_of, max_tokens)
     for options, log_probabilities in zip(options_of, scores_of, strict=True):
@@ -193,17 +238,21 @@ def score_options(
     options_of: Sequence[Sequence[str]],
     max_tokens: int | None = None,
 ) -> list[torch.Tensor]:
-    """Log-probability of each option, terminator included, as the answer to each prompt; one tensor a row."""
+    """Log-probability of each option as the answer to its prompt, terminator included.
+
+    Returns:
+        For each prompt a tensor of shape (options,).
+    """
     end = terminator_id(tokenizer)
     branches_of = [[[*ids, end] for ids in encode_texts(options, tokenizer)] for options in options_of]
     return score(model, prompts, branches_of, max_tokens)
 
 
 class _ChosenProbability(LogitsProcessor):
-    """Notes the log-probability of the token that greedy decoding is about to take."""
+    """Keeps the log-probability of the token that greedy decoding takes at each step."""
 
     def __init__(self) -> None:
-        self.steps: list[torch.Tensor] = []  # one tensor of shape (batch,) a step
+        self.steps: list[torch.Tensor] = []  # at each step a tensor of shape (batch,)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.steps.append(at_least_float32(scores).log_softmax(-1).amax(-1).cpu())
@@ -211,9 +260,14 @@ class _ChosenProbability(LogitsProcessor):
 
 
 @torch.no_grad()
-def _generate(model, tokenizer, task: Task, records, prompts: list[list[int]], limits: Limits) -> list[dict]:
-    """Greedy answers, parsed; the ``score`` is a label's probability, or an entity's line's given what precedes it."""
+def _generate(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits) -> list[dict]:
+    """Unconstrained greedy answers, parsed.
+
+    ``score`` is the probability of the whole answer for a label, and that of its line, given the lines before, for an
+    entity.
+    """
     end = terminator_id(tokenizer)
+    prompts = [piece.prompt_ids for piece in pieces]
     width = max(len(ids) for ids in prompts)
     input_ids = torch.full((len(prompts), width), tokenizer.pad_token_id)
     attention_mask = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -232,8 +286,8 @@ def _generate(model, tokenizer, task: Task, records, prompts: list[list[int]], l
     )[:, width:].tolist()
     log_probabilities = torch.stack(chosen.steps, dim=1).tolist()
     return [
-        _parse_answer(tokenizer, task, record, answer_ids, steps, end)
-        for record, answer_ids, steps in zip(records, output_ids, log_probabilities, strict=True)
+        _parse_answer(tokenizer, task, piece.record, answer_ids, steps, end)
+        for piece, answer_ids, steps in zip(pieces, output_ids, log_probabilities, strict=True)
     ]
 
 
@@ -244,7 +298,7 @@ def _parse_answer(tokenizer, task: Task, record: dict, answer_ids: list[int], st
     result = task.parse(answer, record)
     result["unparsable"] = result["unparsable"] or not finished
     result["answer"] = answer
-    if "label" in result:  # an answer of one piece
+    if task.answers == "label":  # the whole answer is the label
         result["score"] = math.exp(sum(steps[: len(answer_ids) + finished]))
         return result
     line_scores = _line_scores(tokenizer, answer, answer_ids, steps)
@@ -254,8 +308,8 @@ def _parse_answer(tokenizer, task: Task, record: dict, answer_ids: list[int], st
 
 
 def _line_scores(tokenizer, answer: str, answer_ids: list[int], steps: list[float]) -> dict[int, float]:
-    """Probability of each line of the stripped answer: the product over its tokens, its newline's included."""
-    before = answer[: len(answer) - len(answer.lstrip())].count("\n")  # empty lines that stripping takes off
+    """Probability of each line of the stripped answer: the product over its tokens, including its newline."""
+    before = answer[: len(answer) - len(answer.lstrip())].count("\n")  # empty lines that `strip` removes
     totals: dict[int, float] = defaultdict(float)
     newlines = 0
     for token_id, log_probability in zip(answer_ids, steps, strict=False):

@@ -113,8 +113,7 @@ def _spell_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     control = control_token_pattern(tokenizer)
     kinds = _decoder_kinds(tokenizer)
     if "ByteLevel" in kinds:
-        byte_of = {character: byte for byte, character in _byte_alphabet().items()}
-        spell = lambda token: bytes(byte_of[character] for character in token)  # noqa: E731
+        spell = _spell_byte_level
     elif "Metaspace" in kinds or "Replace" in kinds:
         spell = _spell_sentencepiece
     else:
@@ -133,12 +132,19 @@ def _decoder_kinds(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {part["type"] for part in decoder.get("decoders", [decoder]) if "type" in part}
 
 
-def _byte_alphabet() -> dict[int, str]:
-    """How byte-level BPE writes each byte: printable Latin-1 as it is, the rest from U+0100 on (GPT-2)."""
+def _spell_byte_level(token: str) -> bytes:
+    return bytes(map(_byte_of_character().__getitem__, token))
+
+
+@lru_cache(maxsize=1)
+def _byte_of_character() -> dict[str, int]:
+    """The byte that each character of byte-level BPE stands for.
+
+    GPT-2 writes printable Latin-1 bytes as they are, and the others with the characters from U+0100 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {byte: chr(byte) for byte in printable}
-    others = [byte for byte in range(256) if byte not in alphabet]
-    return alphabet | {byte: chr(0x100 + index) for index, byte in enumerate(others)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
 
 
 def _spell_sentencepiece(token: str) -> bytes:

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.decoding.decode import WINDOW_BATCHES, Limits, groups, predict
+from sft.decoding.decode import Limits, in_groups, predict_together, rows_per_window
 from sft.errors import InputError, RowError, RunError
 from sft.files import TASK_FILE, file_hash
 from sft.model.hub import DEFAULT_MODEL, resolve_model
@@ -130,17 +130,12 @@ def predict_rows(
     total = Tally()
 
     def lines() -> Iterator[bytes]:
-        for window in groups(rows, rows_per_window(loaded.limits)):
+        for window in in_groups(rows, rows_per_window(loaded.limits)):
             outputs, tally = predict_window(loaded, window)
             total.add(tally)
             yield from outputs
 
     return lines(), lambda: metrics_of(loaded, total)
-
-
-def rows_per_window(limits: Limits) -> int:
-    """How many rows are predicted together. What a row's numbers are depends on nothing outside its window."""
-    return WINDOW_BATCHES * limits.batch_size
 
 
 def predict_window(loaded: Loaded, rows: Sequence[dict | RowError]) -> tuple[list[bytes], Tally]:
@@ -153,7 +148,7 @@ def predict_window(loaded: Loaded, rows: Sequence[dict | RowError]) -> tuple[lis
     records = [to_record(row, task, settings) for row in rows]
     usable = [record for record in records if not isinstance(record, RowError)]
     try:
-        predicted = iter(list(predict(loaded.model, loaded.tokenizer, task, usable, loaded.limits)))
+        predicted = iter(predict_together(loaded.model, loaded.tokenizer, task, usable, loaded.limits))
     except torch.OutOfMemoryError as error:
         raise RunError("显存不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
     results = [{"error": str(record)} if isinstance(record, RowError) else next(predicted) for record in records]

@@ -70,16 +70,16 @@ def to_output(
         return {"error": str(record)}
     if "error" in prediction:
         return {"text": record["original"], "error": prediction["error"]}
-    output = {"text": record["original"], **_in_original(prediction, record)}
+    output = {"text": record["original"], **_in_original(prediction, record, task)}
     if settings.with_answer and "answer" in prediction:
         output["answer"] = prediction["answer"]
     gold = task.gold(record)
-    return output | {"gold": _in_original(gold, record)} if gold is not None else output
+    return output | {"gold": _in_original(gold, record, task)} if gold is not None else output
 
 
-def _in_original(result: dict, record: dict) -> dict:
-    """The public part of a result, its entities' text and offsets those of the user's own text."""
-    if "entities" not in result:
+def _in_original(result: dict, record: dict, task: Task) -> dict:
+    """The public part of a result; text and offsets of its entities are those of the user's own text."""
+    if task.answers == "label":
         return {name: result[name] for name in ("label", "score", "scores") if name in result}
     entities = [dict(entity) for entity in result["entities"]]
     original = record["original"]

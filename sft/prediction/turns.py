@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 
 import torch.distributed
 
-from sft.decoding.decode import groups
+from sft.decoding.decode import in_groups, rows_per_window
 from sft.errors import RowError, RunError
-from sft.prediction.predictor import Loaded, predict_window, rows_per_window
+from sft.prediction.predictor import Loaded, predict_window
 from sft.processes import process_count, process_index
 from sft.tasks.evaluation import Tally
 
@@ -22,8 +22,8 @@ def predict_in_turns(
 ) -> Iterator[tuple[list[bytes], Tally]]:
     """Each window's output lines and counts, in order, in the first process; the others yield nothing."""
     count, index = process_count(), process_index()
-    windows = groups(rows, rows_per_window(loaded.limits))
-    for turn in groups(windows, count):
+    windows = in_groups(rows, rows_per_window(loaded.limits))
+    for turn in in_groups(windows, count):
         mine = predict_window(loaded, turn[index]) if index < len(turn) else None
         if group is None:
             yield mine
