@@ -25,12 +25,15 @@ from sft.processes import is_first_process, process_count, process_index
 if TYPE_CHECKING:
     from sft.errors import RowError
     from sft.prediction.output import GrowingFile, Stream
-    from sft.prediction.predictor import Loaded
+    from sft.prediction.predictor import Predictor
     from sft.report.findings import Findings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict as the command line says: predictions on stdout or in ``--output_file``, metrics where gold is there.
+    """Predict as the command line says.
+
+    The predictions go to stdout or into ``--output_file``. Rows with gold give metrics: on stdout if the predictions
+    go into a file, else on stderr.
 
     Returns:
         0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     from sft.console import log_to_stderr, quiet_libraries
 
-    if __name__ == "__main__":  # results are UTF-8 also where the console is GBK; a notebook's stdout always is
+    if __name__ == "__main__":  # results are UTF-8 even on a GBK console; a notebook's stdout is UTF-8 anyway
         sys.stdout.reconfigure(encoding="utf-8")
         quiet_libraries()
     log_to_stderr(logging.INFO if is_first_process() else logging.ERROR)
@@ -52,50 +55,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
-    """Read, load, predict, write; the metrics where rows had gold."""
+    """Read, load, predict, write.
+
+    Returns:
+        The metrics; None if no row had gold, and in every process but the first.
+    """
     rows, total = open_rows(arguments)
-    output_file = arguments.output_file
-    if output_file is not None:
-        from sft.prediction.output import check_output
-
-        check_output(output_file, arguments.input_file, resume=arguments.resume, overwrite=arguments.overwrite)
-    if arguments.report is not None:
-        from sft.report.page import check_report_path
-
-        check_report_path(arguments.report)
+    check_places(arguments)
 
     from sft.console import with_progress
     from sft.prediction.output import finished_lines
-    from sft.prediction.predictor import load_for_prediction, metrics_of
+    from sft.prediction.predictor import metrics_of
     from sft.prediction.turns import predict_in_turns
     from sft.processes import broadcast, choose_device, process_group
     from sft.report.findings import findings_of
     from sft.report.page import add_lines
 
     choose_device()
-    loaded = load_for_prediction(
-        adapter=arguments.adapter,
-        base_only=arguments.base_only,
-        task_file=arguments.task_file,
-        input_file=arguments.input_file,
-        model_name_or_path=arguments.model_name_or_path,
-        dtype=arguments.dtype,
-        max_length=arguments.max_length,
-        max_new_tokens=arguments.max_new_tokens,
-        batch_size=arguments.batch_size,
-        constrained=arguments.constrained,
-        max_tokens=arguments.max_tokens,
-        options=arguments.options,
-        threshold=arguments.threshold,
-        text_column=arguments.text_column,
-        label_column=arguments.label_column,
-    )
-    findings = None if arguments.report is None else findings_of(loaded.task)
-    with open_output(arguments, loaded) as output, process_group() as group:
+    predictor = load(arguments)
+    findings = None if arguments.report is None else findings_of(predictor.task)
+    with open_output(arguments, predictor) as output, process_group() as group:
         done = broadcast(output.rows, group)
         if findings is not None:
-            add_lines(findings, finished_lines(output_file, done))
-        windows = predict_in_turns(loaded, islice(rows, done, None), group)
+            add_lines(findings, finished_lines(arguments.output_file, done))
+        windows = predict_in_turns(predictor, islice(rows, done, None), group)
         for lines, tally in with_progress(windows, done, total):
             output.add(lines, tally)
             if findings is not None:
@@ -104,12 +87,12 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
     if process_index() > 0:
         return None
     if findings is not None:
-        write_report(arguments, loaded, findings)
-    return metrics_of(loaded, output.tally)
+        write_report(arguments, predictor, findings)
+    return metrics_of(predictor, output.tally)
 
 
 def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError], int | None]:
-    """The rows of what the flags name, and how many they are, None where only the end will tell."""
+    """The rows that the flags name, and how many there are (None for standard input)."""
     from sft.data.inputs import count_rows, read_file, read_stream
     from sft.errors import InputError
 
@@ -124,31 +107,74 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
     return islice(read_stream(sys.stdin.buffer, encoding=arguments.encoding), arguments.max_rows), None
 
 
-def open_output(arguments: argparse.Namespace, loaded: Loaded) -> GrowingFile | Stream:
-    """Where the lines go: the file of ``--output_file``, or stdout; only the first process writes a file."""
+def check_places(arguments: argparse.Namespace) -> None:
+    """Refuse places that cannot be written, or where something would be lost, before the model is loaded."""
+    if arguments.output_file is not None:
+        from sft.prediction.output import check_output
+
+        resume, overwrite = arguments.resume, arguments.overwrite
+        check_output(arguments.output_file, arguments.input_file, resume=resume, overwrite=overwrite)
+    if arguments.report is not None:
+        from sft.report.page import check_report_path
+
+        check_report_path(arguments.report)
+
+
+def load(arguments: argparse.Namespace) -> Predictor:
+    """The model, tokenizer and task that the flags name."""
+    from sft.prediction.predictor import LimitChoice, ModelChoice, Predictor
+    from sft.prediction.rows import RowSettings
+    from sft.tasks.options import options_from_flag
+
+    model = ModelChoice(
+        adapter=arguments.adapter,
+        base_only=arguments.base_only,
+        task_file=arguments.task_file,
+        input_file=arguments.input_file,
+        model_name_or_path=arguments.model_name_or_path,
+        dtype=arguments.dtype,
+    )
+    limits = LimitChoice(
+        max_length=arguments.max_length,
+        max_new_tokens=arguments.max_new_tokens,
+        batch_size=arguments.batch_size,
+        constrained=arguments.constrained,
+        max_tokens=arguments.max_tokens,
+    )
+    rows = RowSettings(
+        text_column=arguments.text_column,
+        label_column=arguments.label_column,
+        options=None if arguments.options is None else options_from_flag(arguments.options),
+        threshold=arguments.threshold,
+    )
+    return Predictor.load(model, limits, rows)
+
+
+def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingFile | Stream:
+    """Where the output lines go: ``--output_file``, or stdout. Only the first process writes a file."""
     from sft.prediction.output import GrowingFile, Stream
-    from sft.prediction.predictor import describe_run
+    from sft.prediction.predictor import run_identity
 
     path = arguments.output_file
     if path is None or process_index() > 0:
         return Stream(sys.stdout)
     if path.exists() and not path.is_file():  # a pipe, /dev/null
         return Stream(path.open("w", encoding="utf-8", newline="\n"))
-    run = describe_run(loaded, arguments.input_file, encoding=arguments.encoding, max_rows=arguments.max_rows)
+    run = run_identity(predictor, arguments.input_file, encoding=arguments.encoding, max_rows=arguments.max_rows)
     return GrowingFile(path, run, resume=arguments.resume)
 
 
-def write_report(arguments: argparse.Namespace, loaded: Loaded, findings: Findings) -> None:
-    """The page that ``--report`` asks for."""
+def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: Findings) -> None:
+    """Write the page that ``--report`` asks for."""
     from sft.report.page import write_prediction_page
 
     write_prediction_page(
         arguments.report,
         findings,
         name=arguments.input_file.name if arguments.input_file else "predict.py",
-        base=loaded.model.config.name_or_path,
-        adapter=None if arguments.base_only else arguments.adapter,
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        base=predictor.model.config.name_or_path,
+        adapter=predictor.adapter,
+        dtype=str(predictor.model.dtype).removeprefix("torch."),
     )
 
 

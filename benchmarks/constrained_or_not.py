@@ -15,7 +15,7 @@ from pathlib import Path
 from sft.data.records import read_records
 from sft.decoding.decode import predict
 from sft.errors import InputError
-from sft.prediction.predictor import load_for_prediction
+from sft.prediction.predictor import LimitChoice, Predictor
 from sft.tasks.evaluation import score_predictions
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=32)
     arguments = parser.parse_args(argv)
     try:
-        loaded = load_for_prediction(adapter=arguments.adapter, batch_size=arguments.batch_size)
+        loaded = Predictor.load(arguments.adapter, LimitChoice(batch_size=arguments.batch_size))
         records = [record for _, record in read_records(arguments.records)][: arguments.rows]
     except InputError as error:
         print(error, file=sys.stderr)

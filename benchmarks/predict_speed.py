@@ -30,7 +30,7 @@ from sft.decoding.decode import predict
 from sft.engine.ragged import RaggedPass
 from sft.errors import InputError
 from sft.model.encoding import encode_prompts, terminator_id
-from sft.prediction.predictor import Loaded, load_for_prediction
+from sft.prediction.predictor import LimitChoice, ModelChoice, Predictor
 
 ORIGINAL_MAX_NEW_TOKENS = 512
 
@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     try:
-        loaded = load_for_prediction(adapter=arguments.adapter, dtype=arguments.dtype, max_length=arguments.max_length)
+        choice = ModelChoice(adapter=arguments.adapter, dtype=arguments.dtype)
+        loaded = Predictor.load(choice, LimitChoice(max_length=arguments.max_length))
         records = [record for _, record in read_records(arguments.records)]
     except InputError as error:
         print(error, file=sys.stderr)
@@ -84,13 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def merged(loaded: Loaded, widened: bool) -> PreTrainedModel:
+def merged(loaded: Predictor, widened: bool) -> PreTrainedModel:
     """The model with the adapter in its weights, so that no method pays for it."""
     model = loaded.model.merge_and_unload().eval()
     return widen(model) if widened else model
 
 
-def compare(loaded: Loaded, records: list[dict], arguments: argparse.Namespace) -> None:
+def compare(loaded: Predictor, records: list[dict], arguments: argparse.Namespace) -> None:
     """Run every method in turn, round after round; print medians."""
     # What is cut is cut for all: the others get the very prompts that ours reads.
     records = [fitted(record, loaded) for record in records]
@@ -109,7 +110,7 @@ def compare(loaded: Loaded, records: list[dict], arguments: argparse.Namespace) 
     report(loaded, records, runs, sizes)
 
 
-def fitted(record: dict, loaded: Loaded) -> dict:
+def fitted(record: dict, loaded: Predictor) -> dict:
     """The record as far as ``max_length`` lets it be read."""
     room = 1 + max(map(len, loaded.tokenizer(list(loaded.task.options(record) or [""])).input_ids))
     length = lambda piece: len(encode_prompts([piece], loaded.task, loaded.tokenizer)[0]) + room  # noqa: E731
@@ -119,7 +120,7 @@ def fitted(record: dict, loaded: Loaded) -> dict:
 Run = Callable[[int], list[str]]
 
 
-def method_table(loaded: Loaded, records: list[dict]) -> dict[str, Run]:
+def method_table(loaded: Predictor, records: list[dict]) -> dict[str, Run]:
     """Each method as a function of the batch size that gives the answers as text, in order."""
     free_text = loaded.task.options(records[0]) is None
     extra = {"prompt_lookup_num_tokens": 10}
@@ -135,14 +136,14 @@ def method_table(loaded: Loaded, records: list[dict]) -> dict[str, Run]:
     return methods
 
 
-def ours(loaded: Loaded, records: list[dict], size: int) -> list[str]:
+def ours(loaded: Predictor, records: list[dict], size: int) -> list[str]:
     """What `predict.py` does."""
     limits = replace(loaded.limits, batch_size=size)
     results = predict(loaded.model, loaded.tokenizer, loaded.task, records, limits)
     return [result["answer"] if "answer" in result else result["label"] for result in results]
 
 
-def batched(loaded: Loaded, prompts: list[list[int]], size: int, **keywords) -> list[str]:
+def batched(loaded: Predictor, prompts: list[list[int]], size: int, **keywords) -> list[str]:
     """``generate`` with left padding, rows of like length together."""
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
@@ -166,7 +167,7 @@ def batched(loaded: Loaded, prompts: list[list[int]], size: int, **keywords) -> 
     return answers
 
 
-def continuous(loaded: Loaded, prompts: list[list[int]]) -> list[str]:
+def continuous(loaded: Predictor, prompts: list[list[int]]) -> list[str]:
     """transformers' continuous batching with a paged cache."""
     settings = GenerationConfig(
         max_new_tokens=ORIGINAL_MAX_NEW_TOKENS,
@@ -183,13 +184,13 @@ def continuous(loaded: Loaded, prompts: list[list[int]]) -> list[str]:
     return [text_of(by_prompt[tuple(ids)], loaded) for ids in prompts]
 
 
-def text_of(token_ids: list[int], loaded: Loaded) -> str:
+def text_of(token_ids: list[int], loaded: Predictor) -> str:
     """The answer before its terminator."""
     end = terminator_id(loaded.tokenizer)
     return loaded.tokenizer.decode(token_ids[: token_ids.index(end)] if end in token_ids else token_ids)
 
 
-def best_size(loaded: Loaded, run: Run, sizes: Sequence[int]) -> int:
+def best_size(loaded: Predictor, run: Run, sizes: Sequence[int]) -> int:
     """The fastest batch size of the grid for a method that has one."""
     if len(sizes) == 1:
         return sizes[0]
@@ -203,7 +204,7 @@ def best_size(loaded: Loaded, run: Run, sizes: Sequence[int]) -> int:
     return min(seconds, key=seconds.__getitem__)
 
 
-def measured(loaded: Loaded, run: Run, size: int) -> Work:
+def measured(loaded: Predictor, run: Run, size: int) -> Work:
     """One run, timed and counted."""
     with counting(loaded.model) as work:
         started, cpu_started = time.perf_counter(), time.process_time()
@@ -238,7 +239,7 @@ def counting(model: PreTrainedModel) -> Iterator[Work]:
             hook.remove()
 
 
-def report(loaded: Loaded, records: list[dict], runs: dict[str, list[Work]], sizes: dict[str, int]) -> None:
+def report(loaded: Predictor, records: list[dict], runs: dict[str, list[Work]], sizes: dict[str, int]) -> None:
     """A table: time, ratio to ours in the same round, counts, and how far the answers agree."""
     ours_runs = runs["ours"]
     answer_tokens = sum(len(ids) + 1 for ids in loaded.tokenizer(ours_runs[0].answers).input_ids)
@@ -274,7 +275,7 @@ def report(loaded: Loaded, records: list[dict], runs: dict[str, list[Work]], siz
         print(f"| {' | '.join(map(str, (name, sizes[name], *figures, f'{valid:.1%}', f'{same:.1%}')))} |")
 
 
-def agreement(loaded: Loaded, records: list[dict], answers: list[str], ours_: list[str]) -> tuple[float, float]:
+def agreement(loaded: Predictor, records: list[dict], answers: list[str], ours_: list[str]) -> tuple[float, float]:
     """Shares: of valid answers, and of these that say what ours does."""
     valid = same = 0
     for record, answer, mine in zip(records, answers, ours_, strict=True):

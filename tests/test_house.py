@@ -26,7 +26,7 @@ PAGE_OF_PREDICTIONS = "sft.report.page"  # the one part of a run's report that p
 EXCEPTIONS: set[tuple[str, str]] = set()
 MOST_ARGUMENTS = 7
 # Functions that still take more; this list only gets shorter.
-TOO_MANY_ARGUMENTS = {"convert_files", "load_for_prediction"}
+TOO_MANY_ARGUMENTS = {"convert_files"}
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -25,7 +25,7 @@ from sft.data.inputs import in_original_shape, read_file, read_stream
 from sft.decoding.decode import Limits, rows_per_window
 from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
-from sft.prediction.predictor import Loaded, load_for_prediction, predict_rows
+from sft.prediction.predictor import LimitChoice, ModelChoice, Predictor, predict_rows
 from sft.prediction.rows import RowSettings, to_output, to_record
 from sft.tasks.classification import Classification
 from sft.tasks.entity_lines import entity_line
@@ -186,7 +186,7 @@ class TestUsersOwnText:
 
     def test_an_entity_in_decomposed_text_is_found_and_shown_decomposed(self, tokenizer, ner):
         original = "e\u0301\u1112\u1161\u11ab豈张伟e\u0301"
-        loaded = Loaded(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, 4))
+        loaded = Predictor(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, 4))
         lines, _ = predict_rows(loaded, [{"text": original}])
         (entity,) = orjson.loads(next(lines))["entities"]
         assert (entity["start"], entity["end"], entity["text"]) == (6, 8, "张伟")
@@ -209,7 +209,7 @@ class TestPredictRows:
             {"text": "小明。", "entities": gold},
             {"text": "无", "entities": []},
         ] * 20
-        loaded = Loaded(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, batch_size))
+        loaded = Predictor(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, batch_size))
         lines, metrics = predict_rows(loaded, iter(rows))
         outputs = [orjson.loads(line) for line in lines]
         check_outputs(outputs, ["张伟到上海", None, "没有", None, "小明。", "无"] * 20)
@@ -220,13 +220,13 @@ class TestPredictRows:
         assert (score["precision"], score["recall"]) == (1 / 2, 1 / 2)
 
     def test_without_gold_there_are_no_metrics(self, tokenizer, ner):
-        loaded = Loaded(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, 2))
+        loaded = Predictor(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, 2))
         lines, metrics = predict_rows(loaded, [{"text": "张伟"}])
         assert "gold" not in orjson.loads(next(lines))
         assert metrics() is None
 
     def test_rows_too_long_for_the_model_are_errors_with_their_text(self, tokenizer, classification):
-        loaded = Loaded(tiny_model("qwen2"), tokenizer, classification, Limits(20, 8, 2))
+        loaded = Predictor(tiny_model("qwen2"), tokenizer, classification, Limits(20, 8, 2))
         lines, metrics = predict_rows(loaded, [{"text": "军", "output": "军事"}])
         output = orjson.loads(next(lines))
         assert output["text"] == "军"
@@ -241,7 +241,7 @@ class TestPredictRows:
             for read in range(1, 101):
                 yield {"text": "打仗", "output": ("军事", "体育")[read % 2]}
 
-        loaded = Loaded(tiny_model("qwen2"), tokenizer, classification, Limits(100, 8, 1))
+        loaded = Predictor(tiny_model("qwen2"), tokenizer, classification, Limits(100, 8, 1))
         lines, metrics = predict_rows(loaded, rows())
         for written, _ in enumerate(lines):
             assert read - written <= rows_per_window(loaded.limits)
@@ -250,11 +250,11 @@ class TestPredictRows:
     @pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
     def test_under_the_threshold_a_label_is_null_and_counts_as_wrong(self, tokenizer, classification, threshold):
         settings = RowSettings(threshold=threshold)
-        loaded = Loaded(tiny_model("qwen2"), tokenizer, classification, Limits(200, 8, 2), settings)
+        loaded = Predictor(tiny_model("qwen2"), tokenizer, classification, Limits(200, 8, 2), settings)
         rows = [{"text": text, "output": "军事"} for text in ("打仗", "比赛", "国家队赢了", "钱", "昨天")]
         lines, metrics = predict_rows(loaded, rows)
         outputs = [orjson.loads(line) for line in lines]
-        free = [orjson.loads(line) for line in predict_rows(replace(loaded, settings=RowSettings()), rows)[0]]
+        free = [orjson.loads(line) for line in predict_rows(replace(loaded, row_settings=RowSettings()), rows)[0]]
         for output, unchecked in zip(outputs, free, strict=True):
             kept = unchecked["score"] >= threshold
             assert output == unchecked | {"label": unchecked["label"] if kept else None}
@@ -265,7 +265,7 @@ class TestPredictRows:
     def test_under_the_threshold_an_entity_is_not_given(self, tokenizer, ner):
         def entities(threshold: float | None) -> list[dict]:
             settings = RowSettings(threshold=threshold)
-            loaded = Loaded(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, 4, constrained=False), settings)
+            loaded = Predictor(Oracle(tokenizer), tokenizer, ner, Limits(512, 400, 4, constrained=False), settings)
             return orjson.loads(next(predict_rows(loaded, [{"text": "张伟到上海"}])[0]))["entities"]
 
         scores = sorted(entity["score"] for entity in entities(None))
@@ -285,7 +285,7 @@ class Babbler(Oracle):
 
 class TestUnconstrained:
     def test_faults_of_free_answers_are_counted_with_or_without_gold_and_the_answer_is_shown(self, tokenizer, ner):
-        loaded = Loaded(
+        loaded = Predictor(
             Babbler(tokenizer), tokenizer, ner, Limits(512, 400, 2, constrained=False), RowSettings(with_answer=True)
         )
         lines, metrics = predict_rows(loaded, [{"text": "张伟到上海"}, {"text": ""}, {"text": "张伟到南京"}])
@@ -299,7 +299,7 @@ class TestUnconstrained:
     def test_a_label_outside_the_options_is_null_and_counted(self, tokenizer, classification):
         model = tiny_model("qwen2")
         limits = Limits(200, 4, 2, constrained=False)
-        loaded = Loaded(model, tokenizer, classification, limits, RowSettings(with_answer=True))
+        loaded = Predictor(model, tokenizer, classification, limits, RowSettings(with_answer=True))
         rows = [{"text": text, "output": "军事"} for text in ("打仗", "比赛", "钱")]
         lines, metrics = predict_rows(loaded, rows)
         for row, output in zip(rows, map(orjson.loads, lines), strict=True):
@@ -408,7 +408,7 @@ class TestCommandLine:
         assert "task.json" in captured.err
 
     def test_a_bad_input_file_is_found_before_the_model_is_loaded(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr("sft.prediction.predictor.load_for_prediction", lambda **_: pytest.fail("loaded"))
+        monkeypatch.setattr("sft.prediction.predictor.Predictor.load", lambda *_: pytest.fail("loaded"))
         (tmp_path / "rows.csv").write_text("a\nb\n", encoding="utf-8")
         for name in ("rows.csv", "none.txt"):
             assert predict.main(["--adapter", "x", "--input_file", str(tmp_path / name)]) == 2
@@ -490,10 +490,10 @@ def test_progress_is_a_line_now_and_then_where_nobody_watches(monkeypatch, caplo
 
 
 def test_predictions_use_the_lengths_and_numbers_of_training(trained):
-    loaded = load_for_prediction(adapter=trained)
+    loaded = Predictor.load(trained)
     assert loaded.limits == Limits(max_length=200, max_new_tokens=8, batch_size=16)
     assert str(loaded.model.dtype) == "torch.float32"
-    assert load_for_prediction(adapter=trained, max_length=99, batch_size=2).limits == Limits(99, 8, 2)
+    assert Predictor.load(trained, LimitChoice(max_length=99, batch_size=2)).limits == Limits(99, 8, 2)
 
 
 def test_an_adapter_trained_in_float16_is_usable_on_a_cpu(trained, tmp_path, monkeypatch):
@@ -501,6 +501,6 @@ def test_an_adapter_trained_in_float16_is_usable_on_a_cpu(trained, tmp_path, mon
     settings = orjson.loads((trained / "task.json").read_bytes()) | {"dtype": "float16"}
     path = tmp_path / "task.json"
     path.write_bytes(orjson.dumps(settings))
-    assert str(load_for_prediction(base_only=True, task_file=path).model.dtype) != "torch.float16"
+    assert str(Predictor.load(ModelChoice(base_only=True, task_file=path)).model.dtype) != "torch.float16"
     with pytest.raises(InputError, match="float16"):
-        load_for_prediction(base_only=True, task_file=path, dtype="float16")
+        Predictor.load(ModelChoice(base_only=True, task_file=path, dtype="float16"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import orjson
 import torch
@@ -19,96 +20,101 @@ from sft.model.hub import DEFAULT_MODEL, resolve_model
 from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
 from sft.prediction.rows import DEFAULT, RowSettings, to_output, to_record
 from sft.tasks.evaluation import Tally, at_least
-from sft.tasks.options import options_from_flag
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
 
-UNTRAINED_MAX_LENGTH, UNTRAINED_MAX_NEW_TOKENS = 1024, 256  # tokens, when no training has set them
+UNTRAINED_MAX_LENGTH, UNTRAINED_MAX_NEW_TOKENS = 1024, 256  # tokens, if no training has set them
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Everything a prediction needs, and the folders it came from."""
+class ModelChoice:
+    """Which model predicts, and for which task; None means as in training.
+
+    Attributes:
+        adapter: the folder that a training script wrote.
+        base_only: leave the adapter out, to see the model before fine-tuning.
+        task_file: the task's settings; by default those in ``adapter``, and without an adapter those beside
+            ``input_file``.
+        model_name_or_path: folder or hub id of the base model.
+        dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
+    """
+
+    adapter: Path | None = None
+    base_only: bool = False
+    task_file: Path | None = None
+    input_file: Path | None = None
+    model_name_or_path: str | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class LimitChoice:
+    """How the model answers; None means as in training. The fields are those of `Limits`."""
+
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    batch_size: int = 16
+    constrained: bool = True
+    max_tokens: int | None = None
+
+
+AS_TRAINED = LimitChoice()
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Everything that a prediction needs, and the folders it came from."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     task: Task
     limits: Limits
-    settings: RowSettings = DEFAULT
+    row_settings: RowSettings = DEFAULT
     base_folder: Path | None = None
     adapter: Path | None = None
 
+    @classmethod
+    def load(
+        cls, choice: ModelChoice | Path | str, limits: LimitChoice = AS_TRAINED, row_settings: RowSettings = DEFAULT
+    ) -> Self:
+        """Load a model with its tokenizer and task.
 
-def load_for_prediction(
-    *,
-    adapter: Path | None = None,
-    base_only: bool = False,
-    task_file: Path | None = None,
-    input_file: Path | None = None,
-    model_name_or_path: str | None = None,
-    dtype: str | None = None,
-    max_length: int | None = None,
-    max_new_tokens: int | None = None,
-    batch_size: int = 16,
-    constrained: bool = True,
-    max_tokens: int | None = None,
-    options: str | None = None,
-    threshold: float | None = None,
-    text_column: str | None = None,
-    label_column: str | None = None,
-) -> Loaded:
-    """The model, tokenizer and task that ``adapter/task.json`` names; None means as in training.
+        Args:
+            choice: which model; a path is the folder that a training script wrote.
+            row_settings: if its ``threshold`` is None, the one that training chose for the adapter is used.
 
-    Args:
-        base_only: leave the adapter out; without ``adapter`` the task comes from ``task_file`` or stands beside
-            ``input_file``.
-        options: the labels to choose from for every row, such as ``体育,军事``.
-        constrained, max_tokens: as in `Limits`.
-        threshold, text_column, label_column: as in `RowSettings`.
-
-    Raises:
-        InputError: no such adapter, task or base model, or they do not fit together.
-    """
-    settings = TaskSettings.read(_task_path(adapter, task_file, input_file))
-    task = settings.task
-    if options is not None and task.options({}) is None:
-        raise InputError("--options：只用于分类；实体识别的标签在训练时就定下了")
-    if threshold is None and adapter is not None and constrained and not base_only:
-        threshold = settings.threshold  # chosen for this adapter, and for what constrained answers score
-    row_settings = RowSettings(
-        text_column,
-        label_column,
-        options_from_flag(options) if options is not None else None,
-        threshold,
-        not constrained,
-    )
-    base = model_name_or_path or settings.base_model or DEFAULT_MODEL
-    folder = resolve_model(base)
-    device = default_device()
-    wanted = dtype or settings.dtype or "auto"
-    if wanted == "float16" and device.type == "cpu" and dtype is None:
-        wanted = "auto"  # trained on a GPU, used on a CPU
-    tokenizer = load_tokenizer(folder if adapter is None else adapter)
-    model = load_base(folder, resolve_dtype(wanted, device))
-    if adapter is not None and not base_only:
-        model = load_adapter(model, adapter)
-    limits = Limits(
-        max_length or settings.max_length or UNTRAINED_MAX_LENGTH,
-        max_new_tokens or settings.max_new_tokens or UNTRAINED_MAX_NEW_TOKENS,
-        batch_size,
-        constrained,
-        max_tokens,
-    )
-    return Loaded(model.to(device), tokenizer, task, limits, row_settings, folder, None if base_only else adapter)
+        Raises:
+            InputError: there is no such adapter, task or base model, or they do not fit together.
+        """
+        if not isinstance(choice, ModelChoice):
+            choice = ModelChoice(adapter=Path(choice))
+        settings = TaskSettings.read(_task_path(choice))
+        if row_settings.options is not None and settings.task.options({}) is None:
+            raise InputError("--options：只用于分类；实体识别的标签在训练时就定下了")
+        adapter = None if choice.base_only else choice.adapter
+        base_folder = resolve_model(choice.model_name_or_path or settings.base_model or DEFAULT_MODEL)
+        tokenizer = load_tokenizer(choice.adapter or base_folder)
+        model = load_base(base_folder, _dtype(choice, settings))
+        if adapter is not None:
+            model = load_adapter(model, adapter)
+        return cls(
+            model.to(default_device()),
+            tokenizer,
+            settings.task,
+            _limits(limits, settings),
+            _row_settings(row_settings, limits, None if adapter is None else settings.threshold),
+            base_folder,
+            adapter,
+        )
 
 
-def _task_path(adapter: Path | None, task_file: Path | None, input_file: Path | None) -> Path:
-    if task_file is not None:
-        path = task_file
-    elif adapter is not None:
-        path = adapter / TASK_FILE
-    elif input_file is not None:
-        path = settings_path(input_file)
+def _task_path(choice: ModelChoice) -> Path:
+    if choice.task_file is not None:
+        path = choice.task_file
+    elif choice.adapter is not None:
+        path = choice.adapter / TASK_FILE
+    elif choice.input_file is not None:
+        path = settings_path(choice.input_file)
     else:
         raise InputError("不知道是什么任务：请用 --task_file 给出 data/*.task.json，或用 --adapter")
     if not path.is_file():
@@ -118,8 +124,34 @@ def _task_path(adapter: Path | None, task_file: Path | None, input_file: Path | 
     return path
 
 
+def _dtype(choice: ModelChoice, settings: TaskSettings) -> torch.dtype:
+    device = default_device()
+    wanted = choice.dtype or settings.dtype or "auto"
+    if wanted == "float16" and device.type == "cpu" and choice.dtype is None:
+        wanted = "auto"  # trained on a GPU, used on a CPU
+    return resolve_dtype(wanted, device)
+
+
+def _limits(choice: LimitChoice, settings: TaskSettings) -> Limits:
+    return Limits(
+        choice.max_length or settings.max_length or UNTRAINED_MAX_LENGTH,
+        choice.max_new_tokens or settings.max_new_tokens or UNTRAINED_MAX_NEW_TOKENS,
+        choice.batch_size,
+        choice.constrained,
+        choice.max_tokens,
+    )
+
+
+def _row_settings(chosen: RowSettings, limits: LimitChoice, trained_threshold: float | None) -> RowSettings:
+    if not limits.constrained:
+        return replace(chosen, with_answer=True)
+    if chosen.threshold is None:  # training chose a threshold for the scores of constrained answers
+        return replace(chosen, threshold=trained_threshold)
+    return chosen
+
+
 def predict_rows(
-    loaded: Loaded, rows: Iterable[dict | RowError]
+    predictor: Predictor, rows: Iterable[dict | RowError]
 ) -> tuple[Iterator[bytes], Callable[[], dict[str, float] | None]]:
     """Predict rows as users have them.
 
@@ -130,25 +162,25 @@ def predict_rows(
     total = Tally()
 
     def lines() -> Iterator[bytes]:
-        for window in in_groups(rows, rows_per_window(loaded.limits)):
-            outputs, tally = predict_window(loaded, window)
+        for window in in_groups(rows, rows_per_window(predictor.limits)):
+            outputs, tally = predict_window(predictor, window)
             total.add(tally)
             yield from outputs
 
-    return lines(), lambda: metrics_of(loaded, total)
+    return lines(), lambda: metrics_of(predictor, total)
 
 
-def predict_window(loaded: Loaded, rows: Sequence[dict | RowError]) -> tuple[list[bytes], Tally]:
+def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tuple[list[bytes], Tally]:
     """The output lines of a window's rows, in order, and their counts.
 
     Raises:
         RunError: the GPU's memory is not enough.
     """
-    task, settings = loaded.task, loaded.settings
+    task, settings = predictor.task, predictor.row_settings
     records = [to_record(row, task, settings) for row in rows]
     usable = [record for record in records if not isinstance(record, RowError)]
     try:
-        predicted = iter(predict_together(loaded.model, loaded.tokenizer, task, usable, loaded.limits))
+        predicted = iter(predict_together(predictor.model, predictor.tokenizer, task, usable, predictor.limits))
     except torch.OutOfMemoryError as error:
         raise RunError("显存不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
     results = [{"error": str(record)} if isinstance(record, RowError) else next(predicted) for record in records]
@@ -158,36 +190,36 @@ def predict_window(loaded: Loaded, rows: Sequence[dict | RowError]) -> tuple[lis
     return [orjson.dumps(output) for output in outputs], Tally.of(task, golds, results)
 
 
-def metrics_of(loaded: Loaded, tally: Tally) -> dict[str, float] | None:
+def metrics_of(predictor: Predictor, tally: Tally) -> dict[str, float] | None:
     """Metrics over the rows with gold, and what was wrong with unconstrained answers; None where there is neither."""
-    figures = tally.metrics(loaded.task)
+    figures = tally.metrics(predictor.task)
     metrics = {} if figures is None else {"rows": tally.rows["gold"], **figures}
     if figures is not None and tally.rows["judged"] < tally.rows["gold"]:
         metrics["rows_without_prediction"] = tally.rows["gold"] - tally.rows["judged"]
-    if not loaded.limits.constrained:
+    if not predictor.limits.constrained:
         predicted = tally.rows["read"] - tally.rows["error"]
         metrics |= {"predicted_rows": predicted, **tally.problems}
     return metrics or None
 
 
-def describe_run(loaded: Loaded, input_file: Path | None, **reading: object) -> dict:
+def run_identity(predictor: Predictor, input_file: Path | None, **reading: object) -> dict:
     """What decides the output, as flat names and values; an input that is no file has no name to go on by.
 
     Args:
         reading: further settings of how the input is read.
     """
-    tokenizer = orjson.dumps([loaded.tokenizer.backend_tokenizer.to_str(), loaded.tokenizer.chat_template])
+    tokenizer = orjson.dumps([predictor.tokenizer.backend_tokenizer.to_str(), predictor.tokenizer.chat_template])
     return {
         "input_file": input_file and file_hash(input_file)[:16],
         **reading,
-        "adapter": loaded.adapter and model_hash(loaded.adapter),
-        "model": loaded.base_folder and model_hash(loaded.base_folder),
+        "adapter": predictor.adapter and model_hash(predictor.adapter),
+        "model": predictor.base_folder and model_hash(predictor.base_folder),
         "tokenizer": hashlib.sha256(tokenizer).hexdigest()[:16],
-        "task": hashlib.sha256(orjson.dumps(loaded.task.settings())).hexdigest()[:16],
-        "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": loaded.model.device.type,
-        **asdict(loaded.limits),
-        **orjson.loads(orjson.dumps(asdict(loaded.settings))),
+        "task": hashlib.sha256(orjson.dumps(predictor.task.settings())).hexdigest()[:16],
+        "dtype": str(predictor.model.dtype).removeprefix("torch."),
+        "device": predictor.model.device.type,
+        **asdict(predictor.limits),
+        **orjson.loads(orjson.dumps(asdict(predictor.row_settings))),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

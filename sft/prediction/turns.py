@@ -12,19 +12,19 @@ import torch.distributed
 
 from sft.decoding.decode import in_groups, rows_per_window
 from sft.errors import RowError, RunError
-from sft.prediction.predictor import Loaded, predict_window
+from sft.prediction.predictor import Predictor, predict_window
 from sft.processes import process_count, process_index
 from sft.tasks.evaluation import Tally
 
 
 def predict_in_turns(
-    loaded: Loaded, rows: Iterable[dict | RowError], group: torch.distributed.ProcessGroup | None
+    predictor: Predictor, rows: Iterable[dict | RowError], group: torch.distributed.ProcessGroup | None
 ) -> Iterator[tuple[list[bytes], Tally]]:
     """Each window's output lines and counts, in order, in the first process; the others yield nothing."""
     count, index = process_count(), process_index()
-    windows = in_groups(rows, rows_per_window(loaded.limits))
+    windows = in_groups(rows, rows_per_window(predictor.limits))
     for turn in in_groups(windows, count):
-        mine = predict_window(loaded, turn[index]) if index < len(turn) else None
+        mine = predict_window(predictor, turn[index]) if index < len(turn) else None
         if group is None:
             yield mine
             continue
