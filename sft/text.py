@@ -6,67 +6,12 @@ Qwen's tokenizer applies NFC, so a gold span that is not NFC could never be gene
 from __future__ import annotations
 
 import ast
-import codecs
 import unicodedata
 import warnings
-from pathlib import Path
 
 import orjson
 
-from sft.errors import InputError, RowError
-
-_SAMPLE_BYTES = 1 << 20
-_BINARY = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")  # zip and xlsx, parquet, gzip, xls
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, ""),  # before UTF-16: its mark begins with that one
-    (codecs.BOM_UTF32_BE, ""),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
-def detect_encoding(path: Path, chosen: str = "auto") -> str:
-    """``utf-8``, ``utf-8-sig``, ``utf-16`` or ``gb18030``: ``chosen``, or by the first megabyte.
-
-    A few undecodable lines do not make a UTF-8 file a GB18030 one (nearly any bytes are valid GB18030): the
-    majority of the lines that are not ASCII decides.
-
-    Raises:
-        InputError: the file is empty, no text, UTF-16 without a byte order mark, UTF-32, or has CR line ends only.
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        sample = file.read(_SAMPLE_BYTES)
-    if not sample.strip():
-        raise InputError(f"{path}：文件是空的；请检查下载是否完整")
-    if sample.startswith(_BINARY):
-        raise InputError(f"{path}：不是文本文件（像是压缩包、Excel 或 parquet）；请先解压，或导出为 CSV、JSONL")
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if sample.startswith(mark) and chosen in ("auto", encoding.removesuffix("-sig")):
-            if not encoding:
-                raise InputError(f"{path}：是 UTF-32 编码；请先另存为 UTF-8")
-            return encoding
-    if chosen != "auto":
-        return chosen
-    if sample.count(0) > len(sample) // 10:
-        raise InputError(f"{path}：像是没有 BOM 的 UTF-16；请先另存为 UTF-8，或加 --encoding utf-16")
-    if b"\r" in sample and b"\n" not in sample:
-        raise InputError(f"{path}：行尾只有 CR（旧 Mac 格式），分不出行；请先转换：tr '\\r' '\\n' < 原文件 > 新文件")
-
-    lines = [line for line in sample.split(b"\n") if not line.isascii()]
-    utf8 = sum(_decodes(line, "utf-8") for line in lines)
-    gb18030 = sum(_decodes(line, "gb18030") for line in lines)
-    return "gb18030" if utf8 < len(lines) / 2 and gb18030 > utf8 else "utf-8"
-
-
-def _decodes(line: bytes, encoding: str) -> bool:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    try:
-        decoder.decode(line)  # as if more were to come: the sample may end inside a character
-    except UnicodeDecodeError:
-        return False
-    return True
+from sft.errors import RowError
 
 
 def clean_text(raw: dict) -> str:

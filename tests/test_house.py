@@ -41,7 +41,7 @@ EXCEPTIONS = {
 MOST_ARGUMENTS = 7
 # Functions that still take more; this list only gets shorter.
 TOO_MANY_ARGUMENTS = {
-    "convert_files", "tree_attention", "varlen_attention", "option_attention", "ragged_attention",
+    "tree_attention", "varlen_attention", "option_attention", "ragged_attention",
     "load_for_prediction", "write_run_report", "build_trainer", "estimate_memory_bytes", "before_training",
 }  # fmt: skip
 WITH_TORCH = {"processes"}  # modules of the ground that still import torch at the top

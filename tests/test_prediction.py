@@ -21,8 +21,9 @@ from models import Oracle, save_model, tiny_model, with_random_lora
 
 import predict
 from sft.console import watched
-from sft.data.inputs import in_original_shape, read_file, read_stream
+from sft.data.inputs import read_file, read_stream
 from sft.data.records import FORMAT_VERSION
+from sft.data.shapes import shape_by_column_names
 from sft.decoding.decode import Limits
 from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
@@ -43,7 +44,7 @@ FORMS = {
 
 
 def texts_of(rows) -> list[str]:
-    return [in_original_shape(row, "ner", None, None)["text"] for row in rows]
+    return [shape_by_column_names(row, "entities", None, None)["text"] for row in rows]
 
 
 def outcomes(rows) -> list[str]:

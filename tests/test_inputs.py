@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sft.data.conversion import classification_recipe, ner_recipe
-from sft.data.formats import classification_source, ner_source
+from sft.data.formats import recognise
 from sft.data.inputs import count_rows, read_file, read_stream
 from sft.data.readers import read_rows
+from sft.data.recipes import classification_recipe, ner_recipe
 from sft.errors import InputError, RowError
 from sft.prediction.rows import RowSettings, to_record
 from sft.tasks.classification import Classification
@@ -65,7 +65,7 @@ def test_every_notation_of_entities_has_the_same_text_and_gold(tmp_path, name):
     path = written(tmp_path, name, NER_FORMS[name])
     (record,) = [to_record(row, NER) for row in read_file(path)]
     assert (record["text"], record["entities"]) == (TEXT, ENTITIES)
-    (raw,) = [row for _, _, row in read_rows(ner_source(path))]
+    (raw,) = [row for _, _, row in read_rows(recognise(path, Ner.answers))]
     assert ner_recipe([], "人名,地点").convert(raw) == {"text": TEXT, "entities": ENTITIES}, "as conversion reads it"
 
 
@@ -74,7 +74,7 @@ def test_every_notation_of_a_label_has_the_same_text_and_gold(tmp_path, name):
     path = written(tmp_path, name, CLS_FORMS[name])
     (record,) = [to_record(row, CLS) for row in read_file(path)]
     assert (record["text"], record["label"], list(CLS.options(record))) == ("赢了", "体育", ["体育", "军事"])
-    (raw,) = [row for _, _, row in read_rows(classification_source(path))]
+    (raw,) = [row for _, _, row in read_rows(recognise(path, Classification.answers))]
     assert classification_recipe([], "体育,军事").convert(raw)["label"] == "体育", "as conversion reads it"
 
 
