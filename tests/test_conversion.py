@@ -10,8 +10,10 @@ import random
 import resource
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 import orjson
 import pytest
@@ -20,6 +22,10 @@ from hypothesis import strategies as st
 
 import transfer_classification_data
 import transfer_ner_data
+from sft.data.arguments import Conversion
+from sft.data.conversion import convert_files
+from sft.data.formats import recognise
+from sft.data.recipes import Recipe, entity_gold, label_gold
 from sft.data.records import FORMAT_VERSION, read_task_records, settings_path
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
@@ -208,6 +214,69 @@ def test_ccfbdci_labels_survive_a_mistyped_one(tmp_path):
     assert "--labels" in (tmp_path / "train.rejected.jsonl").read_text()
     settings = json.loads((tmp_path / "train.task.json").read_bytes())
     assert settings["labels"] == ["地理实体", "地点", "组织", "人名"]
+
+
+@dataclass(frozen=True)
+class Polarity:
+    """A third task, with only the members that a conversion uses."""
+
+    labels: tuple[str, ...]
+    name: ClassVar[str] = "polarity"
+    title: ClassVar[str] = "褒贬"
+    answers: ClassVar[str] = "label"
+
+    def prompt(self, record: dict) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"{'还是'.join(self.labels)}？{record['text']}"}]
+
+    def answer(self, record: dict) -> str:
+        return record["label"]
+
+    def settings(self) -> dict:
+        return {"task": self.name, "labels": list(self.labels)}
+
+
+@dataclass(frozen=True)
+class FirstName(Polarity):
+    """A third task whose raw rows have entities."""
+
+    name: ClassVar[str] = "first_name"
+    answers: ClassVar[str] = "entities"
+
+    def answer(self, record: dict) -> str:
+        return record["entities"][0]["text"] if record["entities"] else "无"
+
+
+LABELLED = "".join(f"第{number}句,{'褒' if number % 3 else '贬'}\n" for number in range(30))
+TAGGED = "".join(f"第 O\n{number} O\n张 B-人\n伟 I-人\n\n" for number in range(30))
+
+
+@pytest.mark.parametrize(
+    ("task_type", "file_name", "content", "convert_row", "gold", "answers"),
+    [
+        (Polarity, "raw.csv", "text,label\n" + LABELLED,
+         lambda raw: {"text": raw["text"], "label": raw["output"]}, label_gold, {"褒", "贬"}),
+        (FirstName, "raw.txt", TAGGED, Ner.convert, entity_gold, {"张伟"}),
+    ],
+    ids=["label", "entities"],
+)  # fmt: skip
+@pytest.mark.parametrize("known", [True, False])
+def test_a_third_task_converts_by_a_recipe_of_its_own(
+    tmp_path, task_type, file_name, content, convert_row, gold, answers, known
+):
+    (tmp_path / file_name).write_text(content, encoding="utf-8")
+    task = task_type(("褒", "贬") if task_type is Polarity else ("人",))
+    recipe = Recipe(
+        task=task if known else None,
+        with_labels=lambda labels: task_type(tuple(labels)),
+        convert=convert_row,
+        gold=gold,
+    )
+    conversion = Conversion(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
+    report = convert_files(recipe, [recognise(tmp_path / file_name, task_type.answers)], conversion)
+    assert (report["task"], report["read"], report["converted"]) == (task.name, 30, 30)
+    assert json.loads(settings_path(conversion.output_file).read_bytes())["labels"] == list(task.labels)
+    rows = [record for path in conversion[:2] for _, record in read_task_records(path, task)]
+    assert {row["messages"][-1]["content"] for row in rows} == answers
 
 
 def test_nfc_is_counted_and_merges_what_becomes_equal(tmp_path):

@@ -94,9 +94,7 @@ def rows_as_written(source: Source) -> Iterator[NumberedRow]:
         return _read_conll(source)
     if source.format in TABLES:
         return _read_table(source)
-    if source.format == "lines":
-        return _read_text_lines(source)
-    return _read_json_lines(source)
+    return _read_lines(source)
 
 
 def _shape_rows(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRow]:
@@ -125,21 +123,12 @@ def _entity_row(source: Source, row: dict) -> dict:
 # ---- Lines ----
 
 
-def _read_json_lines(source: Source) -> Iterator[NumberedRow]:
-    for number, line in _lines_of(source):
-        if not line.isspace():
-            yield number, line, json_row(line)
-
-
-def _read_text_lines(source: Source) -> Iterator[NumberedRow]:
-    for number, line in _lines_of(source):
-        if line.strip():
-            yield number, line, text_row(line)
-
-
-def _lines_of(source: Source) -> Iterator[tuple[int, bytes | str]]:
+def _read_lines(source: Source) -> Iterator[NumberedRow]:
+    read = text_row if source.format == "lines" else json_row
     with source.path.open("rb", buffering=1 << 20) as file:
-        yield from numbered_lines(file, source.encoding)
+        for number, line in numbered_lines(file, source.encoding):
+            if not line.isspace():
+                yield number, line, read(line)
 
 
 def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes | str]]:
@@ -155,10 +144,12 @@ def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes 
     if encoding == "utf-8-sig":
         for number, line in islice(lines, 1):
             yield number, line.removeprefix(codecs.BOM_UTF8)
+    if encoding != "gb18030":
+        yield from lines
+        return
     for number, line in lines:
-        if encoding == "gb18030":
-            with suppress(UnicodeDecodeError):  # it stays bytes and is rejected later
-                line = line.decode("gb18030")
+        with suppress(UnicodeDecodeError):  # it stays bytes and is rejected later
+            line = line.decode("gb18030")
         yield number, line
 
 
@@ -210,7 +201,9 @@ def _key_count(row: dict) -> int:
     count = len(row)
     for value in row.values():
         if type(value) is list:
-            count += sum([len(item) for item in value if type(item) is dict])
+            for item in value:
+                if type(item) is dict:
+                    count += len(item)
         elif type(value) is dict:
             count += len(value) + sum([len(item) for item in value.values() if type(item) is dict])
     return count
