@@ -13,20 +13,20 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sft.cli import exit_code
+from sft.cli import one_line_errors
 from sft.prediction.arguments import parse_arguments
+from sft.processes import is_first_process, process_count, process_index
 
 if TYPE_CHECKING:
     from sft.errors import RowError
     from sft.prediction.output import GrowingFile, Stream
     from sft.prediction.predictor import Loaded
-    from sft.report.page import Findings
+    from sft.report.findings import Findings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,18 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if __name__ == "__main__":  # results are UTF-8 also where the console is GBK; a notebook's stdout always is
         sys.stdout.reconfigure(encoding="utf-8")
         quiet_libraries()
-    first = os.environ.get("RANK", "0") == "0"  # of the processes that a launcher started
-    log_to_stderr(logging.INFO if first else logging.ERROR)
+    log_to_stderr(logging.INFO if is_first_process() else logging.ERROR)
 
-    return exit_code(lambda: run(arguments))
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Predict, and tell the metrics where rows had gold; in the first process if there are several."""
-    metrics = predict(arguments)
-    if metrics is not None:
-        where = sys.stdout if arguments.output_file else sys.stderr
-        print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where, flush=True)
+    with one_line_errors() as outcome:
+        metrics = predict(arguments)
+        if metrics is not None:
+            where = sys.stdout if arguments.output_file else sys.stderr
+            print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where, flush=True)
+    return outcome.code
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
@@ -64,14 +60,16 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
 
         check_output(output_file, arguments.input_file, resume=arguments.resume, overwrite=arguments.overwrite)
     if arguments.report is not None:
-        from sft.report.page import check_place
+        from sft.report.page import check_report_path
 
-        check_place(arguments.report)
+        check_report_path(arguments.report)
 
-    from sft.console import watched
+    from sft.console import with_progress
     from sft.prediction.output import finished_lines
     from sft.prediction.predictor import load_for_prediction, metrics_of
-    from sft.processes import agree_on, choose_device, joined, predict_in_turns, process_index
+    from sft.prediction.turns import predict_in_turns
+    from sft.processes import broadcast, choose_device, process_group
+    from sft.report.findings import findings_of
     from sft.report.page import add_lines
 
     choose_device()
@@ -92,13 +90,13 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
         text_column=arguments.text_column,
         label_column=arguments.label_column,
     )
-    findings = None if arguments.report is None else loaded.task.findings()
-    with open_output(arguments, loaded) as output, joined() as group:
-        done = agree_on(output.rows, group)
+    findings = None if arguments.report is None else findings_of(loaded.task)
+    with open_output(arguments, loaded) as output, process_group() as group:
+        done = broadcast(output.rows, group)
         if findings is not None:
             add_lines(findings, finished_lines(output_file, done))
         windows = predict_in_turns(loaded, islice(rows, done, None), group)
-        for lines, tally in watched(windows, done, total):
+        for lines, tally in with_progress(windows, done, total):
             output.add(lines, tally)
             if findings is not None:
                 add_lines(findings, lines)
@@ -121,7 +119,7 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
         reading = {"encoding": arguments.encoding, "text_column": arguments.text_column}
         rows = islice(read_file(arguments.input_file, **reading), arguments.max_rows)
         return rows, count_rows(arguments.input_file, arguments.max_rows, **reading)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if process_count() > 1:
         raise InputError("标准输入不能分给几个进程；请用 --input_file")
     return islice(read_stream(sys.stdin.buffer, encoding=arguments.encoding), arguments.max_rows), None
 
@@ -130,7 +128,6 @@ def open_output(arguments: argparse.Namespace, loaded: Loaded) -> GrowingFile | 
     """Where the lines go: the file of ``--output_file``, or stdout; only the first process writes a file."""
     from sft.prediction.output import GrowingFile, Stream
     from sft.prediction.predictor import describe_run
-    from sft.processes import process_index
 
     path = arguments.output_file
     if path is None or process_index() > 0:
@@ -145,9 +142,14 @@ def write_report(arguments: argparse.Namespace, loaded: Loaded, findings: Findin
     """The page that ``--report`` asks for."""
     from sft.report.page import write_prediction_page
 
-    name = arguments.input_file.name if arguments.input_file else "predict.py"
-    adapter = None if arguments.base_only else arguments.adapter
-    write_prediction_page(arguments.report, findings, loaded, name=name, adapter=adapter)
+    write_prediction_page(
+        arguments.report,
+        findings,
+        name=arguments.input_file.name if arguments.input_file else "predict.py",
+        base=loaded.model.config.name_or_path,
+        adapter=None if arguments.base_only else arguments.adapter,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+    )
 
 
 if __name__ == "__main__":

@@ -10,13 +10,9 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from sft.cli import exit_code
+from sft.cli import one_line_errors
 from sft.tasks.ner import Ner
-
-if TYPE_CHECKING:
-    from sft.training.arguments import Arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = parse_arguments(
         "LoRA 微调：命名实体识别",
-        argv,
+        sys.argv[1:] if argv is None else argv,
         train_file="data/train_ner.jsonl",
         output_dir="output/Qwen2.5-NER",
         metric_for_best_model=f"eval_{Ner.metric}",
@@ -37,20 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sft.console import log_level, log_to_stderr
 
     log_to_stderr(log_level(arguments.training))
-    return exit_code(lambda: train(arguments))
+    with one_line_errors() as outcome:
+        from sft.training.fine_tune import fine_tune
+        from sft.training.summary import after_training
 
-
-def train(arguments: Arguments) -> None:
-    """Fine-tune, print the results, and say on stderr what to do next."""
-    from sft.training.fine_tune import fine_tune
-    from sft.training.summary import after_training
-
-    results = fine_tune(Ner, arguments)
-    if results is not None and arguments.training.process_index == 0:  # of several processes one reports
-        if __name__ == "__main__":  # results are UTF-8 also where the console is GBK; a notebook's stdout always is
-            sys.stdout.reconfigure(encoding="utf-8")
-        print(json.dumps(results, ensure_ascii=False, indent=2))
-        logging.info(after_training(results, arguments))
+        results = fine_tune(Ner, arguments)
+        if results is not None and arguments.training.process_index == 0:  # of several processes one reports
+            if __name__ == "__main__":  # results are UTF-8 even if the console is GBK; a notebook's stdout always is
+                sys.stdout.reconfigure(encoding="utf-8")
+            print(json.dumps(results, ensure_ascii=False, indent=2))
+            logging.info(after_training(results, arguments))
+    return outcome.code
 
 
 if __name__ == "__main__":

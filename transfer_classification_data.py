@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from sft.cli import exit_code, parse
+from sft.cli import one_line_errors, parse
 from sft.data.arguments import Conversion, ReadOptions, conversion_parser
 
 DESCRIPTION = """把分类的原始数据转换成训练用的记录，分成训练集和测试集。
@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parse(parser, argv)
 
-    return exit_code(lambda: convert(arguments), interrupted="中断了，没有写出任何文件")
+    with one_line_errors(interrupted="中断了，没有写出任何文件") as outcome:
+        convert(arguments)
+    return outcome.code
 
 
 def convert(arguments: argparse.Namespace) -> None:

@@ -16,11 +16,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.data.records import read_records, settings_path
+from sft.data.records import read_records
 from sft.errors import InputError
 from sft.files import read_json
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
+from sft.tasks.settings import settings_path
 
 COLUMNS = ("train rows", "test rows", "train s", "test s")
 
@@ -64,7 +65,7 @@ def measure_crf(data_dir: Path, iterations: int) -> dict[str, float]:
             predictions = [{"entities": spans(tagger.tag(features(record["text"])))} for record in test]
         finished = time.perf_counter()
     task = Ner.from_settings(settings)
-    scores = task.score([task.gold(record) for record in test], predictions)
+    scores = task.metrics(task.count([task.gold(record) for record in test], predictions))
     return counts(train, test, trained - started, finished - trained) | scores
 
 
@@ -136,7 +137,7 @@ def measure_tfidf(data_dir: Path) -> dict[str, float]:
         {"label": max(record.get("options") or task.labels, key=lambda option: scores.get(option, 0.0))}
         for record, scores in zip(test, by_label, strict=True)
     ]
-    scores = task.score([task.gold(record) for record in test], predictions)
+    scores = task.metrics(task.count([task.gold(record) for record in test], predictions))
     return counts(train, test, trained - started, finished - trained) | scores
 
 

@@ -16,7 +16,7 @@ from sft.data.records import read_records
 from sft.decoding.decode import predict
 from sft.errors import InputError
 from sft.prediction.predictor import load_for_prediction
-from sft.prediction.rows import score_predictions
+from sft.tasks.evaluation import score_predictions
 
 
 def main(argv: Sequence[str] | None = None) -> int:

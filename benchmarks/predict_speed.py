@@ -27,6 +27,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from benchmarks.widened_model import widen
 from sft.data.records import read_records
 from sft.decoding.decode import predict
+from sft.engine.ragged import RaggedPass
 from sft.errors import InputError
 from sft.model.encoding import encode_prompts, terminator_id
 from sft.prediction.predictor import Loaded, load_for_prediction
@@ -220,8 +221,8 @@ def counting(model: PreTrainedModel) -> Iterator[Work]:
         input_ids = keywords["input_ids"]
         work.passes += 1
         work.tokens += input_ids.numel()
-        step = keywords.get("ragged")
-        work.row_passes += len(input_ids) if step is None else int(step.slots.unique().numel())
+        layout = keywords.get("layout")
+        work.row_passes += int(layout.slots.unique().numel()) if isinstance(layout, RaggedPass) else len(input_ids)
 
     def head(module, positional, output) -> None:
         work.head_rows += output.numel() // output.shape[-1]

@@ -61,9 +61,9 @@ def batches(size: int) -> dict:
 
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 TRL = {"max_length": 2048}  # it cuts rows at 1,024 tokens unless told
-OURS = Contestant("ours", "ours", "ours", batches(16), {"as_tree": True})
+OURS = Contestant("ours", "ours", "ours", batches(16), {"batching": "prefix_tree"})
 PADDED = replace(OURS, name="ours, padded by length", group="padded", arguments=batches(16) | GROUPED)
-PADDED = replace(PADDED, job={"as_tree": False})
+PADDED = replace(PADDED, job={"batching": "padded"})
 ORIGINAL = Contestant("original recipe", "original", "hf", batches(4) | {"gradient_checkpointing": True})
 PEERS = [
     *(Contestant(f"HF Trainer, by length, {n}x{16 // n}", "HF", "hf", batches(n) | GROUPED) for n in (4, 8)),

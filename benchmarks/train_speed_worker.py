@@ -120,27 +120,26 @@ def with_adapter(model):
 def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
     """This project's trainer, as `sft.training.fine_tune.fine_tune` builds it."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from sft.engine.attention import use_tree_attention
-    from sft.model.encoding import EncodedRow
+    from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching
     from sft.training.fine_tune import as_dataset
     from sft.training.preview import fastest_on_cpu_tokens
     from sft.training.trainer import SftTrainer
 
     encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], line) for line, row in enumerate(rows, start=1)]
-    if job["as_tree"]:
-        use_tree_attention(model)
+    tokenizer = AutoTokenizer.from_pretrained(job["base"])
+    ways = {"prefix_tree": PrefixTreeBatching(), "padded": PaddedBatching(tokenizer.pad_token_id)}
     arguments = TrainingArguments(**settings(job), remove_unused_columns=False, length_column_name="length")
     return SftTrainer(
         model=with_adapter(model),
         args=arguments,
         train_dataset=as_dataset(encoded),
-        processing_class=AutoTokenizer.from_pretrained(job["base"]),
+        processing_class=tokenizer,
         task=None,
         validation_records=[],
         validation_rows=[],
         limits=None,
         run={},
-        as_tree=job["as_tree"],
+        batching=ways[job["batching"]],
         max_tokens_per_micro_batch=job.get("max_tokens") or fastest_on_cpu_tokens(model.config.intermediate_size),
         callbacks=[pacer],
     )

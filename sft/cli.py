@@ -11,10 +11,13 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NoReturn
 
 from sft.errors import InputError, RunError, Stopped, one_line
+from sft.processes import is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -75,40 +78,47 @@ def refuse_unknown(
     parser.error(f"不认识的参数 {flag}" + (f"（是不是 {close[0]}？）" if close else ""))
 
 
-def exit_code(command: Callable[[], object], interrupted: str = "已中断") -> int:
-    """Run a script's work. Every error that a user can cause becomes one line on stderr.
+@dataclass
+class Outcome:
+    """How a script's work ended, as the exit code of its process."""
+
+    code: int = DONE
+
+
+@contextmanager
+def one_line_errors(interrupted: str = "已中断") -> Iterator[Outcome]:
+    """For a script's work: every error that a user can cause becomes one line on stderr and an exit code.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 Ctrl-C, 141 the reader of stdout has gone, 128 + n
+    stopped by signal n. Any other error is a fault of the program and is raised.
 
     Args:
         interrupted: the line for Ctrl-C.
-
-    Returns:
-        0 done, 1 failed, 2 wrong usage or input, 130 Ctrl-C, 141 the reader of stdout has gone,
-        128 + n stopped by signal n.
     """
+    outcome = Outcome()
     try:
-        command()
-        return DONE
+        yield outcome
     except InputError as error:
-        if os.environ.get("RANK", "0") == "0":  # of several processes: the others have found the same
+        outcome.code = WRONG_INPUT
+        if is_first_process():  # the other processes found the same error
             _tell(error)
-        return WRONG_INPUT
     except RunError as error:
+        outcome.code = FAILED
         _tell(error)
-        return FAILED
     except Stopped as stop:
+        outcome.code = 128 + stop.signal_number
         _tell(stop)
-        return 128 + stop.signal_number
     except KeyboardInterrupt:
+        outcome.code = INTERRUPTED
         _tell(interrupted)
-        return INTERRUPTED
     except BrokenPipeError:  # predict.py … | head
+        outcome.code = PIPE_CLOSED
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
     except OSError as error:  # a full disk, a file that went away
+        outcome.code = FAILED
         logger.debug("", exc_info=True)
         where = f"{error.filename}：" if error.filename else ""
         _tell(f"{where}{error.strerror or one_line(error)}；请检查磁盘空间和权限")
-        return FAILED
 
 
 def _in_chinese(message: str) -> str:

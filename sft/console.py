@@ -12,14 +12,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from sft.processes import is_first_process
+
 if TYPE_CHECKING:
+    from tqdm import tqdm
     from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Window = TypeVar("Window", bound=tuple[Sequence, object])
-BAR_AFTER_SECONDS = 2  # what is over sooner shows none
+BAR_AFTER_SECONDS = 2
+ONLY_IF_LONG = {"delay": BAR_AFTER_SECONDS, "leave": False}  # work that is done sooner shows no bar, and none remains
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -44,7 +48,7 @@ def say_once(logger: logging.Logger, message: str) -> None:
 
 def is_watched() -> bool:
     """Whether stderr is a terminal and this is the first of several processes."""
-    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    return sys.stderr.isatty() and is_first_process()
 
 
 def quiet_libraries() -> None:
@@ -68,9 +72,7 @@ def progress(
         total: how many items there will be, where ``items`` does not know.
         hidden: show none, whoever watches (``--disable_tqdm``).
     """
-    from tqdm import tqdm
-
-    return iter(tqdm(items, total=total, **_bar(what, unit, hidden)))
+    return iter(_bar(what, unit, items, total=total, disable=hidden or not is_watched(), **ONLY_IF_LONG))
 
 
 class ConversionProgress:
@@ -91,17 +93,15 @@ class ConversionProgress:
         """``line`` lines of ``path`` have been read."""
         if not is_watched():
             return
-        from tqdm import tqdm
-
         if path != self._path:
             self.__exit__()
-            self._path, self._bar = path, tqdm(**_bar(f"转换 {path.name}", "行", False))
+            self._path, self._bar = path, _bar(f"转换 {path.name}", "行", **ONLY_IF_LONG)
         if self._bar.total is None and self._bar.format_dict["elapsed"] > BAR_AFTER_SECONDS:
             self._bar.total = count_lines(path)
         self._bar.update(line - self._bar.n)
 
 
-def watched(windows: Iterable[Window], done: int, total: int | None) -> Iterator[Window]:
+def with_progress(windows: Iterable[Window], done: int, total: int | None) -> Iterator[Window]:
     """Pass ``(rows, …)`` windows on, telling how many rows are through, how fast, and how long the rest will take.
 
     Args:
@@ -111,11 +111,7 @@ def watched(windows: Iterable[Window], done: int, total: int | None) -> Iterator
     if not is_watched():
         yield from _in_lines(windows, done, total)
         return
-    from tqdm import tqdm
-
-    with tqdm(
-        total=total, initial=done, desc="预测", unit="条", disable=total == 1, file=sys.stderr, dynamic_ncols=True
-    ) as bar:
+    with _bar("预测", "条", total=total, initial=done, disable=total == 1) as bar:
         for window in windows:
             yield window
             bar.update(len(window[0]))
@@ -130,10 +126,10 @@ def _in_lines(windows: Iterable[Window], done: int, total: int | None) -> Iterat
         now = time.monotonic()
         if now - told >= SECONDS_BETWEEN_LINES:
             told = now
-            logger.info("%s", _line(done, predicted, total, now - started))
+            logger.info("%s", _progress_line(done, predicted, total, now - started))
 
 
-def _line(done: int, predicted: int, total: int | None, seconds: float) -> str:
+def _progress_line(done: int, predicted: int, total: int | None, seconds: float) -> str:
     speed = predicted / seconds
     so_far = f"已预测 {done + predicted:,} 条"
     if total is None:
@@ -144,11 +140,21 @@ def _line(done: int, predicted: int, total: int | None, seconds: float) -> str:
 
 def duration(seconds: float) -> str:
     """``3725`` → ``1 小时 2 分``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
+    hours, minutes, seconds = _hours_minutes_seconds(seconds)
     if hours:
         return f"{hours} 小时 {minutes} 分"
     return f"{minutes} 分 {seconds} 秒" if minutes else f"{seconds} 秒"
+
+
+def clock(seconds: float) -> str:
+    """``3725`` → ``1:02:05``."""
+    hours, minutes, seconds = _hours_minutes_seconds(seconds)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+def _hours_minutes_seconds(seconds: float) -> tuple[int, int, int]:
+    minutes, seconds = divmod(round(seconds), 60)
+    return *divmod(minutes, 60), seconds
 
 
 def count_lines(path: Path) -> int:
@@ -157,13 +163,8 @@ def count_lines(path: Path) -> int:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
-def _bar(what: str, unit: str, hidden: bool) -> dict[str, object]:
-    return {
-        "desc": what,
-        "unit": unit,
-        "file": sys.stderr,
-        "disable": hidden or not is_watched(),
-        "delay": BAR_AFTER_SECONDS,
-        "leave": False,
-        "dynamic_ncols": True,
-    }
+def _bar(what: str, unit: str, items: Iterable | None = None, **options) -> tqdm:
+    """A progress bar on stderr; ``options`` are tqdm's."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=what, unit=unit, file=sys.stderr, dynamic_ncols=True, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,13 +13,25 @@ import orjson
 
 from sft.errors import InputError
 
+# The files that a training run leaves in its output folder.
+ADAPTER_FILE = "adapter_model.safetensors"
+TASK_FILE = "task.json"
+METRICS_FILE = "metrics.jsonl"
+TRAIN_RESULTS_FILE = "train_results.json"
+ALL_RESULTS_FILE = "all_results.json"
+SAMPLES_FILE = "sample_predictions.json"
+REPORT_FILE = "report.html"
+LOSS_CURVE_FILE = "loss.png"
+MODEL_CARD_FILE = "README.md"
+
 
 @contextmanager
 def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
     """Write beside ``path`` and rename at the end, so that ``path`` is never half-written.
 
     Args:
-        sync: wait until it is on the disk, so that it outlives a power cut; what a minute makes again needs not.
+        sync: wait until it is on the disk, so that it survives a power cut. Skip this for output that is quick to
+            regenerate.
 
     Raises:
         InputError: the place cannot be written.
@@ -45,7 +57,12 @@ def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[I
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as indented UTF-8 JSON, whole or not at all."""
     with whole_file(path) as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        file.write(json_bytes(value))
+
+
+def json_bytes(value: object) -> bytes:
+    """``value`` as indented UTF-8 JSON with a newline at the end."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def read_json(path: Path) -> Any:
@@ -60,6 +77,29 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}：无法读取（{error.strerror}）") from error
     except orjson.JSONDecodeError as error:
         raise InputError(f"{path}：不是合法的 JSON（{error}）") from error
+
+
+def refuse_folder(path: Path, example: str) -> None:
+    """Refuse a folder where the user should have named a file.
+
+    Args:
+        example: a right value, for the message.
+
+    Raises:
+        InputError: ``path`` is a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}：是一个目录；请给出文件名，如 {example}")
+
+
+def differences(saved: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """The settings in which a saved run and this one differ, for a person; empty if there are none.
+
+    Args:
+        saved, now: what decides the result, as flat names and values.
+    """
+    changed = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
+    return "；".join(f"{name}：{saved.get(name)} → {now.get(name)}" for name in changed)
 
 
 def file_hash(path: Path) -> str:

@@ -1,30 +1,26 @@
-"""Several processes, as `torchrun` and `accelerate launch` start them, share the windows of one input in turns.
+"""Which of several processes this is, as `torchrun` and `accelerate launch` start them, and how they talk.
 
-Process r of n predicts windows r, n + r, 2n + r, …, each whole, so that its numbers are those of one process alone;
-the first process has all results, in order.
+The launcher sets RANK (which process), WORLD_SIZE (how many) and LOCAL_RANK (which on this machine). Only this module
+reads them. torch is imported inside the functions, so that importing this module is cheap.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
-from sft.decoding.decode import groups
-from sft.errors import RowError, RunError
-from sft.prediction.predictor import Loaded, predict_window, rows_per_window
-from sft.prediction.rows import Tally
-
-Group = torch.distributed.ProcessGroup | None  # None for one process alone
-PATIENCE = timedelta(days=7)  # how long a process waits for another's window; a dead one ends all by the launcher
+# How long a process waits for the others. A dead process is noticed by the launcher, which stops them all.
+TIMEOUT = timedelta(days=7)
 
 
 def process_index() -> int:
-    """Which of the launched processes this is; 0 without a launcher."""
+    """Which of the launched processes this is, from 0; 0 without a launcher."""
     return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
 
 
@@ -33,49 +29,48 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that reports to the user; true without a launcher."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def has_launcher() -> bool:
+    """Whether a launcher started this process."""
+    return "LOCAL_RANK" in os.environ
+
+
 def choose_device() -> None:
-    """Give each process of a machine a GPU of its own, where there are GPUs."""
+    """Give each process of a machine its own GPU, if there are GPUs."""
+    import torch
+
     if process_count() > 1 and torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
-    """Within this the processes can talk; results are small, so they go by gloo, over the CPU."""
+def process_group() -> Iterator[ProcessGroup | None]:
+    """Inside this context the processes can exchange objects; None for one process alone.
+
+    The backend is gloo, over the CPU: results are small.
+    """
     if process_count() == 1:
         yield None
         return
+    import torch.distributed
+
     torch.distributed.init_process_group("gloo")
     try:
-        yield torch.distributed.new_group(timeout=PATIENCE)
+        yield torch.distributed.new_group(timeout=TIMEOUT)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def agree_on(value: int, group: Group) -> int:
+def broadcast(value: int, group: ProcessGroup | None) -> int:
     """The first process's ``value``, in every process."""
     if group is None:
         return value
+    import torch.distributed
+
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0, group=group)
     return values[0]
-
-
-def predict_in_turns(
-    loaded: Loaded, rows: Iterable[dict | RowError], group: Group
-) -> Iterator[tuple[list[bytes], Tally]]:
-    """Each window's output lines and counts, in order, in the first process; the others yield nothing."""
-    count, index = process_count(), process_index()
-    windows = groups(rows, rows_per_window(loaded.limits))
-    for turn in groups(windows, count):
-        mine = predict_window(loaded, turn[index]) if index < len(turn) else None
-        if group is None:
-            yield mine
-            continue
-        results = [None] * count if index == 0 else None
-        try:
-            torch.distributed.gather_object(mine, results, dst=0, group=group)
-        except RuntimeError as error:
-            raise RunError("另一个进程已经退出；原因见它的报错") from error
-        if index == 0:
-            yield from results[: len(turn)]

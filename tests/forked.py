@@ -17,7 +17,7 @@ def server() -> multiprocessing.context.ForkServerContext:
     paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["forked", "sft.prediction.predictor", "sft.processes"])
+    context.set_forkserver_preload(["forked", "sft.prediction.predictor", "sft.prediction.turns"])
     return context
 
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from sft.model.encoding import encode_texts, terminator_id
 from sft.tasks.ner import NO_ENTITY, entity_line
-from sft.training.arguments import LINEAR_PROJECTIONS
+from sft.training.flags import LINEAR_PROJECTIONS
 
 SIZES = {
     "vocab_size": 512,

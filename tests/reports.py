@@ -9,11 +9,9 @@ import orjson
 
 from sft.data.records import conversion_report_path
 from sft.files import write_json
-from sft.model.encoding import LengthReport
-from sft.report.run import write_run_report
+from sft.report.run import Lengths, RunData, RunFacts, write_run_report
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
-from sft.training.arguments import parse_arguments
 
 LABELS = ("体育", "军事", "经济", "教育")
 ENTITY_LABELS = ("地理实体", "地点", "组织", "人名")
@@ -21,7 +19,13 @@ HOSTILE = (
     "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed=1'>&lt;“\"'`{{7*7}}\u2028\u2029😀"
 )
 CHARACTERS = "昨天国家队在上海赢了比赛，菲律宾总统埃斯特拉达访问南京大学。坦克演习股市上涨"
-TASK_JSON = {"base_model": "qwen/demo", "dtype": "float32", "max_length": 64, "max_new_tokens": 64, "version": "0"}
+FACTS = RunFacts(base_model="qwen/demo", dtype="float32", device_type="cpu", steps=59, resumed=False)
+SETTINGS = {
+    "learning_rate": 1e-4, "num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_steps": 0, "lora_r": 8, "lora_alpha": 32,
+    "lora_dropout": 0.0, "lora_target_modules": ["q_proj", "k_proj"], "max_length": 64, "max_new_tokens": 64,
+    "batching": "auto", "seed": 42, "version": "0",
+}  # fmt: skip
 RESULTS = {
     "train_runtime": 3723.4,
     "epoch": 2.0,
@@ -75,12 +79,19 @@ def entity(text: str, start: int, end: int, label: str) -> dict:
 
 
 def write_report(
-    folder: Path, task: Classification | Ner, test: tuple[list, list], *, bare: bool = False, **changes
+    folder: Path,
+    task: Classification | Ner,
+    test: tuple[list, list],
+    *,
+    bare: bool = False,
+    splits: dict[str, list] | None = None,
+    **changes,
 ) -> Path:
     """``report.html`` of a finished run with these test rows; everything a report can have is there.
 
     Args:
         bare: leave out what the run and the conversion wrote.
+        splits: other records of ``train``, ``validation`` and ``test``.
         changes: other arguments for `write_run_report`.
     """
     make = label_rows if task.name == "classification" else span_rows
@@ -92,22 +103,21 @@ def write_report(
     rows += [{"step": step, "eval_loss": 5 / step, score: 1 - 1 / step} for step in (20, 40, 59)]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in sorted(rows, key=by_step)))
-    lengths = LengthReport(lengths=[20 + n % 60 for n in range(200)], shortened_rows=[3, 7], pieces=2)
-    lengths.dropped_tokens = 31 if task.name == "classification" else 0
+    lengths = Lengths(
+        tokens=[20 + n % 60 for n in range(200)],
+        max_length=64,
+        shortened_lines=[3, 7],
+        pieces=2,
+        dropped_tokens=31 if task.name == "classification" else 0,
+    )
+    splits = splits or {"train": train, "validation": validation, "test": test[0]}
     keywords = {
         "task": task,
-        "splits": {
-            "train": list(enumerate(train, 1)),
-            "validation": list(enumerate(validation, 1)),
-            "test": list(enumerate(test[0], 1)),
-        },
+        "data": RunData(splits, lengths, folder / "train.jsonl"),
         "predictions": {"before": before, "after": after, "test": test[1]},
-        "lengths": lengths,
         "results": RESULTS,
-        "task_json": TASK_JSON,
-        "arguments": parse_arguments("", ["--train_file", str(folder / "train.jsonl"), "--output_dir", str(folder)]),
-        "steps": 59,
-        "resumed": False,
+        "facts": FACTS,
+        "settings": SETTINGS | {"train_file": folder / "train.jsonl"},
     }
     if bare:
         (folder / "metrics.jsonl").unlink()

@@ -6,10 +6,11 @@ import pytest
 import torch
 from models import WHOLE, tiny_model, with_random_lora
 
-from sft.engine.batches import IGNORED, collate_padded, supervised_loss
-from sft.model.encoding import EncodedRow
+from sft.engine.batches import EncodedRow, PaddedBatching
+from sft.engine.loss import supervised_loss
 
-PAD = 0
+PAD, IGNORED = 0, -100  # transformers' label for what is not supervised
+PADDED = PaddedBatching(PAD)
 SHAPES = ((9, 3), (4, 1), (15, 6), (2, 2))  # (prompt tokens, answer tokens)
 
 
@@ -32,7 +33,7 @@ def loss_and_gradients(model, micro_batches: list[list[EncodedRow]]) -> tuple[fl
     tokens = supervised_tokens([row for rows in micro_batches for row in rows])
     total = 0.0
     for rows in micro_batches:
-        loss = supervised_loss(model, collate_padded(rows, PAD), tokens)
+        loss = supervised_loss(model, PADDED.collate(rows), tokens)
         loss.backward()
         total += loss.item()
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -69,7 +70,7 @@ class TestLoss:
         for row in make_rows():
             labels = torch.tensor([[IGNORED] * len(row.prompt_ids) + row.answer_ids])
             expected = model(input_ids=torch.tensor([row.prompt_ids + row.answer_ids]), labels=labels).loss
-            loss = supervised_loss(model, collate_padded([row], PAD), len(row.answer_ids))
+            loss = supervised_loss(model, PADDED.collate([row]), len(row.answer_ids))
             assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -78,26 +79,26 @@ def test_only_the_head_of_supervised_columns_runs():
     shapes = []
     model.lm_head.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
     rows = make_rows()
-    supervised_loss(model, collate_padded(rows, PAD), supervised_tokens(rows))
+    supervised_loss(model, PADDED.collate(rows), supervised_tokens(rows))
     assert [shape[1] for shape in shapes] == [1 + max(len(row.answer_ids) for row in rows)]
 
 
 def test_a_bfloat16_models_loss_is_float32():
     rows = make_rows()
     model = tiny_model("qwen2", torch.bfloat16)
-    assert supervised_loss(model, collate_padded(rows, PAD), 1).dtype == torch.float32
+    assert supervised_loss(model, PADDED.collate(rows), 1).dtype == torch.float32
 
 
 def test_labels_are_the_answers_own_ids_and_nothing_else():
     rows = make_rows()
-    batch = collate_padded(rows, PAD)
+    batch = PADDED.collate(rows)
+    inputs = batch["inputs"]
     assert batch["lines"].tolist() == [row.line for row in rows]
+    assert batch["labels"].tolist() == [token_id for row in rows for token_id in row.answer_ids]
     for index, row in enumerate(rows):
-        real = batch["attention_mask"][index].bool()
-        labels = batch["labels"][index]
-        assert batch["input_ids"][index][real].tolist() == row.prompt_ids + row.answer_ids
-        assert batch["position_ids"][index][real].tolist() == list(range(len(row)))
-        assert (batch["input_ids"][index][~real] == PAD).all()
-        assert labels[labels != IGNORED].tolist() == row.answer_ids
-        assert (labels[~real] == IGNORED).all()
-        assert torch.equal(labels[labels != IGNORED], batch["input_ids"][index][labels != IGNORED])
+        real = inputs["attention_mask"][index].bool()
+        assert inputs["input_ids"][index][real].tolist() == row.prompt_ids + row.answer_ids
+        assert inputs["position_ids"][index][real].tolist() == list(range(len(row)))
+        assert (inputs["input_ids"][index][~real] == PAD).all()
+    next_ids = inputs["input_ids"][:, -inputs["logits_to_keep"] :][:, 1:]  # what each kept position predicts
+    assert torch.equal(next_ids[batch["kept"]], batch["labels"])

@@ -11,7 +11,7 @@ import train_qwen2_classification
 import train_qwen2_ner
 import transfer_classification_data
 import transfer_ner_data
-from sft.cli import exit_code
+from sft.cli import one_line_errors
 from sft.errors import InputError, RunError, Stopped
 from sft.tracking import replay
 
@@ -86,13 +86,12 @@ def test_other_slips_are_told_in_chinese(words, said, capsys):
     ids=["input", "run", "signal", "ctrl-c", "disk"],
 )
 def test_each_kind_of_error_has_its_exit_code_and_one_line(error, code, line, capsys):
-    def command() -> None:
+    with one_line_errors() as outcome:
         raise error
-
-    assert exit_code(command) == code
+    assert outcome.code == code
     assert capsys.readouterr().err == f"{line}\n"
 
 
 def test_an_error_of_the_program_itself_is_not_hidden():
-    with pytest.raises(ZeroDivisionError):
-        exit_code(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), one_line_errors():
+        raise ZeroDivisionError

@@ -26,9 +26,10 @@ from sft.data.arguments import Conversion
 from sft.data.conversion import convert_files
 from sft.data.formats import recognise
 from sft.data.recipes import Recipe, entity_gold, label_gold
-from sft.data.records import FORMAT_VERSION, read_task_records, settings_path
+from sft.data.records import read_task_records
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
+from sft.tasks.settings import FORMAT_VERSION, settings_path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"

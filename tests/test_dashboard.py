@@ -20,7 +20,7 @@ from checkout import stranger
 import train_qwen2_classification
 from sft.tasks.classification import Classification
 from sft.tracking import replay as replay_metrics
-from sft.tracking.metrics_log import read_rows
+from sft.tracking.metrics_log import read_metrics
 from tests.browser import console_errors
 from tests.models import save_model, tiny_model
 from tests.test_training import LABELS, articles, write_records
@@ -128,7 +128,7 @@ class Traffic:
 
 
 def reported(run_folder: Path, name: str) -> list[tuple[int, float]]:
-    rows = read_rows(run_folder / "run" / "metrics.jsonl")
+    rows = read_metrics(run_folder / "run" / "metrics.jsonl")
     return [(row["step"], row[name]) for row in rows if name in row]
 
 

@@ -11,10 +11,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft.engine import loss as head
-from sft.engine.batches import collate_padded, supervised_loss
-from sft.engine.loss import chunked_loss, frozen_head
-from sft.model.encoding import EncodedRow
-from sft.training.arguments import LINEAR_PROJECTIONS
+from sft.engine.batches import EncodedRow, PaddedBatching
+from sft.engine.loss import chunked_loss, frozen_head, supervised_loss
+from sft.training.flags import LINEAR_PROJECTIONS
 from tests.models import WHOLE, tiny_model, with_random_lora
 
 VOCABULARY, HIDDEN = 512, 32
@@ -54,7 +53,7 @@ def test_loss_and_gradient_are_those_of_all_logits_at_once(tokens, chunk, bias, 
 def test_no_more_logits_exist_than_one_chunk_holds(answer_tokens, monkeypatch):
     monkeypatch.setattr(head, "CHUNK_LOGITS", 10 * VOCABULARY)
     model = with_random_lora(tiny_model("llama"))
-    batch = collate_padded([EncodedRow([1, 2, 3], [7] * answer_tokens, 1)], 0)
+    batch = PaddedBatching(0).collate([EncodedRow([1, 2, 3], [7] * answer_tokens, 1)])
     with LargestTensor() as largest:
         supervised_loss(model, batch, 1).backward()
     assert 0 < largest.elements <= 10 * VOCABULARY
@@ -79,7 +78,7 @@ def test_an_adapter_on_the_head_is_trained_by_the_models_own_logits(architecture
     model = get_peft_model(base, config)
     assert frozen_head(model) is None
     rows = [EncodedRow([1, 2, 3], [4, 5], 1), EncodedRow([6], [7], 2)]
-    supervised_loss(model, collate_padded(rows, 0), 3).backward()
+    supervised_loss(model, PaddedBatching(0).collate(rows), 3).backward()
     gradients = [
         parameter.grad for name, parameter in model.named_parameters() if "lm_head" in name and "lora_B" in name
     ]

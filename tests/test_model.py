@@ -12,9 +12,10 @@ from models import save_model, tiny_model, with_random_lora
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from sft.engine.attention import NAME
 from sft.errors import InputError
 from sft.model.loading import add_lora, default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
-from sft.training.arguments import LoraArguments
+from sft.training.flags import LoraArguments
 
 ADAPTER = "adapter_model.safetensors"
 BASE = "model.safetensors"
@@ -132,7 +133,7 @@ class TestBase:
         model = tiny_model(architecture)
         loaded = load_base(save_model(model, tokenizer, tmp_path), torch.float32)
         assert torch.equal(logits(loaded), logits(model))
-        assert loaded.config._attn_implementation == "sdpa"
+        assert loaded.config._attn_implementation == NAME
 
     def test_a_pickle_only_folder_is_refused(self, copied_base):
         torch.save(load_file(copied_base / BASE), copied_base / "pytorch_model.bin")

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from models import save_model, tiny_model, with_random_lora
 
 import predict
-from sft.data.records import FORMAT_VERSION
 from sft.errors import InputError
 from sft.prediction.output import GrowingFile, progress_path
-from sft.prediction.rows import Tally, score_predictions
 from sft.tasks.classification import Classification
+from sft.tasks.evaluation import Tally, score_predictions
+from sft.tasks.settings import FORMAT_VERSION
 
 ROWS = 300
 WINDOW = 32  # rows, at --batch_size 2

@@ -20,9 +20,8 @@ from hypothesis import strategies as st
 from models import Oracle, save_model, tiny_model, with_random_lora
 
 import predict
-from sft.console import watched
+from sft.console import with_progress
 from sft.data.inputs import read_file, read_stream
-from sft.data.records import FORMAT_VERSION
 from sft.data.shapes import shape_by_column_names
 from sft.decoding.decode import Limits
 from sft.errors import InputError, RowError
@@ -31,6 +30,7 @@ from sft.prediction.predictor import Loaded, load_for_prediction, predict_rows, 
 from sft.prediction.rows import RowSettings, to_output, to_record
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner, entity_line
+from sft.tasks.settings import FORMAT_VERSION
 
 ROOT = Path(predict.__file__).parent
 TEXTS = ["昨天，张伟到了上海", 'a "b" c', "𠮷"]
@@ -215,7 +215,7 @@ class TestPredictRows:
         check_outputs(outputs, ["张伟到上海", None, "没有", None, "小明。", "无"] * 20)
         assert [output["error"] for output in outputs[1:4:2]] == ["不是合法的 JSON", "text: 文本是空的"]
         judged = [output for output in outputs if "gold" in output]
-        score = ner.score([output["gold"] for output in judged], judged)
+        score = ner.metrics(ner.count([output["gold"] for output in judged], judged))
         assert metrics() == {"rows": 60, **score, "unparsable": 0.0}
         assert (score["precision"], score["recall"]) == (1 / 2, 1 / 2)
 
@@ -352,7 +352,8 @@ class TestCommandLine:
         judged = [output for output in outputs if "gold" in output]
         metrics = json.loads(captured.err[captured.err.index("{") :])
         task = Classification(labels=("体育", "军事", "经济"))
-        assert metrics == {"rows": 2, **task.score([output["gold"] for output in judged], judged), "unparsable": 0.0}
+        counts = task.count([output["gold"] for output in judged], judged)
+        assert metrics == {"rows": 2, **task.metrics(counts), "unparsable": 0.0}
 
     def test_an_output_file_holds_the_same_lines_and_stdout_the_metrics(self, trained, rows_file, tmp_path, capsys):
         predict.main(["--adapter", str(trained), "--input_file", str(rows_file)])
@@ -479,12 +480,12 @@ def test_progress_is_a_line_now_and_then_where_nobody_watches(monkeypatch, caplo
     monkeypatch.setattr("sft.console.SECONDS_BETWEEN_LINES", 0.0)
     caplog.set_level("INFO")
     windows = [(["{}"] * 30, None), (["{}"] * 10, None)]
-    assert list(watched(iter(windows), 60, 100)) == windows
+    assert list(with_progress(iter(windows), 60, 100)) == windows
     first, last = [record.getMessage() for record in caplog.records]
     assert re.fullmatch(r"已预测 90 条（共 100），每秒 [\d.]+ 条，还要约 \d+ 秒", first)
     assert "已预测 100 条" in last
     caplog.clear()
-    list(watched(iter(windows), 0, None))
+    list(with_progress(iter(windows), 0, None))
     assert re.fullmatch(r"已预测 30 条，每秒 [\d.]+ 条", caplog.records[0].getMessage())
 
 

@@ -497,9 +497,12 @@ def test_windows_users_get_what_quickstart_runs(tmp_path: Path) -> None:
     assert commands == quickstart_calls(tmp_path)
 
 
+FLAGS = REPOSITORY / "sft/training/flags.py"
+
+
 def test_quickstart_uses_flags_that_exist(tmp_path: Path) -> None:
     for script, *words in quickstart_calls(tmp_path):
-        source = [REPOSITORY / script, *(REPOSITORY / "sft").glob("*/arguments.py")]
+        source = [REPOSITORY / script, *(REPOSITORY / "sft").glob("*/arguments.py"), FLAGS]
         known = "".join(path.read_text(encoding="utf-8") for path in source)
         for flag in (word for word in words if word.startswith("--")):
             assert flag in known or flag.removeprefix("--") in known or is_trainer_flag(flag), f"{script} {flag}"

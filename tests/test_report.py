@@ -19,21 +19,22 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from sft.report import page
+from sft.report.findings import findings_of
 from sft.report.labels import BINS, LabelFindings
 from sft.report.shown_rows import MOST_KEPT, RIGHT, WRONG, ShownRows
 from sft.report.span_errors import KINDS, PAIRED_KINDS, span_errors
 from sft.report.spans import SpanFindings
 from sft.tasks.classification import Classification
-from sft.tasks.metrics import label_scores, span_scores
+from sft.tasks.metrics import count_labels, count_spans, label_metrics, span_metrics
 from sft.tasks.ner import Ner
-from tests.reports import ENTITY_LABELS, HOSTILE, LABELS, label_rows, span_rows, write_report
+from tests.reports import ENTITY_LABELS, FACTS, HOSTILE, LABELS, label_rows, span_rows, write_report
 
 CLASSIFICATION = Classification(LABELS)
 NER = Ner.with_labels(ENTITY_LABELS)
 
 
 def found(task, records, predictions):
-    findings = task.findings()
+    findings = findings_of(task)
     for record, prediction in zip(records, predictions, strict=True):
         findings.add(record["text"], task.gold(record), prediction)
     return findings
@@ -48,7 +49,7 @@ def test_label_estimates_are_the_scores_of_evaluation(rows):
     findings = LabelFindings(("甲", "乙", "丙"))
     for gold, answer in rows:
         findings.add("", {"label": gold}, {"label": answer})
-    expected = label_scores(golds, answers)
+    expected = label_metrics(count_labels(golds, answers))
     for name, (value, low, high) in findings.estimates().items():
         assert value == pytest.approx(expected[name], abs=1e-12)
         assert 0 <= low <= high <= 1
@@ -64,7 +65,7 @@ def test_span_estimates_are_the_scores_of_evaluation(rows):
     findings = SpanFindings(("甲", "乙"))
     for gold, predicted in rows:
         findings.add("", {"entities": gold}, {"entities": predicted})
-    expected = span_scores(*zip(*rows, strict=True), ("甲", "乙"))
+    expected = span_metrics(count_spans(*zip(*rows, strict=True)), ("甲", "乙"))
     for name, (value, _, _) in findings.estimates().items():
         assert value == pytest.approx(expected[name], abs=1e-12)
     for figures in findings.page()["by_label"]:
@@ -79,7 +80,9 @@ def test_the_interval_is_that_of_resampling_rows_one_by_one():
     resampled = []
     for _ in range(400):
         chosen = generator.integers(0, 300, 300)
-        scores = span_scores([golds[index] for index in chosen], [answers[index] for index in chosen], ENTITY_LABELS)
+        scores = span_metrics(
+            count_spans([golds[index] for index in chosen], [answers[index] for index in chosen]), ENTITY_LABELS
+        )
         resampled.append(scores["f1"])
     low, high = np.percentile(resampled, (2.5, 97.5))
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.01)
@@ -96,7 +99,7 @@ def test_the_same_rows_give_the_same_intervals_and_more_rows_narrower_ones(task,
 
 
 def test_rows_without_gold_or_with_an_error_are_counted_and_not_scored():
-    findings = CLASSIFICATION.findings()
+    findings = findings_of(CLASSIFICATION)
     findings.add("a", None, {"label": "体育", "score": 0.5})
     findings.add("b", None, {"error": "太长"})
     assert findings.estimates() == {}
@@ -222,7 +225,7 @@ def test_rows_are_left_out_for_size_and_counted():
 
 def test_memory_does_not_grow_with_the_number_of_rows():
     records, predictions = span_rows(500)
-    findings = NER.findings()
+    findings = findings_of(NER)
     tracemalloc.start()
     peaks = []
     for round_ in range(20):
@@ -306,7 +309,7 @@ def test_markup_in_every_row_does_not_burst_the_size(tmp_path):
 
 def test_what_is_missing_is_said_to_be_missing(tmp_path):
     train, _ = span_rows(20)
-    splits = {"train": list(enumerate(train, 1)), "validation": [], "test": []}
+    splits = {"train": train, "validation": [], "test": []}
     keywords = {"predictions": {}, "splits": splits}
     text = Page(write_report(tmp_path / "full", NER, ([], []), **keywords)).text
     assert "没有：既没有测试集也没有验证集" in text
@@ -320,7 +323,9 @@ def test_what_is_missing_is_said_to_be_missing(tmp_path):
 
 def test_a_resumed_run_shows_the_scores_at_its_start_without_interval(tmp_path):
     records, predictions = span_rows(20)
-    path = write_report(tmp_path, NER, (records, predictions), predictions={"test": predictions}, resumed=True)
+    path = write_report(
+        tmp_path, NER, (records, predictions), predictions={"test": predictions}, facts=FACTS._replace(resumed=True)
+    )
     text = " ".join(Page(path).text.split())
     assert "0.100 （没有区间）" in text
     assert "训练用时（续训后）" in text
@@ -353,15 +358,6 @@ def test_the_strings_table_has_no_word_that_is_not_used():
 
 
 def test_the_page_about_a_prediction_is_made_of_its_output_lines(tmp_path):
-    class Loaded:
-        task = NER
-
-        class model:
-            dtype = "torch.float32"
-
-            class config:
-                name_or_path = "qwen/demo"
-
     records, predictions = span_rows(40)
     lines = [
         orjson.dumps({"text": record["text"], "entities": prediction["entities"], "gold": NER.gold(record)})
@@ -369,10 +365,10 @@ def test_the_page_about_a_prediction_is_made_of_its_output_lines(tmp_path):
     ]
     lines[5] = orjson.dumps({"error": "不是合法的 JSON"})
     path = tmp_path / "new" / "report.html"
-    findings = NER.findings()
-    page.check_place(path)
+    findings = findings_of(NER)
+    page.check_report_path(path)
     page.add_lines(findings, lines)
-    page.write_prediction_page(path, findings, Loaded, name="test.jsonl", adapter=None)
+    page.write_prediction_page(path, findings, name="test.jsonl", base="qwen/demo", adapter=None, dtype="float32")
     text = Page(path).text
     assert "40 条，其中 1 条无法预测" in text
     assert "微调之前的模型" in text

@@ -44,13 +44,13 @@ def test_long_documents_score_as_alone(tokenizer, architecture):
 
 def test_no_mask_is_the_square_of_a_long_row(tokenizer, monkeypatch):
     masks = []
-    original = scoring.attend
+    original = scoring.grouped_query_attention
 
     def noted(*states, attn_mask=None, **settings):
         masks.append(0 if attn_mask is None else attn_mask.numel())
         return original(*states, attn_mask=attn_mask, **settings)
 
-    monkeypatch.setattr(scoring, "attend", noted)
+    monkeypatch.setattr(scoring, "grouped_query_attention", noted)
     score_options(tiny_model("qwen2"), tokenizer, some_prompts((1500,)), [("体育", "军事")])
     assert 0 < max(masks) < 20 * 1500
 

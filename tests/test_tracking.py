@@ -37,7 +37,7 @@ from sft.errors import InputError, RunError
 from sft.tracking import replay as replay_metrics
 from sft.tracking import swanlab as tracking
 from sft.tracking.callbacks import MetricsLog
-from sft.tracking.metrics_log import keep_rows, plain_metrics, read_rows
+from sft.tracking.metrics_log import keep_rows, plain_metrics, read_metrics
 from sft.tracking.swanlab import Tracking, resolve_mode, start_tracking
 
 ROOT = Path(__file__).parent.parent
@@ -166,7 +166,7 @@ def statuses(log_dir: Path) -> list[int]:
 
 
 def reported(folder: Path, name: str) -> list[tuple[int, float]]:
-    return [(row["step"], row[name]) for row in read_rows(folder / "metrics.jsonl") if row.get(name) is not None]
+    return [(row["step"], row[name]) for row in read_metrics(folder / "metrics.jsonl") if row.get(name) is not None]
 
 
 def log_in(host: str, home: Path) -> None:
@@ -262,7 +262,7 @@ from sft.tracking.swanlab import start_tracking
 print([m for m in ("torch", "transformers", "swanlab", "matplotlib") if m in sys.modules])
 tracked = start_tracking(mode="disabled", project="p", experiment=None, log_dir=pathlib.Path("swanlog"),
     config={}, metrics_path=pathlib.Path("m"))
-tracked.log_texts("样例", [("对", "一")], 1); tracked.log_metrics({"f1": 1.0}, 1); tracked.finish("crashed")
+tracked.log_texts("样例", [("对", "一")], 1); tracked.replay([{"step": 1, "loss": 1.0}]); tracked.finish("crashed")
 print("swanlab" in sys.modules, pathlib.Path("swanlog").exists())
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -327,10 +327,10 @@ def stored_scalars(store: Path) -> dict[str, list[tuple[int, float]]]:
 def test_nan_is_null_in_the_rows_and_never_sent(tmp_path: Path) -> None:
     tracked = begin("local", tmp_path)
     trainer = train(tmp_path, tracked, steps=1)
+    trainer.log({"test_f1": math.nan, "test_accuracy": np.int64(1)})
     trainer.log({"loss": math.nan, "eval_f1": np.float64("inf"), "eval_accuracy": torch.tensor(0.25)})
-    tracked.log_metrics({"test/f1": math.nan, "test/accuracy": np.int64(1)}, 1)
     tracked.finish()
-    assert read_rows(tmp_path / "metrics.jsonl")[-1].items() >= {
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1].items() >= {
         ("loss", None),
         ("eval_f1", None),
         ("eval_accuracy", 0.25),
@@ -345,8 +345,7 @@ def test_nan_is_null_in_the_rows_and_never_sent(tmp_path: Path) -> None:
 def test_the_dashboard_serves_the_run(tmp_path: Path) -> None:
     """One NaN in the curves, and SwanLab's dashboard answers the summaries with HTTP 500."""
     tracked = begin("local", tmp_path)
-    for step, loss in enumerate([2.0, math.nan, 1.0]):
-        tracked.log_metrics({"train/loss": loss}, step)
+    tracked.replay([{"step": step, "loss": loss} for step, loss in enumerate([2.0, math.nan, 1.0])])
     tracked.finish()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -415,19 +414,19 @@ class StopAfter(TrainerCallback):
 @pytest.mark.parametrize(("state", "status"), [("success", 1), ("crashed", -1), ("aborted", -1)])
 def test_the_end_of_a_run_is_marked_once(state: str, status: int, tmp_path: Path) -> None:
     tracked = begin("local", tmp_path)
-    tracked.log_metrics({"train/loss": 1.0}, 1)
+    tracked.replay([{"step": 1, "loss": 1.0}])
     tracked.finish(state)
     tracked.finish("success")
-    tracked.log_metrics({"train/loss": 2.0}, 2)
+    tracked.replay([{"step": 2, "loss": 2.0}])
     assert statuses(tmp_path / "swanlog") == [status]
     assert curves(tmp_path / "swanlog")["train/loss"] == [(1, 1.0)]
 
 
 def test_a_second_run_in_one_process_closes_the_first(tmp_path: Path) -> None:
     """As in a notebook whose training cell was interrupted and is run again."""
-    begin("local", tmp_path).log_metrics({"train/loss": 1.0}, 1)
+    begin("local", tmp_path).replay([{"step": 1, "loss": 1.0}])
     second = begin("local", tmp_path)
-    second.log_metrics({"train/loss": 2.0}, 1)
+    second.replay([{"step": 1, "loss": 2.0}])
     second.finish()
     assert statuses(tmp_path / "swanlog") == [1, 1]
     assert curves(tmp_path / "swanlog")["train/loss"] == [(1, 2.0)]
@@ -460,7 +459,7 @@ tracked = start_tracking(mode="local", project="p", experiment="e", log_dir=path
 state = "aborted"
 try:
     for step in range(50):
-        tracked.log_metrics({"train/loss": 1 / (step + 1)}, step)
+        tracked.replay([{"step": step, "loss": 1 / (step + 1)}])
     print("logged", flush=True)
     time.sleep(30)
 finally:
@@ -537,7 +536,7 @@ def test_a_login_the_cloud_refuses_falls_back_to_local(
     monkeypatch.setenv("SWANLAB_API_HOST", refusing_server)
     monkeypatch.setenv("SWANLAB_API_KEY", "k" * 21)
     tracked = begin("cloud", tmp_path)
-    tracked.log_metrics({"train/loss": 1.0}, 1)
+    tracked.replay([{"step": 1, "loss": 1.0}])
     tracked.finish()
     assert tracked.mode == "local"
     assert "启动失败（cloud）" in caplog.text
@@ -578,7 +577,7 @@ def test_a_tracker_that_hangs_is_left_behind(
     assert tracked.mode == ("offline" if stuck == "finish" else "disabled")
 
 
-def test_replaying_says_what_is_wrong_in_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_replaying_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert replay_metrics.main([str(tmp_path)]) == 2
     (tmp_path / "metrics.jsonl").write_text("")
     assert replay_metrics.main([str(tmp_path)]) == 2
@@ -588,8 +587,9 @@ def test_replaying_says_what_is_wrong_in_one_line(tmp_path: Path, caplog: pytest
     with pytest.raises(SystemExit) as stop:
         replay_metrics.main([str(tmp_path), "--swanlab_mode", "disabled"])
     assert stop.value.code == 2
-    told = [record.getMessage() for record in caplog.records if record.name == "sft.tracking.replay"]
-    assert [line.split("：")[1] for line in told] == [
+    path = str(tmp_path / "metrics.jsonl")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(path)]
+    assert [line.split("：")[1] for line in lines] == [
         "没有这个文件；请给出训练脚本的 --output_dir",
         "里面没有指标；请给出训练脚本的 --output_dir",
         "没能记进 SwanLab，原因见上",
@@ -607,7 +607,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_reported(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
     for step in range(1, 4):
         log.on_log(None, state(step), None, logs={"loss": 1.5})
-        rows = read_rows(tmp_path / "metrics.jsonl")
+        rows = read_metrics(tmp_path / "metrics.jsonl")
         assert len(rows) == step
         assert rows[-1].items() >= {("step", step), ("epoch", step / 10), ("loss", 1.5)}
 
@@ -618,14 +618,14 @@ def test_a_new_run_starts_empty_and_a_resumed_one_drops_what_it_will_repeat(tmp_
         log = MetricsLog(path, resumed_step)
         for step in [1, 2, 3] if run == 0 else [3]:
             log.on_log(None, state(step), None, logs={"loss": run})
-        assert [row["step"] for row in read_rows(path)] == expected
-        assert read_rows(path)[-1]["loss"] == run
+        assert [row["step"] for row in read_metrics(path)] == expected
+        assert read_metrics(path)[-1]["loss"] == run
 
 
 def test_a_row_cut_by_a_kill_is_skipped_and_gone_after_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step":1,"loss":2.0}\n{"step":2,"lo')
-    assert [row["step"] for row in read_rows(path)] == [1]
+    assert [row["step"] for row in read_metrics(path)] == [1]
     keep_rows(path, 5)
     assert path.read_bytes() == b'{"step":1,"loss":2.0}\n'
 

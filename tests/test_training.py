@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 import predict
 import train_qwen2_classification
 import train_qwen2_ner
-from sft.data.records import FORMAT_VERSION, settings_path
 from sft.files import write_json
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
+from sft.tasks.settings import FORMAT_VERSION, settings_path
 from tests.models import save_model, tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]

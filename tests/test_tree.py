@@ -9,14 +9,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sft.engine import attention
-from sft.engine.attention import can_express, use_tree_attention
-from sft.engine.batches import collate_padded, padded_tokens, split_rows, supervised_loss
-from sft.engine.prefix_tree import build_tree, collate_tree, common_prefix_tokens, tree_tokens
-from sft.model.encoding import EncodedRow, encode_rows
+from sft.engine import prefix_tree
+from sft.engine.attention import can_express, common_prefix_tokens
+from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching, micro_batches, split_rows
+from sft.engine.loss import supervised_loss
+from sft.engine.prefix_tree import build_tree
+from sft.model.encoding import encode_rows
 from tests.models import SLIDING, WHOLE, tiny_model, with_random_lora
 
 TOKENS = st.integers(0, 479)
+TREE, PADDED = PrefixTreeBatching(), PaddedBatching(0)
 
 
 @st.composite
@@ -79,7 +81,7 @@ def exact_model(request):
 def either_attention(request, monkeypatch):
     """The fused kernel, and the plain products that bfloat16 takes on a CPU."""
     if request.param == "products":
-        monkeypatch.setattr(attention, "SHORT_DTYPES", [torch.float64])
+        monkeypatch.setattr(prefix_tree, "SHORT_DTYPES", [torch.float64])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -88,22 +90,21 @@ def test_loss_and_gradients_are_those_of_one_row_at_a_time(exact_model, either_a
     model, base = exact_model
     supervised_tokens = sum(len(row.answer_ids) for row in rows)
     base.set_attn_implementation("sdpa")
-    alone = loss_and_gradients(model, [collate_padded([row], 0) for row in rows], supervised_tokens)
-    use_tree_attention(base)
-    assert_equal(loss_and_gradients(model, [collate_tree(rows)], supervised_tokens), alone, 1e-10)
+    alone = loss_and_gradients(model, [PADDED.collate([row]) for row in rows], supervised_tokens)
+    assert_equal(loss_and_gradients(model, [TREE.collate(rows)], supervised_tokens), alone, 1e-10)
 
 
 @settings(max_examples=10, deadline=None)
 @given(rows=batches(), max_tokens=st.integers(1, 200))
 def test_pieces_of_a_batch_add_up_to_the_batch(exact_model, rows, max_tokens):
-    model, base = exact_model
-    use_tree_attention(base)
+    model, _ = exact_model
     supervised_tokens = sum(len(row.answer_ids) for row in rows)
-    pieces = split_rows(rows, max_tokens, tree_tokens)
+    pieces = split_rows(rows, max_tokens, TREE)
     assert sorted(row.line for piece in pieces for row in piece) == sorted(row.line for row in rows)
-    assert all(len(piece) == 1 or tree_tokens(piece) <= max_tokens for piece in pieces)
-    whole = loss_and_gradients(model, [collate_tree(rows)], supervised_tokens)
-    assert_equal(loss_and_gradients(model, list(map(collate_tree, pieces)), supervised_tokens), whole, 1e-10)
+    assert all(len(piece) == 1 or TREE.tokens(piece) <= max_tokens for piece in pieces)
+    whole = loss_and_gradients(model, [TREE.collate(rows)], supervised_tokens)
+    in_pieces = loss_and_gradients(model, micro_batches(rows, max_tokens, TREE), supervised_tokens)
+    assert_equal(in_pieces, whole, 1e-10)
 
 
 @pytest.mark.parametrize("magnitude", [1, 100])
@@ -116,9 +117,9 @@ def test_plain_products_are_as_exact_as_the_fused_kernel(magnitude, monkeypatch)
     outer = torch.randn((1, 160, 4, 16), generator=generator).bfloat16()
 
     def results(dtype: torch.dtype, short_keys: int) -> list[torch.Tensor]:
-        monkeypatch.setattr(attention, "SHORT_KEYS", short_keys)
+        monkeypatch.setattr(prefix_tree, "SHORT_KEYS", short_keys)
         inputs = [state.to(dtype).requires_grad_() for state in states]
-        attended, _ = attention.tree_attention(None, *inputs, None, scaling=0.25, tree=tree)
+        attended = tree.attend(*inputs, scaling=0.25)
         return [attended, *torch.autograd.grad(attended, inputs, outer.to(dtype))]
 
     truth = results(torch.float64, 0)
@@ -131,7 +132,7 @@ def test_plain_products_are_as_exact_as_the_fused_kernel(magnitude, monkeypatch)
 
 
 def test_no_rows_are_no_pieces():
-    assert split_rows([], 10, tree_tokens) == []
+    assert split_rows([], 10, TREE) == []
 
 
 @settings(max_examples=10, deadline=None)
@@ -140,11 +141,10 @@ def test_in_float32_they_agree_to_1e_5_or_to_what_float32_can_tell(exact_model_n
     base = tiny_model(exact_model_name)
     model = with_random_lora(base)
     supervised_tokens = sum(len(row.answer_ids) for row in rows)
-    one_by_one = [collate_padded([row], 0) for row in rows]
+    one_by_one = [PADDED.collate([row]) for row in rows]
     truth = loss_and_gradients(in_float64(copy.deepcopy(model)), one_by_one, supervised_tokens)
     alone = loss_and_gradients(model, one_by_one, supervised_tokens)
-    use_tree_attention(base)
-    assert_equal(loss_and_gradients(model, [collate_tree(rows)], supervised_tokens), alone, 1e-5, truth)
+    assert_equal(loss_and_gradients(model, [TREE.collate(rows)], supervised_tokens), alone, 1e-5, truth)
 
 
 @pytest.fixture(scope="module", params=WHOLE)
@@ -164,18 +164,17 @@ def test_rows_of_2000_tokens_agree_with_gradient_checkpointing_and_without(
     rows = [EncodedRow(shared + [(7 * k + line) % 480 for k in range(600 * line)], [3, 5], line) for line in (1, 2, 3)]
     base = tiny_model(architecture, dtype)
     model = with_random_lora(base)
-    one_by_one = [collate_padded([row], 0) for row in rows]
+    one_by_one = [PADDED.collate([row]) for row in rows]
     truth = loss_and_gradients(in_float64(copy.deepcopy(model)), one_by_one, 6)
     if dtype == torch.float64:
         model = in_float64(model)
         truth = None
     alone = loss_and_gradients(model, one_by_one, 6)
-    use_tree_attention(base)
     if checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    assert_equal(loss_and_gradients(model, [collate_tree(rows)], 6), alone, tolerance, truth)
+    assert_equal(loss_and_gradients(model, [TREE.collate(rows)], 6), alone, tolerance, truth)
 
 
 def test_rows_of_both_tasks_agree(exact_model, tokenizer, classification, ner):
@@ -194,12 +193,11 @@ def test_rows_of_both_tasks_agree(exact_model, tokenizer, classification, ner):
     }
     for task, records in records_of.items():
         rows, _ = encode_rows(list(enumerate(records, start=1)), task, tokenizer, 400)
-        assert common_prefix_tokens(rows) >= 10
+        assert common_prefix_tokens([row.prompt_ids for row in rows]) >= 10
         supervised_tokens = sum(len(row.answer_ids) for row in rows)
         base.set_attn_implementation("sdpa")
-        alone = loss_and_gradients(model, [collate_padded([row], 0) for row in rows], supervised_tokens)
-        use_tree_attention(base)
-        assert_equal(loss_and_gradients(model, [collate_tree(rows)], supervised_tokens), alone, 1e-10)
+        alone = loss_and_gradients(model, [PADDED.collate([row]) for row in rows], supervised_tokens)
+        assert_equal(loss_and_gradients(model, [TREE.collate(rows)], supervised_tokens), alone, 1e-10)
 
 
 # ---- attention of variable length, by a plain reading of what torch documents ----
@@ -230,13 +228,19 @@ def plain_varlen(query, key, value, query_offsets, key_offsets, longest_queries,
 @settings(max_examples=25, deadline=None)
 @given(rows=batches())
 def test_the_sequences_of_a_tree_give_the_same_by_variable_length_attention(exact_model, rows):
-    model, base = exact_model
-    use_tree_attention(base)
-    padded = loss_and_gradients(model, [collate_tree(rows)], 9)
+    model, _ = exact_model
+    padded = loss_and_gradients(model, [TREE.collate(rows)], 9)
+    calls = []
+
+    def noted(*arguments, **keywords):
+        calls.append(arguments)
+        return plain_varlen(*arguments, **keywords)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "varlen_attn", plain_varlen)
-        base.set_attn_implementation(attention.VARLEN_NAME)
-        assert_equal(loss_and_gradients(model, [collate_tree(rows)], 9), padded, 1e-10)
+        patch.setattr(prefix_tree, "varlen_attn", noted)
+        by_segments = loss_and_gradients(model, [PrefixTreeBatching(varlen=True).collate(rows)], 9)
+    assert_equal(by_segments, padded, 1e-10)
+    assert calls
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -245,27 +249,41 @@ def test_variable_length_attention_is_used_only_where_it_gives_what_sdpa_gives(w
         return plain_varlen(*arguments, **keywords).flip(0)
 
     base = tiny_model("qwen2")
-    monkeypatch.setattr(attention, "varlen_attn", plain_varlen if works else upper_left)
-    assert attention.varlen_works(base, torch.device("cpu")) is works
+    monkeypatch.setattr(prefix_tree, "varlen_attn", plain_varlen if works else upper_left)
+    assert prefix_tree.agrees_with_groups(base, torch.device("cpu")) is works
     monkeypatch.undo()
-    assert not attention.varlen_works(base, torch.device("cpu"))  # flash attention is for GPUs
+    assert not prefix_tree.agrees_with_groups(base, torch.device("cpu"))  # flash attention is for GPUs
+    assert TREE.for_model(base, torch.device("cpu")) == TREE
+
+
+def test_dropout_of_attention_takes_groups_also_where_there_are_segments(monkeypatch):
+    def not_called(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(prefix_tree, "varlen_attn", not_called)
+    tree = build_tree(5, [range(5, 9), range(9, 20)], varlen=True)
+    states = [torch.ones(1, heads, 20, 8) for heads in (4, 2, 2)]
+    assert tree.attend(*states, scaling=None, dropout=0.5).shape == (1, 20, 4, 8)
 
 
 @given(rows=batches())
 def test_a_tree_never_has_more_tokens_than_the_rows(rows):
-    batch = collate_tree(rows)
-    assert batch["input_ids"].numel() == tree_tokens(rows) <= padded_tokens(rows)
-    assert common_prefix_tokens(rows) <= min(len(row.prompt_ids) for row in rows)
+    batch = TREE.collate(rows)
+    assert batch["inputs"]["input_ids"].numel() == TREE.tokens(rows) <= PADDED.tokens(rows)
+    prompts = [row.prompt_ids for row in rows]
+    assert common_prefix_tokens(prompts) <= min(map(len, prompts))
+    assert common_prefix_tokens(prompts, own=1) < min(map(len, prompts))
 
 
 @given(rows=batches())
 def test_every_position_is_that_of_its_own_row(rows):
     """Following the tree back from each supervised token gives the row it came from."""
-    batch = collate_tree(rows)
-    ids, positions, sources = batch["input_ids"][0], batch["position_ids"][0], batch["sources"]
+    batch = TREE.collate(rows)
+    inputs = batch["inputs"]
+    ids, positions, sources = inputs["input_ids"][0], inputs["position_ids"][0], inputs["logits_to_keep"]
     expected = [len(row.prompt_ids) - 1 + index for row in rows for index in range(len(row.answer_ids))]
     assert positions[sources].tolist() == expected
-    assert batch["labels"][0].tolist() == [token for row in rows for token in row.answer_ids]
+    assert batch["labels"].tolist() == [token for row in rows for token in row.answer_ids]
     read = [
         (row.prompt_ids + row.answer_ids)[position]
         for row, position in zip([row for row in rows for _ in row.answer_ids], expected, strict=True)
@@ -292,16 +310,13 @@ def test_six_steps_of_adamw_end_at_the_adapter_of_padded_batches(architecture):
         for _ in range(6)
     ]
     adapters = []
-    for as_tree in (True, False):
-        base = tiny_model(architecture)
-        model = with_random_lora(base)
-        if as_tree:
-            use_tree_attention(base)
+    for batching in (TREE, PADDED):
+        model = with_random_lora(tiny_model(architecture))
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=1e-3)
         for rows in steps:
             optimizer.zero_grad()
-            supervised_loss(model, collate_tree(rows) if as_tree else collate_padded(rows, 0), 20).backward()
+            supervised_loss(model, batching.collate(rows), 20).backward()
             optimizer.step()
         adapters.append(torch.cat([p.detach().flatten() for p in parameters]))
     ours, theirs = adapters

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import orjson
 
@@ -17,13 +17,12 @@ from sft.console import ConversionProgress
 from sft.data.arguments import Conversion
 from sft.data.readers import Source
 from sft.data.recipes import Recipe
-from sft.data.records import FORMAT_VERSION, conversion_report_path, make_record, settings_path
+from sft.data.records import conversion_report_path, make_record
 from sft.data.splitter import TEST, TRAIN, Splitter
 from sft.errors import InputError
-from sft.files import whole_file
-
-if TYPE_CHECKING:
-    from sft.tasks.task import Task
+from sft.files import json_bytes, refuse_folder, whole_file
+from sft.tasks.settings import TaskSettings, settings_path
+from sft.tasks.task import Task
 
 
 def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Conversion) -> dict:
@@ -41,8 +40,7 @@ def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Convers
     train_source, *official_test = sources
     record_files = (output_file, test_file)
     for path in record_files:
-        if path.is_dir():
-            raise InputError(f"{path}：是一个目录；请给出文件名，如 {path / 'train.jsonl'}")
+        refuse_folder(path, str(path / "train.jsonl"))
     report_file, rejected_file = conversion_report_path(output_file), rejected_path(output_file)
     outputs = [*record_files, *map(settings_path, record_files), report_file, rejected_file]
     _check_places(outputs, [source.path for source in sources])
@@ -63,10 +61,10 @@ def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Convers
             for spool, file in zip(spools, finished, strict=True):
                 _render_spool(recipe, task, spool, file)
         for path in record_files:
-            files[settings_path(path)].write(_json({"format_version": FORMAT_VERSION, **task.settings()}))
+            files[settings_path(path)].write(TaskSettings(task).to_bytes())
         test_ratio = None if official_test else conversion.test_ratio
         report = splitter.report(task) | {"seed": conversion.seed, "test_ratio": test_ratio}
-        files[report_file].write(_json(report))
+        files[report_file].write(json_bytes(report))
         for file in files.values():  # a full disk fails here, before any file is renamed
             file.flush()
     if not report["rejected"]:
@@ -77,10 +75,6 @@ def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Convers
 def rejected_path(output_file: Path) -> Path:
     """Where the rejected rows are written."""
     return output_file.with_name(f"{output_file.stem}.rejected.jsonl")
-
-
-def _json(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def _check_places(outputs: list[Path], inputs: list[Path]) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 import orjson
 
@@ -20,9 +19,7 @@ from sft.data.readers import Source
 from sft.errors import InputError, RowError
 from sft.tasks.classification import Classification
 from sft.tasks.ner import CCFBDCI_LABELS, Ner
-
-if TYPE_CHECKING:
-    from sft.tasks.task import Task
+from sft.tasks.task import Task
 
 Gold = tuple[str, Sequence[str], bytes]  # the stratum, the labels, the annotation as bytes
 

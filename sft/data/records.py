@@ -8,21 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import orjson
 
 from sft.errors import InputError
-
-if TYPE_CHECKING:
-    from sft.tasks.task import Task
-
-FORMAT_VERSION = 1
-
-
-def settings_path(records_path: Path) -> Path:
-    """``data/train_cls.jsonl`` → ``data/train_cls.task.json``: where the task's settings are kept."""
-    return records_path.with_name(f"{records_path.stem}.task.json")
+from sft.tasks.settings import settings_path
+from sft.tasks.task import Task, chat_messages
 
 
 def conversion_report_path(records_path: Path) -> Path:
@@ -32,9 +23,7 @@ def conversion_report_path(records_path: Path) -> Path:
 
 def make_record(task: Task, fields: dict) -> dict:
     """The record of a row's fields, with its messages."""
-    messages = task.prompt(fields)
-    messages.append({"role": "assistant", "content": task.answer(fields)})
-    return {"messages": messages, "task": task.name, **fields}
+    return {"messages": chat_messages(task, fields), "task": task.name, **fields}
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:
@@ -73,7 +62,7 @@ def read_task_records(path: Path, task: Task) -> list[tuple[int, dict]]:
                 f"{path}:{line}：task 应是 {task.name}，实际是 {record.get('task')!r}；请换成这个任务的数据"
             )
         try:
-            messages = [*task.prompt(record), {"role": "assistant", "content": task.answer(record)}]
+            messages = chat_messages(task, record)
         except (KeyError, TypeError) as error:
             raise InputError(f"{path}:{line}：缺少字段或类型不对（{error}）；请用 transfer_*.py 重新生成") from error
         if messages != record.get("messages"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import orjson
 
@@ -22,9 +22,7 @@ from sft.data.readers import Source, read_rows
 from sft.data.recipes import Recipe
 from sft.data.records import make_record
 from sft.errors import InputError, RowError
-
-if TYPE_CHECKING:
-    from sft.tasks.task import Task
+from sft.tasks.task import Task
 
 SIDES = ("train", "test")
 TRAIN, TEST = 0, 1

@@ -23,8 +23,8 @@ from sft.console import say_once
 from sft.decoding.automaton import Automaton, Label, Run, State, answer_format
 from sft.decoding.drafts import Drafter, source_tokens
 from sft.decoding.vocabulary import Vocabulary
-from sft.engine.attention import can_express
-from sft.engine.ragged import Cache, Feed, attention, common_prefix_tokens, run
+from sft.engine.attention import at_least_float32, can_express, common_prefix_tokens, use_packed_attention
+from sft.engine.ragged import Cache, Feed, run
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ def decode(
     ]
     longest = max(map(len, prompts)) + bounds.answer_tokens + OVERRUN_TOKENS
     if can_express(model.config, longest):
-        with attention(model) as base:
-            _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), rows, longest, bounds)
+        base = use_packed_attention(model)
+        _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), rows, longest, bounds)
     else:
         say_once(logger, "这种模型的注意力无法用前缀树表达：逐词元生成，结果相同，只是慢")
         _decode_padded(model, vocabulary, rows, bounds)
@@ -124,7 +124,7 @@ def _decode_ragged(
     if bounds.max_tokens is not None:
         slots = max(1, min(slots, bounds.max_tokens // longest))
     cache = Cache(slots, max(len(row.unread) for row in rows) + OVERRUN_TOKENS)
-    shared = common_prefix_tokens([row.unread for row in rows])
+    shared = common_prefix_tokens([row.unread for row in rows], own=1)
     if shared:
         run(base, cache, [Feed(0, 0, rows[0].unread[:shared])], [])
         cache.share(shared)
@@ -218,7 +218,7 @@ def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> t
         logits = torch.nn.functional.linear(hidden, head.weight[ids], None if head.bias is None else head.bias[ids])
     else:  # with an adapter on it
         logits = head(hidden)[:, ids]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return at_least_float32(logits)
 
 
 def _choose(decisions: Sequence[Decision], logits: torch.Tensor, columns: torch.Tensor) -> None:
@@ -292,7 +292,7 @@ def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequenc
                 logits_to_keep=1,
             )
             past = output.past_key_values
-            logits = output.logits[:, -1].to(torch.promote_types(output.logits.dtype, torch.float32)).cpu()
+            logits = at_least_float32(output.logits[:, -1]).cpu()
             for index, row in enumerate(batch):
                 if not row.done:
                     decision = _decision(row, row.state, bounds, 0)

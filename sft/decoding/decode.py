@@ -19,9 +19,11 @@ from sft.console import say_once
 from sft.decoding.automaton import answer_format, can_write
 from sft.decoding.constrained import Bounds, decode
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
-from sft.engine.option_tree import log_softmax, score
+from sft.engine.attention import at_least_float32
+from sft.engine.option_tree import score
 from sft.errors import RowError
-from sft.model.encoding import Task, encode_prompts, encode_texts, terminator_id
+from sft.model.encoding import encode_prompts, encode_texts, terminator_id
+from sft.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +206,7 @@ class _ChosenProbability(LogitsProcessor):
         self.steps: list[torch.Tensor] = []  # one tensor of shape (batch,) a step
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.steps.append(log_softmax(scores).amax(-1).cpu())
+        self.steps.append(at_least_float32(scores).log_softmax(-1).amax(-1).cpu())
         return scores
 
 

@@ -1,77 +1,106 @@
-"""Attention over a prefix tree, registered with transformers: by padded groups everywhere, of variable length on GPUs.
+"""The one attention function that is registered with transformers, and what its three kernels share.
 
-The model computes everything else as ever on one flat row of tokens; only attention knows that the row is a tree.
-Without a tree (generation, scoring) it is transformers' own SDPA attention.
+A packed forward pass puts many sequences into one flat row of tokens. The model computes that row as usual; only
+attention knows which token may see which. A `Layout` tells it; the model is given one as the keyword ``layout``.
+Without a layout (generation, padded batches) this function is transformers' own SDPA attention, so a model is
+switched once, when it is loaded, and never back.
+
+There is one function but three layouts, each with its own kernel, because they need different things:
+
+- training (`sft.engine.prefix_tree`) needs gradients, and few large calls: branches of similar length together;
+- scoring options (`sft.engine.option_tree`) needs a mask, but only for the last few positions of each row: a mask over
+  the whole row would grow with the square of its length;
+- decoding (`sft.engine.ragged`) needs the keys and values that earlier passes have kept.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
-from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from peft import PeftModel
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sft.engine.loss import ARCHITECTURES
-from sft.engine.prefix_tree import PrefixTree, Segments, build_tree
-
-logger = logging.getLogger(__name__)
-
-NAME, VARLEN_NAME = "prefix_tree", "prefix_tree_varlen"  # the names under which transformers finds the two
-# A mask with four dimensions is passed on as it is, so none is built; the attention below does not read it.
+NAME = "packed"  # under which transformers finds `packed_attention`
+# Model types that pass ``layout`` on to attention, and whose logits are the output layer's, neither scaled nor capped.
+ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
+# transformers passes a mask of four dimensions on as it is, so it builds none. No layout reads it.
 NO_MASK = torch.zeros((1, 1, 1, 1), dtype=torch.bool)
-# On a CPU the fused kernel's backward is slow in bfloat16: up to so many keys, plain matrix products are faster.
-SHORT_KEYS = 384
-SHORT_DTYPES = [torch.bfloat16]
-CAUSAL = (-1, 0)  # a window for varlen attention: everything before, nothing after
 
 
-def use_tree_attention(model: PreTrainedModel, device: torch.device | None = None) -> None:
-    """Register the attention and switch ``model`` to it: to the one of variable length where ``device`` can do it."""
-    for name, attention in ((NAME, tree_attention), (VARLEN_NAME, varlen_attention)):
-        AttentionInterface.register(name, attention)
-        AttentionMaskInterface.register(name, sdpa_mask)
-    varlen = device is not None and device.type == "cuda" and varlen_works(model, device)
-    model.set_attn_implementation(VARLEN_NAME if varlen else NAME)
-    if device is not None and device.type == "cuda":
-        logger.info("前缀树注意力：%s", "变长 FlashAttention" if varlen else "SDPA（这张卡或这个模型用不了变长的）")
+class Layout(Protocol):
+    """Which token of a flat row may see which, and the kernel that computes attention accordingly."""
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        dropout: float,
+        layer: int,
+    ) -> torch.Tensor:
+        """Attention of one layer.
+
+        Args:
+            query: (1, heads, tokens, head size).
+            key: (1, key heads, tokens, head size); the number of heads is a multiple of the number of key heads.
+            value: the same shape as ``key``.
+            scaling: of the scores; None for one over the square root of the head size.
+            dropout: of the attention weights.
+            layer: the number of the layer, for a layout that keeps keys and values.
+
+        Returns:
+            (1, tokens, heads, head size).
+        """
 
 
-@torch.enable_grad()
-def varlen_works(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether variable-length attention gives on ``device`` what SDPA gives, forward and backward, on a small tree.
+def packed_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    layout: Layout | None = None,
+    **settings,
+) -> tuple[torch.Tensor, None]:
+    """What ``layout`` computes; transformers' SDPA attention without one.
 
-    Tried, not looked up: it depends on the card, the numbers, the head size, and on what torch was built with.
+    Args:
+        settings: what else transformers passes on, such as ``scaling`` and ``dropout``.
+
+    Returns:
+        (1, tokens, heads, head size), and None in place of the attention weights.
     """
-    config = model.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    tree = PrefixTree(*_to_device(tuple(build_tree(5, [range(5, 6), range(6, 15), range(15, 22)])), device))
-    generator = torch.Generator().manual_seed(0)
-    states = [torch.randn((1, count, 22, size), generator=generator) for count in (heads, kv_heads, kv_heads)]
-    results = []
-    for attention in (tree_attention, varlen_attention):
-        inputs = [state.to(device, model.dtype).requires_grad_() for state in states]
-        try:
-            attended, _ = attention(None, *inputs, None, scaling=size**-0.5, tree=tree)
-            results.append([attended, *torch.autograd.grad(attended.square().sum(), inputs)])
-        except (RuntimeError, ValueError) as error:
-            logger.debug("变长注意力：%s", error)
-            return False
-    return all(torch.allclose(ours, theirs, rtol=0.05, atol=0.05) for theirs, ours in zip(*results, strict=True))
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    scaling, dropout = settings.get("scaling"), settings.get("dropout", 0.0)
+    return layout.attend(query, key, value, scaling, dropout, module.layer_idx), None
 
 
-def _to_device(value: object, device: torch.device) -> object:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    return type(value)(_to_device(item, device) for item in value) if isinstance(value, tuple | list) else value
+def use_packed_attention(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Switch a model to `packed_attention`; does nothing if that was done before.
+
+    `sft.model.loading.load_base` calls it. So does everything that hands a layout to a model: a model that was made in
+    another way would ignore the layout and compute something else without a word.
+
+    Returns:
+        The base model (under the adapter, if there is one).
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if base.config._attn_implementation != NAME:
+        AttentionInterface.register(NAME, packed_attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        base.set_attn_implementation(NAME)
+    return base
 
 
 def can_express(config: PreTrainedConfig, length_tokens: int) -> bool:
-    """Whether a tree says all there is to say about a model's attention, and the model takes one."""
+    """Whether a layout describes all of this model's attention, for sequences of up to ``length_tokens``."""
     return config.model_type in ARCHITECTURES and _sees_everything(config, length_tokens)
 
 
@@ -79,124 +108,67 @@ def _sees_everything(config: PreTrainedConfig, length_tokens: int) -> bool:
     """Whether every layer attends to all of ``length_tokens``; a window that no row exceeds is full attention."""
     kinds = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None)
-    if not kinds and window is not None:  # Mistral names no kinds
+    if not kinds and window is not None:  # Mistral's config has a window but no layer types
         kinds = {"sliding_attention"}
     return kinds <= {"full_attention"} or (
         kinds <= {"full_attention", "sliding_attention"} and length_tokens <= window
     )
 
 
-def tree_attention(
-    module: torch.nn.Module | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    tree: PrefixTree | None = None,
-    **keywords,
-) -> tuple[torch.Tensor, None]:
-    """Attention of each token to the prefix and to its own branch: branches of like length padded to one width.
+# ---- what the kernels share ----
+
+
+def common_prefix_tokens(sequences: Sequence[Sequence[int]], own: int = 0) -> int:
+    """How many tokens all sequences begin with; 0 for a single sequence, which shares nothing.
 
     Args:
-        query: (1, heads, tokens, head size); ``key`` and ``value`` with as many or fewer heads.
-        tree: how the tokens hang together; None for ordinary attention.
-
-    Returns:
-        (1, tokens, heads, head size), and no weights.
+        own: how many tokens at the end of each sequence never count as shared. Training shares whole prompts (0), as
+            each row has an answer to go on with. Scoring and decoding keep one (1), as the answer is predicted from a
+            row's own last token.
     """
-    if tree is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **keywords
-        )
-    shared = tree.prefix_tokens
-    prefix_key, prefix_value = key[:, :, :shared], value[:, :, :shared]
-    parts = []
-    if shared:
-        parts.append(_attend(query[:, :, :shared], prefix_key, prefix_value, dropout, scaling))
-    for group in tree.groups:
-        branch_query, branch_key, branch_value = (_take(states, group) for states in (query, key, value))
-        keys = torch.cat((prefix_key.expand(len(group), -1, -1, -1), branch_key), dim=2)
-        values = torch.cat((prefix_value.expand(len(group), -1, -1, -1), branch_value), dim=2)
-        parts.append(_attend(branch_query, keys, values, dropout, scaling))
-    parts = [part.transpose(1, 2).flatten(0, 1) for part in parts]
-    return torch.cat(parts).index_select(0, tree.order)[None], None
+    if len(sequences) < 2:
+        return 0
+    first, last = min(sequences), max(sequences)  # of sorted sequences, these two differ first
+    shared, most = 0, min(map(len, sequences)) - own
+    while shared < most and first[shared] == last[shared]:
+        shared += 1
+    return shared
 
 
-def varlen_attention(
-    module: torch.nn.Module | None,
+def grouped_query_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    scaling: float | None,
     dropout: float = 0.0,
-    scaling: float | None = None,
-    tree: PrefixTree | None = None,
-    **keywords,
-) -> tuple[torch.Tensor, None]:
-    """The same in one call of variable-length attention: the prefix is a sequence, and so is each branch behind it.
-
-    Dropout of attention weights, which no supported model has, takes the other way.
-    """
-    if tree is None or dropout:
-        return tree_attention(module, query, key, value, attention_mask, dropout, scaling, tree, **keywords)
-    segments = Segments(*tree.segments)
-    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-    attended = varlen_attn(
-        query.contiguous(),
-        key.index_select(0, segments.keys),
-        value.index_select(0, segments.keys),
-        segments.query_offsets,
-        segments.key_offsets,
-        segments.longest_queries,
-        segments.longest_keys,
-        scale=scaling,
-        window_size=CAUSAL,
-        enable_gqa=key.shape[1] != query.shape[1],
+    **mask,
+) -> torch.Tensor:
+    """torch's attention where several query heads share one key head; ``mask``: ``attn_mask`` or ``is_causal``."""
+    if query.device.type != "cpu":  # no fused kernel on a GPU takes both grouped heads and a mask
+        repeats = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    grouped = key.shape[1] != query.shape[1]
+    return scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=grouped, **mask
     )
-    return attended[None], None
 
 
-def _take(states: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """(1, heads, tokens, size) at the positions of (branches, width): (branches, heads, width, size)."""
+def take(states: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """(1, heads, tokens, size) at the positions in ``group`` (rows, width): (rows, heads, width, size)."""
     taken = states[0].transpose(0, 1).index_select(0, group.flatten())
     return taken.unflatten(0, group.shape).transpose(1, 2)
 
 
-def _attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, dropout: float, scaling: float | None
-) -> torch.Tensor:
-    """Causal attention of the last positions to all: (rows, heads, width, size), (rows, fewer heads, length, size)."""
-    width, length = queries.shape[2], keys.shape[2]
-    on_cpu = queries.device.type == "cpu"
-    if on_cpu and length <= SHORT_KEYS and queries.dtype in SHORT_DTYPES and not dropout:
-        return _short_attention(queries, keys, values, scaling)
-    repeats = queries.shape[1] // keys.shape[1]
-    if not on_cpu:  # no fused kernel on a GPU takes grouped heads and a mask
-        keys, values = repeat_kv(keys, repeats), repeat_kv(values, repeats)
-    settings = {"dropout_p": dropout, "scale": scaling, "enable_gqa": on_cpu and repeats > 1}
-    if 2 * width > length:  # a few idle queries in front cost less than a mask, which keeps the kernel from skipping
-        queries = pad(queries, (0, 0, length - width, 0))
-        return scaled_dot_product_attention(queries, keys, values, is_causal=True, **settings)[:, :, length - width :]
-    mask = ~_future(width, length, queries.device)
-    return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, **settings)
+def in_order(groups: Sequence[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
+    """The reverse of `take`: groups of (rows, heads, width, size) put back in order, (1, tokens, heads, size).
+
+    Args:
+        order: (tokens,) where each token stands in the groups, flattened to (rows × width) and concatenated.
+    """
+    flat = [group.transpose(1, 2).flatten(0, 1) for group in groups]
+    return torch.cat(flat).index_select(0, order)[None]
 
 
-def _short_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
-) -> torch.Tensor:
-    """The same by plain matrix products; the scores in float32 or wider, as within fused kernels."""
-    rows, heads, width, size = queries.shape
-    wide = torch.promote_types(queries.dtype, torch.float32)
-    queries = queries.to(wide) * (size**-0.5 if scaling is None else scaling)
-    queries = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # heads with the same keys ask them together
-    scores = (queries @ keys.to(wide).mT).unflatten(2, (-1, width))
-    scores = scores.masked_fill_(_future(width, keys.shape[2], queries.device), -torch.inf)
-    weights = scores.softmax(-1).to(values.dtype).flatten(2, 3)
-    return (weights @ values).view(rows, heads, width, size)
-
-
-def _future(width: int, length: int, device: torch.device) -> torch.Tensor:
-    """(width, length): what comes after each of the last ``width`` of ``length`` positions; padding is after all."""
-    return torch.ones((width, length), dtype=torch.bool, device=device).triu(length - width + 1)
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32; wider numbers as they are. For softmax, which needs the digits."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

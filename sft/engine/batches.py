@@ -1,96 +1,185 @@
-"""From encoded rows to what the model takes, and from its logits to the loss: padded, or as a prefix tree."""
+"""Training rows to batches: padded, or as a prefix tree. Both ways are one kind of value, a `Batching`.
+
+A batch is a dict that `sft.engine.loss.supervised_loss` takes, the same for both ways:
+
+- ``inputs``: what the model takes. ``input_ids``, ``position_ids``: (rows, width), for a tree (1, tokens);
+  ``attention_mask``; ``logits_to_keep``: the last so many positions of each row, or the positions themselves;
+- ``layout``: the `sft.engine.prefix_tree.PrefixTree`, None for a padded batch;
+- ``kept``: an index into the kept positions: those that predict a supervised token;
+- ``labels``: (supervised,) the supervised tokens, row by row;
+- ``lines``: (rows,) the line of each row in its file.
+
+It is a dict because the Trainer moves the tensors in dicts, tuples and lists to the device. The layout is moved by
+`supervised_loss`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
+from transformers import PreTrainedModel
 
-from sft.engine.attention import NO_MASK
-from sft.engine.loss import chunked_loss, frozen_head, hidden_states, plain_loss
-from sft.engine.prefix_tree import PrefixTree
-from sft.model.encoding import EncodedRow
-
-IGNORED = -100  # a label that is not supervised, as everywhere in transformers
-Size = Callable[[Sequence[EncodedRow]], int]
+from sft.engine.attention import NO_MASK, common_prefix_tokens
+from sft.engine.prefix_tree import build_tree, varlen_works
 
 
-def padded_tokens(rows: Sequence[EncodedRow]) -> int:
-    """How many tokens, padding included, the padded batch of ``rows`` has."""
-    return len(rows) * max(len(row) for row in rows)
+@dataclass
+class EncodedRow:
+    """One training example: token ids of the prompt, and of the answer with its terminator (all supervised)."""
+
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    line: int  # of the record in its file, from 1
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.answer_ids)
 
 
-def split_rows(rows: Sequence[EncodedRow], max_tokens: int, size: Size) -> list[list[EncodedRow]]:
-    """Rows, sorted by length, in pieces of at most ``max_tokens`` as ``size`` counts them; no row is split."""
+class Batching(Protocol):
+    """A way to turn rows into a batch.
+
+    Attributes:
+        title: its name, for a person.
+        description: what it does, for a person.
+    """
+
+    title: ClassVar[str]
+    description: ClassVar[str]
+
+    def tokens(self, rows: Sequence[EncodedRow]) -> int:
+        """How many tokens the batch of ``rows`` has, padding included."""
+
+    def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
+        """The batch of ``rows``, on the CPU."""
+
+    def for_model(self, model: PreTrainedModel, device: torch.device) -> Batching:
+        """The same, with what is fastest for ``model`` on ``device``."""
+
+
+@dataclass(frozen=True)
+class PaddedBatching:
+    """Rows padded on the left, so that the supervised tokens stand at the right end of every row."""
+
+    pad_id: int
+    title: ClassVar[str] = "补齐"
+    description: ClassVar[str] = "补齐到最长"
+
+    def tokens(self, rows: Sequence[EncodedRow]) -> int:
+        """See `Batching`."""
+        return len(rows) * max(len(row) for row in rows)
+
+    def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
+        """See `Batching`."""
+        width = max(len(row) for row in rows)
+        columns = max(len(row.answer_ids) for row in rows)
+        input_ids = torch.full((len(rows), width), self.pad_id)
+        attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
+        position_ids = torch.zeros((len(rows), width), dtype=torch.long)
+        kept: list[tuple[int, int]] = []
+        for index, row in enumerate(rows):
+            input_ids[index, width - len(row) :] = torch.tensor(row.prompt_ids + row.answer_ids)
+            attention_mask[index, width - len(row) :] = 1
+            position_ids[index, width - len(row) :] = torch.arange(len(row))
+            kept += [(index, column) for column in range(columns - len(row.answer_ids), columns)]
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
+        return {
+            "inputs": inputs | {"logits_to_keep": columns + 1},
+            "layout": None,
+            "kept": torch.tensor(kept).unbind(1),
+            "labels": _labels(rows),
+            "lines": _lines(rows),
+        }
+
+    def for_model(self, model: PreTrainedModel, device: torch.device) -> PaddedBatching:
+        """See `Batching`."""
+        return self
+
+
+@dataclass(frozen=True)
+class PrefixTreeBatching:
+    """What all prompts begin with once, then the rest of each row without its last token, which is never read.
+
+    Attributes:
+        varlen: with attention of variable length (`sft.engine.prefix_tree.varlen_works`).
+    """
+
+    varlen: bool = False
+    title: ClassVar[str] = "前缀树"
+    description: ClassVar[str] = "前缀树：共有的开头每批只算一次"
+
+    def tokens(self, rows: Sequence[EncodedRow]) -> int:
+        """See `Batching`."""
+        shared = _shared_tokens(rows)
+        return shared + sum(len(row) - shared - 1 for row in rows)
+
+    def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
+        """See `Batching`."""
+        shared = _shared_tokens(rows)
+        input_ids = list(rows[0].prompt_ids[:shared])
+        position_ids = list(range(shared))
+        branches: list[range] = []
+        sources: list[int] = []  # of each supervised token, the flat position that predicts it
+        for row in rows:
+            start = len(input_ids)
+            input_ids += row.prompt_ids[shared:]
+            input_ids += row.answer_ids[:-1]
+            branches.append(range(start, len(input_ids)))
+            position_ids += range(shared, shared + len(branches[-1]))
+            # A prompt with nothing of its own is answered from the prefix's last token.
+            answered_from = start + len(row.prompt_ids) - shared - 1 if len(row.prompt_ids) > shared else shared - 1
+            sources += [answered_from, *range(len(input_ids) - len(row.answer_ids) + 1, len(input_ids))]
+        inputs = {
+            "input_ids": torch.tensor([input_ids]),
+            "attention_mask": NO_MASK,
+            "position_ids": torch.tensor([position_ids]),
+            "logits_to_keep": torch.tensor(sources),
+        }
+        return {
+            "inputs": inputs,
+            "layout": build_tree(shared, branches, self.varlen),
+            "kept": (0,),
+            "labels": _labels(rows),
+            "lines": _lines(rows),
+        }
+
+    def for_model(self, model: PreTrainedModel, device: torch.device) -> PrefixTreeBatching:
+        """See `Batching`."""
+        return replace(self, varlen=varlen_works(model, device))
+
+
+def _shared_tokens(rows: Sequence[EncodedRow]) -> int:
+    return common_prefix_tokens([row.prompt_ids for row in rows])
+
+
+def _labels(rows: Sequence[EncodedRow]) -> torch.Tensor:
+    return torch.tensor([token_id for row in rows for token_id in row.answer_ids])
+
+
+def _lines(rows: Sequence[EncodedRow]) -> torch.Tensor:
+    return torch.tensor([row.line for row in rows])
+
+
+def micro_batches(rows: Sequence[EncodedRow], max_tokens: int, batching: Batching) -> list[dict[str, object]]:
+    """The batches of rows, computed one after the other, each of at most ``max_tokens`` or of one row."""
+    return [batching.collate(piece) for piece in split_rows(rows, max_tokens, batching)]
+
+
+def batch_tokens(batch: dict[str, object]) -> int:
+    """How many tokens a batch has, padding included."""
+    return batch["inputs"]["input_ids"].numel()
+
+
+def split_rows(rows: Sequence[EncodedRow], max_tokens: int, batching: Batching) -> list[list[EncodedRow]]:
+    """Rows, sorted by length, in pieces of at most ``max_tokens`` as ``batching`` lays them out; no row is split."""
     rows = sorted(rows, key=len)
-    if rows and size(rows) <= max_tokens:
+    if rows and batching.tokens(rows) <= max_tokens:
         return [rows]
     pieces: list[list[EncodedRow]] = [[]]
     for row in rows:
-        if pieces[-1] and size([*pieces[-1], row]) > max_tokens:
+        if pieces[-1] and batching.tokens([*pieces[-1], row]) > max_tokens:
             pieces.append([])
         pieces[-1].append(row)
     return [piece for piece in pieces if piece]  # a process may have no validation rows at all
-
-
-def collate_padded(rows: Sequence[EncodedRow], pad_id: int) -> dict[str, torch.Tensor]:
-    """Rows padded on the left, so that the supervised tokens stand at the right end of every row.
-
-    Returns:
-        ``input_ids``, ``attention_mask``, ``position_ids``, ``labels``: (rows, width); ``lines``: (rows,) the line of
-        each row in its file. ``labels`` are as transformers has them: each token's own id where it is supervised.
-    """
-    width = max(len(row) for row in rows)
-    batch = {
-        "input_ids": torch.full((len(rows), width), pad_id),
-        "attention_mask": torch.zeros((len(rows), width), dtype=torch.long),
-        "position_ids": torch.zeros((len(rows), width), dtype=torch.long),
-        "labels": torch.full((len(rows), width), IGNORED),
-        "lines": torch.tensor([row.line for row in rows]),
-    }
-    for index, row in enumerate(rows):
-        batch["input_ids"][index, width - len(row) :] = torch.tensor(row.prompt_ids + row.answer_ids)
-        batch["attention_mask"][index, width - len(row) :] = 1
-        batch["position_ids"][index, width - len(row) :] = torch.arange(len(row))
-        batch["labels"][index, width - len(row.answer_ids) :] = torch.tensor(row.answer_ids)
-    return batch
-
-
-def supervised_loss(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], supervised_tokens: torch.Tensor | int
-) -> torch.Tensor:
-    """Cross-entropy summed over the batch's supervised tokens, divided by ``supervised_tokens`` of the whole step.
-
-    The head runs only where a token is predicted that counts; the loss is in float32 or wider.
-    """
-    inputs, kept, targets = _tree_inputs(batch) if "tree" in batch else _padded_inputs(batch)
-    head = frozen_head(model)
-    if head is None:
-        loss = plain_loss(model(**inputs, use_cache=False).logits[kept], targets)
-    else:
-        loss = chunked_loss(hidden_states(model, head, **inputs, use_cache=False)[kept], head, targets)
-    return loss / supervised_tokens
-
-
-def _padded_inputs(batch: dict[str, torch.Tensor]) -> tuple[dict, tuple, torch.Tensor]:
-    """What the model takes, which of the positions it keeps predict a supervised token, and those tokens."""
-    labels = batch["labels"]
-    columns = int((labels != IGNORED).any(0).sum())  # a run at the right end, by the collator
-    targets = labels[:, -columns:]
-    supervised = targets != IGNORED
-    names = ("input_ids", "attention_mask", "position_ids")
-    inputs = {name: batch[name] for name in names} | {"logits_to_keep": columns + 1}
-    rows, positions = supervised.nonzero(as_tuple=True)
-    return inputs, (rows, positions), targets[supervised]
-
-
-def _tree_inputs(batch: dict) -> tuple[dict, tuple, torch.Tensor]:
-    """The same for a batch laid out as a tree."""
-    inputs = {
-        "input_ids": batch["input_ids"],
-        "attention_mask": NO_MASK.to(batch["input_ids"].device),
-        "position_ids": batch["position_ids"],
-        "tree": PrefixTree(*batch["tree"]),
-        "logits_to_keep": batch["sources"],
-    }
-    return inputs, (0,), batch["labels"][0]

@@ -11,9 +11,32 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch.nn.functional import cross_entropy, linear
 
-# Model types whose logits are their output layer's, neither scaled nor capped.
-ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
+from sft.engine.attention import ARCHITECTURES, at_least_float32, use_packed_attention
+
 CHUNK_LOGITS = 2**25  # logits that exist at a time: 220 positions of Qwen2.5's vocabulary, a quarter of a gigabyte
+
+
+def supervised_loss(
+    model: torch.nn.Module, batch: dict[str, object], supervised_tokens: torch.Tensor | int
+) -> torch.Tensor:
+    """Cross-entropy summed over the batch's supervised tokens, divided by ``supervised_tokens`` of the whole step.
+
+    The output layer runs only where a supervised token is predicted; the loss is in float32 or wider.
+
+    Args:
+        model: with or without an adapter, also wrapped for several processes or compiled.
+        batch: of `sft.engine.batches.Batching.collate`, its tensors on the model's device.
+    """
+    inputs, kept, labels = batch["inputs"], batch["kept"], batch["labels"]
+    if batch["layout"] is not None:
+        use_packed_attention(extract_model_from_parallel(model))
+        inputs = inputs | {"layout": batch["layout"].to(labels.device)}
+    head = frozen_head(model)
+    if head is None:
+        loss = plain_loss(model(**inputs, use_cache=False).logits[kept], labels)
+    else:
+        loss = chunked_loss(hidden_states(model, head, **inputs, use_cache=False)[kept], head, labels)
+    return loss / supervised_tokens
 
 
 def frozen_head(model: torch.nn.Module) -> torch.nn.Linear | None:
@@ -55,7 +78,7 @@ def chunked_loss(states: torch.Tensor, head: torch.nn.Linear, targets: torch.Ten
 
 def plain_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of ``logits``, (tokens, vocabulary), summed, in float32 or wider."""
-    return cross_entropy(_at_least_float32(logits), targets, reduction="sum")
+    return cross_entropy(at_least_float32(logits), targets, reduction="sum")
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -63,12 +86,12 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, states, weight, bias, targets):
-        loss = torch.zeros((), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
+        loss = at_least_float32(states.new_zeros(()))
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         size = max(1, CHUNK_LOGITS // len(weight))
         for start in range(0, len(states), size):
             part = slice(start, start + size)
-            logits = _at_least_float32(linear(states[part], weight, bias))
+            logits = at_least_float32(linear(states[part], weight, bias))
             right = targets[part, None]
             normaliser = logits.logsumexp(-1, keepdim=True)
             loss += (normaliser - logits.gather(-1, right)).sum()
@@ -84,8 +107,3 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx, outer):
         (gradient,) = ctx.saved_tensors
         return (gradient * outer).to(gradient.dtype), None, None, None
-
-
-def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
-    """Half-precision logits in float32, for a softmax over 150,000 of them; wider ones as they are."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))

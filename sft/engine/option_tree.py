@@ -17,16 +17,20 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
 from sft.console import say_once
-from sft.engine.attention import NO_MASK, can_express
-from sft.engine.ragged import attend, attention, common_prefix_tokens, last_layer_at
+from sft.engine.attention import (
+    at_least_float32,
+    can_express,
+    common_prefix_tokens,
+    grouped_query_attention,
+    use_packed_attention,
+)
+from sft.engine.forward import hidden_states_at
 
 logger = logging.getLogger(__name__)
 
-NAME = "option_tree"
 HEAD_BLOCK_TOKENS = 256  # logits of so many places at a time: 256 × 151,936 in float32 are 156 MB
 LEAST_OPTION_TOKENS = 256  # in a pass, however long the prompt is
 PADDED_SEQUENCES = 16  # in a pass of the ordinary path
@@ -55,15 +59,40 @@ class Unit(NamedTuple):
 
 
 class OptionTree(NamedTuple):
-    """Who sees whom: everyone the first ``prefix_tokens``, and each unit what is its own.
+    """The layout of a pass: all units see the first ``prefix_tokens``; apart from that each unit sees only itself.
 
     Attributes:
-        units: of each unit its flat positions, and which of its options' nodes, the last of these positions, see
-            which: (nodes, nodes), true for a node's ancestors and itself.
+        prefix_tokens: how many tokens all prompts begin with; 0 for none.
+        units: of each unit its flat positions (the rest of the prompt, then the nodes), and (nodes, nodes) which node
+            sees which: its ancestors and itself.
     """
 
     prefix_tokens: int
     units: list[tuple[range, torch.Tensor]]
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, *_
+    ) -> torch.Tensor:
+        """See `sft.engine.attention.Layout`; without dropout."""
+        shared = self.prefix_tokens
+        parts = []
+        if shared:
+            prefix = (states[:, :, :shared] for states in (query, key, value))
+            parts.append(grouped_query_attention(*prefix, scaling, is_causal=True))
+        for places, sees in self.units:
+            own = slice(places.start, places.stop)
+            unit_query, unit_key, unit_value = (
+                torch.cat((states[:, :, :shared], states[:, :, own]), dim=2) for states in (query, key, value)
+            )
+            prompt = unit_key.shape[2] - len(sees)
+            # The prefix is computed again with each prompt: causal attention over all of it needs no mask in memory.
+            of_prompt = (states[:, :, :prompt] for states in (unit_query, unit_key, unit_value))
+            parts.append(grouped_query_attention(*of_prompt, scaling, is_causal=True)[:, :, shared:])
+            if len(sees):
+                mask = torch.cat((sees.new_ones((len(sees), prompt)), sees), dim=1)
+                nodes = unit_query[:, :, prompt:]
+                parts.append(grouped_query_attention(nodes, unit_key, unit_value, scaling, attn_mask=mask))
+        return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def score(
@@ -83,16 +112,16 @@ def score(
         say_once(logger, "这种模型的注意力无法用前缀树表达：每个选项单独计算，结果相同，只是慢")
         return [_score_padded(model, ids, branches) for ids, branches in zip(prompts, branches_of, strict=True)]
     scores: list[list[torch.Tensor]] = [[] for _ in prompts]
-    with attention(model, NAME) as base:
-        for units in _passes(prompts, branches_of, max_tokens):
-            for unit, unit_scores in zip(units, _score_pass(base, units), strict=True):
-                scores[unit.row].append(unit_scores)
+    base = use_packed_attention(model)
+    for units in _passes(prompts, branches_of, max_tokens):
+        for unit, unit_scores in zip(units, _score_pass(base, units), strict=True):
+            scores[unit.row].append(unit_scores)
     return [torch.cat(parts) for parts in scores]
 
 
 def _passes(prompts, branches_of, max_tokens: int | None) -> Iterator[list[Unit]]:
     """The rows, or the portions of their options, that are computed together."""
-    shared = common_prefix_tokens(prompts)
+    shared = common_prefix_tokens(prompts, own=1)
     units: list[Unit] = []
     total = shared
     for row, (prompt, branches) in enumerate(zip(prompts, branches_of, strict=True)):
@@ -139,7 +168,7 @@ def _trie(branches: Sequence[Sequence[int]]) -> Trie:
 @torch.no_grad()
 def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tensor]:
     """Log-probabilities of the options of each unit, from one pass."""
-    shared = common_prefix_tokens([unit.prompt for unit in units])
+    shared = common_prefix_tokens([unit.prompt for unit in units], own=1)
     input_ids, position_ids = list(units[0].prompt[:shared]), list(range(shared))
     laid_out: list[tuple[range, torch.Tensor]] = []
     predicted: list[list[list[tuple[int, int]]]] = []  # of each unit, of each option: flat place, token
@@ -154,15 +183,8 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
         predicted.append([[(nodes + node, token_id) for node, token_id in branch] for branch in branches])
     pairs = torch.tensor([pair for branches in predicted for branch in branches for pair in branch])
     places, index = pairs[:, 0].unique(return_inverse=True)
-    with last_layer_at(base, places.to(base.device)):
-        hidden = base.base_model(
-            input_ids=torch.tensor([input_ids], device=base.device),
-            position_ids=torch.tensor([position_ids], device=base.device),
-            attention_mask=NO_MASK.to(base.device),
-            use_cache=False,
-            option_tree=OptionTree(shared, laid_out),
-        ).last_hidden_state[0]
-    values = _log_probabilities(base, hidden.index_select(0, places.to(base.device)), index, pairs[:, 1])
+    hidden = hidden_states_at(base, input_ids, position_ids, OptionTree(shared, laid_out), places.tolist())
+    values = _log_probabilities(base, hidden, index, pairs[:, 1])
     found = iter(values.split([len(branch) for branches in predicted for branch in branches]))
     return [torch.stack([next(found).sum() for _ in branches]) for branches in predicted]
 
@@ -186,55 +208,11 @@ def _log_probabilities(
     parts, order = [], []
     for start in range(0, len(hidden), HEAD_BLOCK_TOKENS):  # in blocks, for all of their logits are much memory
         inside = ((index >= start) & (index < start + HEAD_BLOCK_TOKENS)).nonzero()[:, 0]
-        log_probabilities = log_softmax(head(hidden[start : start + HEAD_BLOCK_TOKENS]))
+        log_probabilities = at_least_float32(head(hidden[start : start + HEAD_BLOCK_TOKENS])).log_softmax(-1)
         at = (index[inside] - start).to(hidden.device), tokens[inside].to(hidden.device)
         parts.append(log_probabilities[at].cpu())
         order.append(inside)
     return torch.cat(parts)[torch.cat(order).argsort()]
-
-
-def log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """In float32 or wider."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-
-
-def option_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    option_tree: OptionTree | None = None,
-    **_,
-) -> tuple[torch.Tensor, None]:
-    """Attention of each token to its ancestors.
-
-    Args:
-        query: (1, heads, tokens, head size); ``key`` and ``value`` with as many or fewer heads.
-
-    Returns:
-        (1, tokens, heads, head size), and no weights.
-    """
-    shared = option_tree.prefix_tokens
-    parts = []
-    if shared:
-        prefix = (states[:, :, :shared] for states in (query, key, value))
-        parts.append(attend(*prefix, scaling, is_causal=True))
-    for places, sees in option_tree.units:
-        own = slice(places.start, places.stop)
-        unit_query, unit_key, unit_value = (
-            torch.cat((states[:, :, :shared], states[:, :, own]), dim=2) for states in (query, key, value)
-        )
-        prompt = unit_key.shape[2] - len(sees)
-        # The prefix is asked again, for without a mask causal attention of any length needs no memory for one.
-        of_prompt = (states[:, :, :prompt] for states in (unit_query, unit_key, unit_value))
-        parts.append(attend(*of_prompt, scaling, is_causal=True)[:, :, shared:])
-        if len(sees):
-            mask = torch.cat((sees.new_ones((len(sees), prompt)), sees), dim=1)
-            parts.append(attend(unit_query[:, :, prompt:], unit_key, unit_value, scaling, attn_mask=mask))
-    return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
 @torch.no_grad()
@@ -258,9 +236,6 @@ def _score_padded(model: PreTrainedModel, prompt: list[int], branches: Sequence[
             use_cache=False,
         ).logits
         for row, branch in enumerate(batch):
-            scores.append(log_softmax(logits[row, kept - len(branch) :]).cpu()[range(len(branch)), branch].sum())
+            log_probabilities = at_least_float32(logits[row, kept - len(branch) :]).log_softmax(-1).cpu()
+            scores.append(log_probabilities[range(len(branch)), branch].sum())
     return torch.stack(scores)
-
-
-AttentionInterface.register(NAME, option_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

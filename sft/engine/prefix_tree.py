@@ -1,34 +1,51 @@
-"""A batch as a prefix tree: what all rows begin with once, then one branch a row, laid out as one flat row of tokens.
+"""The layout of a training batch: what all rows begin with once, then one branch a row.
 
-All rows of a task share the system prompt; computing it once per batch is exact, for causal attention gives it the
-same hidden states in every row, and its gradient is the sum over the rows (Prefix Grouper, arXiv 2506.05433; Tree
-Training, arXiv 2511.00413). Nothing here knows about models.
+All rows of a task share the system prompt. Computing it once per batch is exact: causal attention gives it the same
+hidden states in every row, and its gradient is the sum over the rows (Prefix Grouper, arXiv 2506.05433; Tree Training,
+arXiv 2511.00413).
+
+Attention over the tree has two implementations. By groups, everywhere: branches of similar length are padded to one
+width and attended together. By segments, on GPUs where it works: one call of variable-length attention.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
 
-from sft.model.encoding import EncodedRow
+from sft.engine.attention import at_least_float32, grouped_query_attention, in_order, take
 
-# Branches of like length are padded to one width and attended together; wider than this share, a new group begins.
+logger = logging.getLogger(__name__)
+
+# A new group begins with a branch that is longer than the group's shortest times the first, plus the second.
 GROUP_WASTE = 1.25
 GROUP_SLACK_TOKENS = 8
+# In bfloat16 on a CPU the backward pass of the fused kernel is slow: up to this many keys, plain matrix products win.
+SHORT_KEYS = 384
+SHORT_DTYPES = [torch.bfloat16]
+CAUSAL = (-1, 0)  # a window for variable-length attention: everything before, nothing after
 
 
 class Segments(NamedTuple):
-    """The same tree as sequences one after the other, for attention of variable length: the prefix, then each branch.
+    """The tree as sequences for variable-length attention: the prefix, then each branch.
 
-    The queries of a branch are its own tokens, its keys the prefix and itself; causal from the lower right corner.
+    The queries of a branch are its own tokens; its keys are the prefix and its own tokens. The causal mask is aligned
+    at the lower right corner.
 
     Attributes:
-        keys: flat positions of all keys, (keys,).
-        query_offsets, key_offsets: (sequences + 1,), int32: where each sequence begins among queries and keys.
-        longest_queries, longest_keys: of any sequence.
+        keys: (keys,) flat positions of the keys of all sequences.
+        query_offsets: (sequences + 1,) int32: where each sequence begins among the queries.
+        key_offsets: (sequences + 1,) int32: where each sequence begins in ``keys``.
+        longest_queries: the number of queries of the longest sequence.
+        longest_keys: the number of keys of the longest sequence.
     """
 
     keys: torch.Tensor
@@ -37,80 +54,56 @@ class Segments(NamedTuple):
     longest_queries: int
     longest_keys: int
 
+    def to(self, device: torch.device) -> Segments:
+        """The same on ``device``."""
+        keys, query_offsets, key_offsets = (tensor.to(device) for tensor in self[:3])
+        return Segments(keys, query_offsets, key_offsets, self.longest_queries, self.longest_keys)
 
-class PrefixTree(NamedTuple):
-    """Who attends to whom, for tokens laid out flat: the prefix, then the branches one after the other.
+
+@dataclass(frozen=True, eq=False)  # not a NamedTuple: the Trainer would take it apart to move the tensors
+class PrefixTree:
+    """A flat row of tokens: the prefix, then the branches one after the other. A branch sees the prefix and itself.
 
     Attributes:
-        prefix_tokens: how many tokens the prefix has.
-        groups: one tensor of shape (branches, width) a group: flat positions of each branch's tokens; a shorter
-            branch repeats its last position. A branch sees the prefix and, causally, itself.
-        order: (tokens,): where each flat token stands in prefix + groups, concatenated and flattened.
-        segments: the fields of a `Segments`, plain like these.
+        prefix_tokens: the length of the prefix; 0 for none.
+        groups: flat positions of the tokens of each branch, one tensor of shape (branches, width) for a group of
+            branches of similar length; a shorter branch repeats its last position.
+        order: (tokens,) where each flat token stands in the prefix and the groups, flattened and concatenated.
+        segments: None for attention by groups.
     """
 
     prefix_tokens: int
     groups: list[torch.Tensor]
     order: torch.Tensor
-    segments: tuple = ()
+    segments: Segments | None = None
+
+    def to(self, device: torch.device) -> PrefixTree:
+        """The same on ``device``."""
+        groups, segments = [group.to(device) for group in self.groups], self.segments
+        segments = None if segments is None else segments.to(device)
+        return replace(self, groups=groups, order=self.order.to(device), segments=segments)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        dropout: float = 0.0,
+        layer: int = 0,
+    ) -> torch.Tensor:
+        """See `sft.engine.attention.Layout`. Dropout, which no supported model has, needs attention by groups."""
+        if self.segments is not None and not dropout:
+            return _attend_by_segments(self.segments, query, key, value, scaling)
+        return _attend_by_groups(self, query, key, value, scaling, dropout)
 
 
-def common_prefix_tokens(rows: Sequence[EncodedRow]) -> int:
-    """How many tokens all prompts begin with together; 0 for a single row, which has nothing to share."""
-    if len(rows) < 2:
-        return 0
-    first, last = min(row.prompt_ids for row in rows), max(row.prompt_ids for row in rows)
-    shared = 0  # of sorted sequences, the first and the last differ earliest
-    for left, right in zip(first, last, strict=False):
-        if left != right:
-            break
-        shared += 1
-    return shared
+def build_tree(prefix_tokens: int, branches: Sequence[range], varlen: bool = False) -> PrefixTree:
+    """The tree of a prefix at positions 0 to ``prefix_tokens`` and of branches at these flat positions, in order.
 
-
-def tree_tokens(rows: Sequence[EncodedRow]) -> int:
-    """How many tokens the tree of ``rows`` has; an answer's last token is predicted, never read."""
-    shared = common_prefix_tokens(rows)
-    return shared + sum(len(row) - shared - 1 for row in rows)
-
-
-def collate_tree(rows: Sequence[EncodedRow]) -> dict[str, object]:
-    """The flat row of a batch and its tree.
-
-    Returns:
-        ``input_ids``, ``position_ids``: (1, tokens); ``tree``: the fields of a `PrefixTree`; ``sources``:
-        (supervised,) the flat position whose logits predict each supervised token; ``labels``, ``shift_labels``:
-        (1, supervised) those tokens; ``lines``: (rows,) the line of each row in its file.
+    Args:
+        varlen: with segments, for variable-length attention.
     """
-    shared = common_prefix_tokens(rows)
-    input_ids = list(rows[0].prompt_ids[:shared])
-    position_ids = list(range(shared))
-    branches: list[range] = []
-    sources: list[int] = []
-    targets: list[int] = []
-    for row in rows:
-        start = len(input_ids)
-        input_ids += row.prompt_ids[shared:]
-        input_ids += row.answer_ids[:-1]
-        branches.append(range(start, len(input_ids)))
-        position_ids += range(shared, shared + len(branches[-1]))
-        # A prompt that ends with the shared prefix is answered from the prefix's last token.
-        answered_from = start + len(row.prompt_ids) - shared - 1 if len(row.prompt_ids) > shared else shared - 1
-        sources += [answered_from, *range(len(input_ids) - len(row.answer_ids) + 1, len(input_ids))]
-        targets += row.answer_ids
-    return {
-        "input_ids": torch.tensor([input_ids]),
-        "position_ids": torch.tensor([position_ids]),
-        "tree": tuple(build_tree(shared, branches)),  # plain, so that it is moved to the device like the rest
-        "sources": torch.tensor(sources),
-        "labels": torch.tensor([targets]),
-        "shift_labels": torch.tensor([targets]),
-        "lines": torch.tensor([row.line for row in rows]),
-    }
-
-
-def build_tree(prefix_tokens: int, branches: Sequence[range]) -> PrefixTree:
-    """The tree of a prefix at positions 0 to ``prefix_tokens`` and branches at the flat positions given, in order."""
     total = branches[-1].stop if branches else prefix_tokens
     order = torch.arange(total)
     groups: list[torch.Tensor] = []
@@ -124,7 +117,17 @@ def build_tree(prefix_tokens: int, branches: Sequence[range]) -> PrefixTree:
             order[branch.start : branch.stop] = place + row * width + torch.arange(len(branch))
         groups.append(group)
         place += group.numel()
-    return PrefixTree(prefix_tokens, groups, order, tuple(_segments(prefix_tokens, branches)))
+    return PrefixTree(prefix_tokens, groups, order, _segments(prefix_tokens, branches) if varlen else None)
+
+
+def _group_by_length(branches: Sequence[range]) -> list[list[range]]:
+    """Branches sorted by length, divided where padding to the longest would waste more than a quarter."""
+    groups: list[list[range]] = []
+    for branch in sorted(branches, key=len):
+        if not groups or len(branch) > GROUP_WASTE * len(groups[-1][0]) + GROUP_SLACK_TOKENS:
+            groups.append([])
+        groups[-1].append(branch)
+    return groups
 
 
 def _segments(prefix_tokens: int, branches: Sequence[range]) -> Segments:
@@ -144,11 +147,122 @@ def _offsets(lengths: Sequence[int]) -> torch.Tensor:
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
-def _group_by_length(branches: Sequence[range]) -> list[list[range]]:
-    """Branches sorted by length, cut where padding to the longest would waste more than a quarter."""
-    groups: list[list[range]] = []
-    for branch in sorted(branches, key=len):
-        if not groups or len(branch) > GROUP_WASTE * len(groups[-1][0]) + GROUP_SLACK_TOKENS:
-            groups.append([])
-        groups[-1].append(branch)
-    return groups
+# ---- attention by groups ----
+
+
+def _attend_by_groups(
+    tree: PrefixTree,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    shared = tree.prefix_tokens
+    prefix_key, prefix_value = key[:, :, :shared], value[:, :, :shared]
+    parts = []
+    if shared:
+        parts.append(_attend_last(query[:, :, :shared], prefix_key, prefix_value, scaling, dropout))
+    for group in tree.groups:
+        branch_query, branch_key, branch_value = (take(states, group) for states in (query, key, value))
+        keys = torch.cat((prefix_key.expand(len(group), -1, -1, -1), branch_key), dim=2)
+        values = torch.cat((prefix_value.expand(len(group), -1, -1, -1), branch_value), dim=2)
+        parts.append(_attend_last(branch_query, keys, values, scaling, dropout))
+    return in_order(parts, tree.order)
+
+
+def _attend_last(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, dropout: float
+) -> torch.Tensor:
+    """Causal attention of the last ``width`` of ``length`` positions.
+
+    Args:
+        queries: (rows, heads, width, head size).
+        keys: (rows, key heads, length, head size); ``values`` alike.
+    """
+    width, length = queries.shape[2], keys.shape[2]
+    on_cpu = queries.device.type == "cpu"
+    if on_cpu and length <= SHORT_KEYS and queries.dtype in SHORT_DTYPES and not dropout:
+        return _short_attention(queries, keys, values, scaling)
+    if 2 * width > length:  # with a mask the kernel skips nothing: a few unused queries in front cost less
+        queries = pad(queries, (0, 0, length - width, 0))
+        attended = grouped_query_attention(queries, keys, values, scaling, dropout, is_causal=True)
+        return attended[:, :, length - width :]
+    mask = ~_future(width, length, queries.device)
+    return grouped_query_attention(queries, keys, values, scaling, dropout, attn_mask=mask)
+
+
+def _short_attention(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """`_attend_last` by plain matrix products; scores in float32 or wider, as inside the fused kernels."""
+    rows, heads, width, size = queries.shape
+    queries = at_least_float32(queries) * (size**-0.5 if scaling is None else scaling)
+    queries = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # heads that share keys, side by side
+    scores = (queries @ at_least_float32(keys).mT).unflatten(2, (-1, width))
+    scores = scores.masked_fill_(_future(width, keys.shape[2], queries.device), -torch.inf)
+    weights = scores.softmax(-1).to(values.dtype).flatten(2, 3)
+    return (weights @ values).view(rows, heads, width, size)
+
+
+def _future(width: int, length: int, device: torch.device) -> torch.Tensor:
+    """(width, length): true where a key comes after the query, for the last ``width`` of ``length`` positions.
+
+    That also hides the padding of shorter branches, which stands at their ends.
+    """
+    return torch.ones((width, length), dtype=torch.bool, device=device).triu(length - width + 1)
+
+
+# ---- attention by segments ----
+
+
+def _attend_by_segments(
+    segments: Segments, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    attended = varlen_attn(
+        query.contiguous(),
+        key.index_select(0, segments.keys),
+        value.index_select(0, segments.keys),
+        segments.query_offsets,
+        segments.key_offsets,
+        segments.longest_queries,
+        segments.longest_keys,
+        scale=scaling,
+        window_size=CAUSAL,
+        enable_gqa=key.shape[1] != query.shape[1],
+    )
+    return attended[None]
+
+
+def varlen_works(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether to use attention by segments for ``model`` on ``device``: only on a GPU, if it is right there."""
+    if device.type != "cuda":
+        return False
+    works = agrees_with_groups(model, device)
+    logger.info("前缀树注意力：%s", "变长 FlashAttention" if works else "SDPA（这张卡或这个模型用不了变长的）")
+    return works
+
+
+@torch.enable_grad()
+def agrees_with_groups(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether attention by segments equals attention by groups, forward and backward, on a small tree.
+
+    It is tried, not looked up: it depends on the card, the dtype, the head size, and on how torch was built.
+    """
+    config = model.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    tree = build_tree(5, [range(5, 6), range(6, 15), range(15, 22)], varlen=True).to(device)
+    generator = torch.Generator().manual_seed(0)
+    states = [torch.randn((1, count, 22, size), generator=generator) for count in (heads, kv_heads, kv_heads)]
+    results = []
+    for layout in (replace(tree, segments=None), tree):
+        inputs = [state.to(device, model.dtype).requires_grad_() for state in states]
+        try:
+            attended = layout.attend(*inputs, scaling=size**-0.5)
+            results.append([attended, *torch.autograd.grad(attended.square().sum(), inputs)])
+        except (RuntimeError, ValueError) as error:
+            logger.debug("变长注意力：%s", error)
+            return False
+    return all(torch.allclose(ours, theirs, rtol=0.05, atol=0.05) for theirs, ours in zip(*results, strict=True))

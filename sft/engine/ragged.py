@@ -7,20 +7,15 @@ which row they belong to. Registered with transformers under the name ``ragged``
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from peft import PeftModel
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
-from sft.engine.attention import NO_MASK
+from sft.engine.attention import grouped_query_attention, in_order, take
+from sft.engine.forward import hidden_states_at
 
-NAME = "ragged"
 QUERY_BLOCK_TOKENS = 512  # of a long row at a time: no mask is the square of a row
 GROWTH_TOKENS = 64
 
@@ -31,6 +26,11 @@ class Feed(NamedTuple):
     slot: int
     place: int
     token_ids: Sequence[int]
+
+    @property
+    def places(self) -> range:
+        """Of all new tokens."""
+        return range(self.place, self.place + len(self.token_ids))
 
 
 class Group(NamedTuple):
@@ -56,7 +56,27 @@ class RaggedPass(NamedTuple):
     slots: torch.Tensor  # (tokens,)
     places: torch.Tensor  # (tokens,)
     groups: list[Group]
-    order: torch.Tensor  # (tokens,) where each flat token stands in the groups, concatenated and flattened
+    order: torch.Tensor  # (tokens,) where each flat token stands in the groups, flattened and concatenated
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        dropout: float,
+        layer: int,
+    ) -> torch.Tensor:
+        """See `sft.engine.attention.Layout`: each new token sees what its row has kept and, causally, the new ones.
+
+        Without dropout.
+        """
+        kept = self.cache.write(layer, self, key, value)
+        parts = []
+        for group in self.groups:
+            keys, values = kept[:, group.slots, :, : group.seen]
+            parts.append(_attend_in_blocks(take(query, group.take), keys, values, group.places, scaling))
+        return in_order(parts, self.order)
 
 
 class Cache:
@@ -92,79 +112,15 @@ class Cache:
             self.capacity = capacity
 
 
-@torch.no_grad()
-def run(model: PreTrainedModel, cache: Cache, feeds: Sequence[Feed], places: Sequence[int]) -> torch.Tensor:
+def run(base: PreTrainedModel, cache: Cache, feeds: Sequence[Feed], places: Sequence[int]) -> torch.Tensor:
     """Last hidden states at flat ``places`` of all new tokens in the order of ``feeds``: (places, hidden size).
 
-    ``model`` is the base model, under `attention`.
+    ``base``: after `sft.engine.attention.use_packed_attention`.
     """
     cache.reserve(max(feed.place + len(feed.token_ids) for feed in feeds))
-    device = model.device
-    step = _lay_out(cache, feeds, device)
-    input_ids = torch.tensor([[token_id for feed in feeds for token_id in feed.token_ids]], device=device)
-    wanted = torch.tensor(places, dtype=torch.long, device=device)
-    with last_layer_at(model, wanted):
-        hidden = model.base_model(
-            input_ids=input_ids,
-            position_ids=step.places[None],
-            attention_mask=NO_MASK.to(device),
-            use_cache=False,
-            ragged=step,
-        ).last_hidden_state[0]
-    return hidden.index_select(0, wanted)
-
-
-@contextmanager
-def last_layer_at(model: PreTrainedModel, places: torch.Tensor) -> Iterator[None]:
-    """For as long as the block runs, the last layer computes only at ``places`` what nothing but its output needs.
-
-    Keys and values are for all; queries, the output projection and the feed-forward are for the places (elsewhere
-    they are zero, and so is what comes out wrong). Hooks, so that adapters in these modules take part.
-    """
-
-    def only_there(module: torch.nn.Module, inputs: tuple) -> tuple:
-        return (inputs[0].index_select(1, places),)
-
-    def zero_elsewhere(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
-        everywhere = output.new_zeros((1, total[0], output.shape[2]))
-        return everywhere.index_copy_(1, places, output)
-
-    def note_total(module: torch.nn.Module, inputs: tuple, keywords: dict) -> None:
-        total.append((inputs[0] if inputs else keywords["hidden_states"]).shape[1])
-
-    total: list[int] = []
-    layer = model.base_model.layers[-1]
-    hooks = [layer.register_forward_pre_hook(note_total, with_kwargs=True)]
-    for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
-        hooks += [module.register_forward_pre_hook(only_there), module.register_forward_hook(zero_elsewhere)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def common_prefix_tokens(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, each keeping one of its own; 0 for one alone, which shares nothing."""
-    if len(prompts) < 2:
-        return 0
-    first, last = min(prompts), max(prompts)  # of sorted sequences, these differ earliest
-    shared, most = 0, min(map(len, prompts)) - 1
-    while shared < most and first[shared] == last[shared]:
-        shared += 1
-    return shared
-
-
-@contextmanager
-def attention(model: PreTrainedModel, name: str = NAME) -> Iterator[PreTrainedModel]:
-    """The base model with the attention ``name`` for as long as the block runs, then with its own again."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    before = base.config._attn_implementation
-    base.set_attn_implementation(name)
-    try:
-        yield base
-    finally:
-        base.set_attn_implementation(before)
+    token_ids = [token_id for feed in feeds for token_id in feed.token_ids]
+    position_ids = [place for feed in feeds for place in feed.places]
+    return hidden_states_at(base, token_ids, position_ids, _lay_out(cache, feeds, base.device), places)
 
 
 def _lay_out(cache: Cache, feeds: Sequence[Feed], device: torch.device) -> RaggedPass:
@@ -173,7 +129,7 @@ def _lay_out(cache: Cache, feeds: Sequence[Feed], device: torch.device) -> Ragge
     for feed in feeds:
         count = len(feed.token_ids)
         slots += [feed.slot] * count
-        places += range(feed.place, feed.place + count)
+        places += feed.places
         by_width[(count - 1).bit_length()].append((start, feed))
         start += count
     order = torch.empty(start, dtype=torch.long)
@@ -200,55 +156,13 @@ def _slots(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:
     return torch.tensor(slots, device=device)
 
 
-def ragged_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    ragged: RaggedPass | None = None,
-    **_,
-) -> tuple[torch.Tensor, None]:
-    """Attention of each new token to what its row has kept and, causally, to the row's new ones.
-
-    Args:
-        query: (1, heads, tokens, head size); ``key`` and ``value`` with as many or fewer heads.
-
-    Returns:
-        (1, tokens, heads, head size), and no weights.
-    """
-    kept = ragged.cache.write(module.layer_idx, ragged, key, value)
-    parts = []
-    for group in ragged.groups:
-        of_rows = kept[:, group.slots, :, : group.seen]
-        rows, width = group.take.shape
-        states = query[0].transpose(0, 1).index_select(0, group.take.flatten())
-        states = states.unflatten(0, (rows, width)).transpose(1, 2)
-        parts.append(_attend(states, of_rows[0], of_rows[1], group.places, scaling))
-    return torch.cat(parts).index_select(0, ragged.order)[None], None
-
-
-def _attend(
+def _attend_in_blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """(rows × width, heads, head size): each query sees the keys up to its own place."""
+    """(rows, heads, width, head size): each query sees the keys up to its own place."""
     blocks = []
     for start in range(0, query.shape[2], QUERY_BLOCK_TOKENS):
-        at = places[:, start : start + QUERY_BLOCK_TOKENS]
-        mask = torch.arange(key.shape[2], device=key.device) <= at[:, None, :, None]
-        blocks.append(attend(query[:, :, start : start + QUERY_BLOCK_TOKENS], key, value, scaling, attn_mask=mask))
-    return torch.cat(blocks, dim=2).transpose(1, 2).flatten(0, 1)
-
-
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, **mask) -> torch.Tensor:
-    """torch's attention where several heads of the query share one of the keys."""
-    if query.is_cuda:  # the kernels that take a mask there know of no sharing
-        repeats = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-    return scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=not query.is_cuda, **mask)
-
-
-AttentionInterface.register(NAME, ragged_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+        block = slice(start, start + QUERY_BLOCK_TOKENS)
+        mask = torch.arange(key.shape[2], device=key.device) <= places[:, None, block, None]
+        blocks.append(grouped_query_attention(query[:, :, block], key, value, scaling, attn_mask=mask))
+    return torch.cat(blocks, dim=2)

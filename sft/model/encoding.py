@@ -13,26 +13,13 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedTokenizerBase
 
 from sft.console import progress
+from sft.engine.batches import EncodedRow
 from sft.errors import InputError, RowError
-from sft.tasks.classification import Classification
-from sft.tasks.ner import Ner
+from sft.tasks.task import Task
 
-Task = Classification | Ner
 WORTH_SHARING = 16  # texts; for fewer it is not worth looking for what they share
 
 ENCODED_TOGETHER = 2048  # rows that the tokenizer gets at once: enough for all cores, few enough to see progress
-
-
-@dataclass
-class EncodedRow:
-    """One training example: token ids of the prompt, and of the answer with its terminator (all supervised)."""
-
-    prompt_ids: list[int]
-    answer_ids: list[int]
-    line: int  # of the record in its file, from 1
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.answer_ids)
 
 
 @dataclass

@@ -21,15 +21,18 @@ from sft.network import reachable
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_ID = "Qwen/Qwen2.5-1.5B-Instruct"
-DEMO_MODEL = "qwen/demo"
+MODELS_DIR = Path("qwen")  # where models are downloaded to
+DEFAULT_NAME = "Qwen2.5-1.5B-Instruct"
+DEFAULT_ID = f"Qwen/{DEFAULT_NAME}"
+DEFAULT_MODEL = f"{MODELS_DIR}/{DEFAULT_NAME}"
+DEMO_MODEL = f"{MODELS_DIR}/demo"
 CONNECT_SECONDS = 10
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 # Other formats of the same weights: never read here, and the pickled ones can run code when they are.
 UNUSED_FILES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.tflite", "*.pdparams"]
 
 
-def resolve_model(name_or_path: str, models_dir: Path) -> Path:
+def resolve_model(name_or_path: str, models_dir: Path = MODELS_DIR) -> Path:
     """The folder of the model called ``name_or_path``: config, tokenizer and safetensors weights are all there.
 
     A hub id is downloaded once into ``models_dir/<Name>``; later calls find it there and need no network.
@@ -67,7 +70,7 @@ def _require_complete(folder: Path) -> None:
 
 def _advice(folder: Path) -> str:
     """What to type to get a model into ``folder``, with and without a network."""
-    hub_id, local_dir = DEFAULT_ID, f"qwen/{DEFAULT_ID.split('/')[1]}"
+    hub_id, local_dir = DEFAULT_ID, DEFAULT_MODEL
     if folder.name.startswith("Qwen"):
         hub_id, local_dir = f"Qwen/{folder.name}", folder.as_posix()
     if not local_dir.startswith(("/", ".", "~")):

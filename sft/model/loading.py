@@ -20,9 +20,10 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sft.console import is_watched
-from sft.errors import InputError
-from sft.files import file_hash
-from sft.training.arguments import LoraArguments
+from sft.engine.attention import ARCHITECTURES, use_packed_attention
+from sft.errors import InputError, one_line
+from sft.files import ADAPTER_FILE, file_hash
+from sft.training.flags import LoraArguments
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}：读不出分词器（{_one_line(error)}）；请重新下载模型") from error
+        raise InputError(f"{folder}：读不出分词器（{one_line(error)}）；请重新下载模型") from error
     if tokenizer.get_vocab().keys() == tokenizer.get_added_vocab().keys():  # transformers makes up an empty one
         raise InputError(f"{folder}：没有分词器的词表（tokenizer.json，或 vocab.json 和 merges.txt）；请重新下载模型")
     if not tokenizer.is_fast:
@@ -92,7 +93,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}：读不出模型（{_one_line(error)}）；请重新下载模型") from error
+        raise InputError(f"{folder}：读不出模型（{one_line(error)}）；请重新下载模型") from error
 
 
 def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -113,7 +114,7 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{folder}：读不出模型（{_one_line(error)}）；请重新下载模型") from error
+        raise InputError(f"{folder}：读不出模型（{one_line(error)}）；请重新下载模型") from error
     if missing := sorted(loading["missing_keys"]):  # transformers makes them up and goes on
         raise InputError(f"{folder}：缺少 {len(missing)} 个权重，例如 {missing[0]}；请重新下载模型")
     # Qwen ships temperature 0.7 and repetition_penalty 1.1; answers here repeat keys and names, and must be greedy.
@@ -124,6 +125,8 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         eos_token_id=shipped.eos_token_id,
         pad_token_id=shipped.pad_token_id,
     )
+    if model.config.model_type in ARCHITECTURES:
+        use_packed_attention(model)
     return model
 
 
@@ -150,7 +153,7 @@ def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
     try:
         return get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
-        raise InputError(f"--lora_target_modules：{_one_line(error)}") from error
+        raise InputError(f"--lora_target_modules：{one_line(error)}") from error
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -159,19 +162,15 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         InputError: the folder has no adapter, or one whose weights do not fit the base (peft issue 2115).
     """
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"{folder}：没有 adapter_model.safetensors；请给出训练脚本的 --output_dir")
+    if not (folder / ADAPTER_FILE).is_file():
+        raise InputError(f"{folder}：没有 {ADAPTER_FILE}；请给出训练脚本的 --output_dir")
     try:
         model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=True)
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}：适配器与模型不匹配（{_one_line(error)}）") from error
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        raise InputError(f"{folder}：适配器与模型不匹配（{one_line(error)}）") from error
+    with safe_open(folder / ADAPTER_FILE, "pt") as file:
         saved = set(file.keys())
     loaded = set(get_peft_model_state_dict(model))
     if saved != loaded:
         raise InputError(f"{folder}：适配器有 {len(saved ^ loaded)} 个权重与模型对不上，例如 {min(saved ^ loaded)}")
     return model
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

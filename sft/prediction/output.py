@@ -21,8 +21,8 @@ from typing import IO
 import orjson
 
 from sft.errors import InputError, RunError
-from sft.files import read_json, whole_file
-from sft.prediction.rows import Tally
+from sft.files import differences, read_json, refuse_folder, whole_file
+from sft.tasks.evaluation import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ def check_output(path: Path, input_file: Path | None, *, resume: bool, overwrite
     Raises:
         InputError: what stands there, and what to do.
     """
-    if path.is_dir():
-        raise InputError(f"{path}：是一个目录；请给出文件名，如 {path / 'predictions.jsonl'}")
+    refuse_folder(path, str(path / "predictions.jsonl"))
     _check_place(path)
     if path.exists() and input_file is not None and input_file.exists() and path.samefile(input_file):
         raise InputError(f"{path}：既是输入又是输出，会把数据盖掉；请换一个 --output_file")
@@ -162,11 +161,9 @@ class GrowingFile:
             raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
 
     def _take_up(self, progress: dict) -> None:
-        changed = [name for name in progress["run"] | self.run if progress["run"].get(name) != self.run.get(name)]
-        if changed:
-            differences = "；".join(f"{name}：{progress['run'].get(name)} → {self.run.get(name)}" for name in changed)
+        if changed := differences(progress["run"], self.run):
             raise InputError(
-                f"{self.path}：与上次运行不一致（{differences}），不能接着跑；请改回原来的设置，或加 --overwrite 重来"
+                f"{self.path}：与上次运行不一致（{changed}），不能接着跑；请改回原来的设置，或加 --overwrite 重来"
             )
         if progress["bytes"]:
             self._rehash(progress)

@@ -12,19 +12,18 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.data.records import FORMAT_VERSION, settings_path
 from sft.decoding.decode import WINDOW_BATCHES, Limits, groups, predict
 from sft.errors import InputError, RowError, RunError
-from sft.files import file_hash, read_json
-from sft.model.encoding import Task
-from sft.model.hub import resolve_model
+from sft.files import TASK_FILE, file_hash
+from sft.model.hub import DEFAULT_MODEL, resolve_model
 from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
-from sft.prediction.rows import DEFAULT, RowSettings, Tally, at_least, to_output, to_record
-from sft.tasks.classification import Classification, options_from_flag
-from sft.tasks.ner import Ner
+from sft.prediction.rows import DEFAULT, RowSettings, to_output, to_record
+from sft.tasks.classification import options_from_flag
+from sft.tasks.evaluation import Tally, at_least
+from sft.tasks.settings import TaskSettings, settings_path
+from sft.tasks.task import Task
 
-TASKS = {task.name: task for task in (Classification, Ner)}
-UNTRAINED = {"max_length": 1024, "max_new_tokens": 256}  # lengths when no training has set them
+UNTRAINED_MAX_LENGTH, UNTRAINED_MAX_NEW_TOKENS = 1024, 256  # tokens, when no training has set them
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,12 @@ def load_for_prediction(
     Raises:
         InputError: no such adapter, task or base model, or they do not fit together.
     """
-    settings, task = _read_task(_task_path(adapter, task_file, input_file))
+    settings = TaskSettings.read(_task_path(adapter, task_file, input_file))
+    task = settings.task
     if options is not None and task.options({}) is None:
         raise InputError("--options：只用于分类；实体识别的标签在训练时就定下了")
     if threshold is None and adapter is not None and constrained and not base_only:
-        threshold = settings.get("threshold")  # chosen for this adapter, and for what constrained answers score
+        threshold = settings.threshold  # chosen for this adapter, and for what constrained answers score
     row_settings = RowSettings(
         text_column,
         label_column,
@@ -82,10 +82,12 @@ def load_for_prediction(
         threshold,
         not constrained,
     )
-    base = model_name_or_path or settings.get("base_model") or "qwen/Qwen2.5-1.5B-Instruct"
+    base = model_name_or_path or settings.base_model or "qwen/Qwen2.5-1.5B-Instruct"
     folder = resolve_model(base, Path("qwen"))
+    base = model_name_or_path or settings.get("base_model") or DEFAULT_MODEL
+    folder = resolve_model(base)
     device = default_device()
-    wanted = dtype or settings.get("dtype") or "auto"
+    wanted = dtype or settings.dtype or "auto"
     if wanted == "float16" and device.type == "cpu" and dtype is None:
         wanted = "auto"  # trained on a GPU, used on a CPU
     tokenizer = load_tokenizer(folder if adapter is None else adapter)
@@ -93,8 +95,8 @@ def load_for_prediction(
     if adapter is not None and not base_only:
         model = load_adapter(model, adapter)
     limits = Limits(
-        max_length or settings["max_length"],
-        max_new_tokens or settings["max_new_tokens"],
+        max_length or settings.max_length or UNTRAINED_MAX_LENGTH,
+        max_new_tokens or settings.max_new_tokens or UNTRAINED_MAX_NEW_TOKENS,
         batch_size,
         constrained,
         max_tokens,
@@ -102,25 +104,11 @@ def load_for_prediction(
     return Loaded(model.to(device), tokenizer, task, limits, row_settings, folder, None if base_only else adapter)
 
 
-def _read_task(path: Path) -> tuple[dict, Task]:
-    settings = read_json(path)
-    if not isinstance(settings, dict) or settings.get("task") not in TASKS:
-        found = settings.get("task") if isinstance(settings, dict) else settings
-        raise InputError(f"{path}：不认识任务 {str(found)[:60]!r}；应是 {'、'.join(TASKS)} 之一")
-    if settings.get("format_version") != FORMAT_VERSION:
-        found = settings.get("format_version")
-        raise InputError(f"{path}：格式版本是 {found}，应是 {FORMAT_VERSION}；请重新转换或训练")
-    try:
-        return UNTRAINED | settings, TASKS[settings["task"]].from_settings(settings)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}：缺少字段或类型不对（{error}）；请重新转换或训练") from error
-
-
 def _task_path(adapter: Path | None, task_file: Path | None, input_file: Path | None) -> Path:
     if task_file is not None:
         path = task_file
     elif adapter is not None:
-        path = adapter / "task.json"
+        path = adapter / TASK_FILE
     elif input_file is not None:
         path = settings_path(input_file)
     else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from sft.files import whole_file
-from sft.tracking.metrics_log import read_rows
+from sft.report.charts import Curve, curves_of
+from sft.tasks.metrics import METRIC_NAMES
+from sft.tracking.metrics_log import read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +32,14 @@ CHINESE_FONTS = (
     "SimSun",
     "Arial Unicode MS",
 )
+SCORES = ("accuracy", "macro_f1", "f1")
 LABELS = {
     "step": ("步数", "step"),
     "loss": ("训练损失", "training loss"),
     "eval_loss": ("验证损失", "validation loss"),
-    "eval_accuracy": ("准确率", "accuracy"),
-    "eval_macro_f1": ("宏平均 F1", "macro F1"),
-    "eval_f1": ("微平均 F1", "micro F1"),
     "losses": ("损失", "loss"),
     "scores": ("验证指标", "validation score"),
+    **{f"eval_{name}": METRIC_NAMES[name] for name in SCORES},
 }
 
 
@@ -54,9 +54,9 @@ def draw_loss_curve(metrics_path: Path, png_path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rows = read_rows(metrics_path)
-    losses = _curves(rows, ("loss", "eval_loss"))
-    scores = _curves(rows, ("eval_accuracy", "eval_macro_f1", "eval_f1"))
+    rows = read_metrics(metrics_path)
+    losses = curves_of(rows, ("loss", "eval_loss"))
+    scores = curves_of(rows, [f"eval_{name}" for name in SCORES])
     if not losses:
         logger.warning("%s 里没有损失，不画曲线", metrics_path)
         return
@@ -73,13 +73,7 @@ def draw_loss_curve(metrics_path: Path, png_path: Path) -> None:
             figure.savefig(file, format="png", dpi=150)
 
 
-def _curves(rows: Sequence[dict], names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """The points of each name that has any; None stands for a NaN and leaves a gap."""
-    curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
-    return {name: points for name, points in curves.items() if any(value is not None for _, value in points)}
-
-
-def _draw(axes, curves: dict[str, list[tuple[int, float]]], title: str, language: int) -> None:
+def _draw(axes, curves: dict[str, Curve], title: str, language: int) -> None:
     for name, points in curves.items():
         steps = [step for step, _ in points]
         values = [float("nan") if value is None else value for _, value in points]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sft.report.intervals import Estimate, mean_over, ratio, with_intervals
 from sft.report.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
+from sft.tasks.metrics import precision_recall_f1
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +75,7 @@ class LabelFindings:
         return -1 if label is None else self.numbers.setdefault(label, len(self.numbers))
 
     def estimates(self) -> dict[str, Estimate]:
-        """Accuracy and macro-F1, as in `sft.tasks.metrics.label_scores`, with intervals; empty without gold."""
+        """Accuracy and macro-F1, as in `sft.tasks.metrics.label_metrics`, with intervals; empty without gold."""
         if not self.pairs:
             return {}
         return with_intervals(list(self.pairs.values()), partial(_scores, list(self.pairs), len(self.numbers)))
@@ -153,11 +154,12 @@ def _finite(number: float | None) -> float | None:
 
 def by_label_figures(label: str, right: int, predicted: int, gold: int) -> dict:
     """One line of a per-label table."""
+    precision, recall, f1 = precision_recall_f1(right, predicted, gold)
     return {
         "label": label,
-        "precision": right / predicted if predicted else 0.0,
-        "recall": right / gold if gold else 0.0,
-        "f1": 2 * right / (predicted + gold) if predicted + gold else 0.0,
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
         "gold": gold,
         "predicted": predicted,
     }

@@ -9,7 +9,7 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sft.report.span_errors import Span, span_errors
+from sft.report.span_errors import Span, span_errors, span_of, spans_of
 from sft.report.strings import STRINGS
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def marked_entities(rows: Sequence[dict], labels: Sequence[str]) -> Marked:
     for row in rows:
         lines.append(_marked(row["text"], row["entities"], colours))
         gold = row.get("gold")
-        if gold is not None and _spans(gold) != _spans(row):
+        if gold is not None and spans_of(gold) != spans_of(row):
             lines.append(f"<small>✗ 正确：{_marked(row['text'], gold['entities'], colours)}</small>")
     return Marked("".join(f"<p style='line-height:2;margin:.2em 0'>{line}</p>" for line in lines))
 
@@ -67,8 +67,8 @@ def span_error_table(rows: Sequence[dict]) -> pd.DataFrame:
     columns = ["错误", "正确", "预测", "把握", "原文"]
     lines = []
     for row in rows:
-        scores = {_span(entity): entity["score"] for entity in row["entities"]}
-        for error in span_errors(_spans(row["gold"]), _spans(row)):
+        scores = {span_of(entity): entity["score"] for entity in row["entities"]}
+        for error in span_errors(spans_of(row["gold"]), spans_of(row)):
             shown = (_shown(row["text"], span) for span in (error.gold, error.predicted))
             lines.append((STRINGS[error.kind][0], *shown, scores.get(error.predicted), _short(row["text"])))
     return pd.DataFrame(lines, columns=columns).sort_values("把握", ascending=False, ignore_index=True)
@@ -76,19 +76,11 @@ def span_error_table(rows: Sequence[dict]) -> pd.DataFrame:
 
 def wrong_rows(rows: Sequence[dict]) -> list[dict]:
     """The rows of which any predicted span is wrong or any gold one is missed."""
-    return [row for row in rows if _spans(row["gold"]) != _spans(row)]
+    return [row for row in rows if spans_of(row["gold"]) != spans_of(row)]
 
 
 def _shown(text: str, span: Span | None) -> str:
     return f"{text[span[0] : span[1]]}（{span[2]}）" if span else ""
-
-
-def _spans(result: dict) -> list[Span]:
-    return sorted({_span(entity) for entity in result["entities"]})
-
-
-def _span(entity: dict) -> Span:
-    return entity["start"], entity["end"], entity["label"]
 
 
 def label_error_table(rows: Sequence[dict]) -> pd.DataFrame:

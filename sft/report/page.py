@@ -19,22 +19,19 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from sft.errors import InputError
-from sft.files import whole_file
+from sft.errors import InputError, one_line
+from sft.files import REPORT_FILE, refuse_folder, whole_file
 from sft.report.charts import reliability
+from sft.report.findings import Findings
 from sft.report.intervals import RESAMPLES
-from sft.report.labels import BINS, LabelFindings
+from sft.report.labels import BINS
 from sft.report.span_errors import KINDS
-from sft.report.spans import SpanFindings
 from sft.report.strings import STRINGS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-    from sft.prediction.predictor import Loaded
-
-Findings = LabelFindings | SpanFindings
 Fact = tuple[str, object]  # a key of STRINGS; a value as it is, or (key of STRINGS, its arguments)
 
 logger = logging.getLogger(__name__)
@@ -46,18 +43,17 @@ CONVERSION_FIGURES = (
 )  # fmt: skip
 
 
-def check_place(path: Path) -> None:
-    """Refuse, before anything costly, a place where no page can be written.
+def check_report_path(path: Path) -> None:
+    """Find out before any costly work that no page can be written to ``path``.
 
     Raises:
         InputError: it is a folder, or its folder cannot be made.
     """
+    refuse_folder(path, f"--report {path / REPORT_FILE}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个 --report") from error
-    if path.is_dir():
-        raise InputError(f"{path}：是一个目录；请给出文件名，如 --report {path / 'report.html'}")
 
 
 def add_lines(findings: Findings, lines: Iterable[bytes]) -> None:
@@ -67,30 +63,34 @@ def add_lines(findings: Findings, lines: Iterable[bytes]) -> None:
         findings.add(row.get("text", ""), row.get("gold"), row)
 
 
-def write_prediction_page(path: Path, findings: Findings, loaded: Loaded, *, name: str, adapter: Path | None) -> None:
-    """Write the page about a prediction; one that cannot be written is told and no more: the predictions count.
+def write_prediction_page(
+    path: Path, findings: Findings, *, name: str, base: str, adapter: Path | None, dtype: str
+) -> None:
+    """Write the page about a prediction. A failure is logged, not raised.
 
     Args:
-        findings: over all output lines.
-        name: what was predicted.
-        adapter: what with; None is the base model alone.
+        findings: of all output lines.
+        name: of the input.
+        base: the base model's name or folder.
+        adapter: the adapter's folder; None for the base model alone.
+        dtype: of the model's weights, such as ``float32``.
     """
     rows = {"rows": figure(findings.rows), "failed": figure(findings.failed)}
     page = {
         "kind": "report_prediction",
         "name": name,
         "facts": [
-            ("base", loaded.model.config.name_or_path),
+            ("base", base),
             ("adapter", ("no_adapter", {}) if adapter is None else str(adapter)),
             ("data", ("rows_failed" if findings.failed else "rows_predicted", rows)),
-            ("numbers", str(loaded.model.dtype).removeprefix("torch.")),
+            ("numbers", dtype),
         ],
         "scores": {"predicted": estimates} if (estimates := findings.estimates()) else {},
         "charts": None,
         "data": None,
         "settings": None,
     }
-    with only_told(path):
+    with logged_not_raised(path):
         write_page(path, page, "predicted", findings)
 
 
@@ -98,13 +98,12 @@ def write_prediction_page(path: Path, findings: Findings, loaded: Loaded, *, nam
 
 
 @contextmanager
-def only_told(path: Path) -> Iterator[None]:
-    """Whatever fails in making a page is told in one line and no more: the results it is about come first."""
+def logged_not_raised(path: Path) -> Iterator[None]:
+    """Log an error in making a page as one warning and go on: the results matter more than the page."""
     try:
         yield
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        logger.warning("%s 没有写成（%s）；结果不受影响", path, reason)
+        logger.warning("%s 没有写成（%s: %s）；结果不受影响", path, type(error).__name__, one_line(error))
 
 
 def write_page(path: Path, page: dict, split: str | None, findings: Findings | None) -> None:

@@ -4,79 +4,133 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from sft.console import clock
 from sft.data.records import conversion_report_path
-from sft.files import read_json
+from sft.files import METRICS_FILE, REPORT_FILE, read_json
 from sft.report.charts import curves_of, histogram, line_chart
-from sft.report.page import Fact, Findings, figure, write_page
-from sft.tracking.metrics_log import read_rows
-from sft.training.arguments import Arguments
+from sft.report.findings import Findings, findings_of
+from sft.report.page import Fact, figure, write_page
+from sft.tracking.metrics_log import read_metrics
 
 if TYPE_CHECKING:
-    from sft.model.encoding import LengthReport, Task
+    from sft.tasks.classification import Classification
+    from sft.tasks.ner import Ner
 
 SPLIT_OF = {"before": "validation", "after": "validation", "test": "test"}  # of each evaluation, in order
 SCORE_CURVES = ("eval_f1", "eval_accuracy", "eval_macro_f1", "eval_precision", "eval_recall")
 LINES_NAMED = 20
+# The settings that people compare runs by, under the names of their flags.
+SETTINGS = (
+    "train_file", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "lora_r", "lora_alpha", "lora_dropout",
+    "lora_target_modules", "max_length", "max_new_tokens", "batching", "seed", "threshold", "version",
+)  # fmt: skip
+FORMATS = {"learning_rate": "{:g}", "num_train_epochs": "{:g}", "threshold": "{:.3g}"}
+
+
+class Lengths(NamedTuple):
+    """Lengths of the training rows, and what was done to those that were too long.
+
+    Attributes:
+        tokens: of each row, prompt and answer.
+        max_length: the limit, in tokens.
+        shortened_lines: lines of the training file whose rows were cut (classification) or split (NER).
+        pieces: how many rows the split ones became.
+        dropped_tokens: how many tokens were cut away; 0 if rows were split.
+    """
+
+    tokens: Sequence[int]
+    max_length: int
+    shortened_lines: Sequence[int]
+    pieces: int
+    dropped_tokens: int
+
+
+class RunData(NamedTuple):
+    """What a run was trained and evaluated on.
+
+    Attributes:
+        splits: the records of ``train``, ``validation`` and ``test``.
+        lengths: of the training rows.
+        train_file: where the training records come from; the conversion's report is beside it.
+    """
+
+    splits: Mapping[str, Sequence[dict]]
+    lengths: Lengths
+    train_file: Path
+
+
+class RunFacts(NamedTuple):
+    """What the head of the page says beside the results.
+
+    Attributes:
+        base_model: its name or folder.
+        dtype: of the model's weights, such as ``float32``.
+        device_type: ``cuda`` or ``cpu``.
+        steps: optimizer steps.
+        resumed: whether the run went on from a checkpoint.
+    """
+
+    base_model: str
+    dtype: str
+    device_type: str
+    steps: int
+    resumed: bool
 
 
 def write_run_report(
     output_dir: Path,
-    *,
-    task: Task,
-    splits: dict[str, Sequence[tuple[int, dict]]],
-    predictions: dict[str, Sequence[dict]],
-    lengths: LengthReport,
-    results: dict[str, float],
-    task_json: dict,
-    arguments: Arguments,
-    steps: int,
-    resumed: bool,
+    task: Classification | Ner,
+    data: RunData,
+    predictions: Mapping[str, Sequence[dict]],
+    results: Mapping[str, float],
+    facts: RunFacts,
+    settings: Mapping[str, object],
 ) -> None:
     """Write the page of a run that is otherwise finished.
 
     Args:
-        splits: ``(line number, record)`` pairs of ``train``, ``validation`` and ``test``.
         predictions: of the validation records ``before`` and ``after`` training, and of the ``test`` records, as far
             as there are any; the last of them is shown row by row.
-        lengths: of the training rows.
-        results: what the run prints.
+        results: what the run prints: ``train_runtime`` in seconds, ``epoch``, ``executed_tokens``,
+            ``logical_tokens``, ``peak_memory_bytes``.
+        settings: the run's settings by name; those in ``SETTINGS`` are shown.
 
     Raises:
         InputError: the page cannot be written, or the conversion's report cannot be read.
     """
-    metrics = read_rows(output_dir / "metrics.jsonl")
-    records = {split: [record for _, record in numbered] for split, numbered in splits.items()}
+    metrics = read_metrics(output_dir / METRICS_FILE)
     findings = {
-        evaluation: _find(task, records[split], predictions[evaluation])
+        evaluation: _find(task, data.splits[split], predictions[evaluation])
         for evaluation, split in SPLIT_OF.items()
         if evaluation in predictions
     }
     scores = {evaluation: found.estimates() for evaluation, found in findings.items()}
-    if "before" not in scores and (at_start := _scores_at_start(metrics)):  # a resumed run has the figures only
+    if "before" not in scores and (at_start := _scores_at_start(metrics)):  # a resumed run has only these
         scores = {"before": at_start} | scores
     page = {
         "kind": "report_run",
         "name": output_dir.resolve().name,
-        "facts": _facts(records, results, task_json, steps, resumed, arguments.training.device.type == "cuda"),
+        "facts": _facts(data, results, facts),
         "scores": scores,
         "charts": {
             "chart_loss": line_chart(curves_of(metrics, ("loss", "eval_loss"))),
             "chart_scores": line_chart(curves_of(metrics, SCORE_CURVES), at_least=(0, 1)),
             "chart_learning_rate": line_chart(curves_of(metrics, ("learning_rate",)), at_least=(0, 0)),
         },
-        "data": _describe_data(task, records, lengths, Path(arguments.data.train_file), task_json["max_length"]),
-        "settings": _settings(arguments, task_json),
+        "data": _describe_data(task, data),
+        "settings": {name: _shown_setting(name, settings.get(name)) for name in SETTINGS},
     }
     shown = next(reversed(findings), None)
-    write_page(output_dir / "report.html", page, shown, findings[shown] if shown else None)
+    write_page(output_dir / REPORT_FILE, page, shown, findings[shown] if shown else None)
 
 
-def _find(task: Task, records: Sequence[dict], predictions: Sequence[dict]) -> Findings:
-    findings = task.findings()
+def _find(task: Classification | Ner, records: Sequence[dict], predictions: Sequence[dict]) -> Findings:
+    findings = findings_of(task)
     for record, prediction in zip(records, predictions, strict=True):
         findings.add(record["text"], task.gold(record), prediction)
     return findings
@@ -89,41 +143,32 @@ def _scores_at_start(metrics: Sequence[dict]) -> dict[str, tuple[float, None, No
     return {name: (first[f"eval_{name}"], None, None) for name in names if first.get(f"eval_{name}") is not None}
 
 
-def _facts(
-    splits: dict[str, Sequence[dict]], results: dict, task_json: dict, steps: int, resumed: bool, cuda: bool
-) -> list[Fact]:
-    """What stands at the head of the page."""
+def _facts(data: RunData, results: Mapping[str, float], facts: RunFacts) -> list[Fact]:
+    """What the head of the page says."""
     executed, logical = results["executed_tokens"], results["logical_tokens"]
     tokens = {"executed": figure(executed), "logical": figure(logical), "share": f"{100 * executed / logical:.0f}"}
+    memory = f"{results['peak_memory_bytes'] / 1e9:.2f} GB"
     return [
-        ("base", task_json["base_model"]),
-        ("data", ("counts", {split: figure(len(records)) for split, records in splits.items()})),
-        ("training_time_resumed" if resumed else "training_time", _duration(results["train_runtime"])),
-        ("steps", ("steps_epochs", {"steps": figure(steps), "epochs": f"{results['epoch']:.4g}"})),
+        ("base", facts.base_model),
+        ("data", ("counts", {split: figure(len(records)) for split, records in data.splits.items()})),
+        ("training_time_resumed" if facts.resumed else "training_time", clock(results["train_runtime"])),
+        ("steps", ("steps_epochs", {"steps": figure(facts.steps), "epochs": f"{results['epoch']:.4g}"})),
         ("tokens", ("tokens_share", tokens)),
-        ("peak_memory_cuda" if cuda else "peak_memory", f"{results['peak_memory_bytes'] / 1e9:.2f} GB"),
-        ("numbers", task_json["dtype"]),
+        ("peak_memory_cuda" if facts.device_type == "cuda" else "peak_memory", memory),
+        ("numbers", facts.dtype),
     ]
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def _describe_data(
-    task: Task, splits: dict[str, Sequence[dict]], lengths: LengthReport, train_file: Path, max_length: int
-) -> dict:
+def _describe_data(task: Classification | Ner, data: RunData) -> dict:
     """Lengths with the cut, label balance, and what conversion did."""
-    ordered = sorted(lengths.lengths)
-    labels_of = task.findings().labels_of
+    ordered, max_length = sorted(data.lengths.tokens), data.lengths.max_length
+    labels_of = findings_of(task).labels_of
     counts = {
         split: Counter(label for record in records for label in labels_of(task.gold(record)))
-        for split, records in splits.items()
+        for split, records in data.splits.items()
     }
     labels = sorted(set().union(*counts.values()), key=lambda label: (-counts["train"][label], label))
-    report_path = conversion_report_path(train_file)
+    report_path = conversion_report_path(data.train_file)
     return {
         "histogram": histogram(ordered, max_length),
         "lengths": {
@@ -132,47 +177,27 @@ def _describe_data(
             "longest": ordered[-1],
             "cut": max_length,
         },
-        "shortened": _shortened(lengths),
-        "balance": [{"label": label, **{split: counts[split][label] for split in splits}} for label in labels],
+        "shortened": _shortened(data.lengths),
+        "balance": [{"label": label, **{split: counts[split][label] for split in data.splits}} for label in labels],
         "balance_total": counts["train"].total(),
         "conversion": read_json(report_path) if report_path.is_file() else None,
         "conversion_path": report_path.name,
     }
 
 
-def _shortened(lengths: LengthReport) -> tuple[str, dict[str, str]]:
+def _shortened(lengths: Lengths) -> tuple[str, dict[str, str]]:
     """What to say about rows that were too long: a key of the strings, and what it needs."""
-    rows = lengths.shortened_rows
-    if not rows:
+    shortened = lengths.shortened_lines
+    if not shortened:
         return "none_cut", {}
-    lines = "、".join(map(str, rows[:LINES_NAMED])) + ("……" if len(rows) > LINES_NAMED else "")
-    told = {"rows": figure(len(rows)), "lines": lines}
+    lines = "、".join(map(str, shortened[:LINES_NAMED])) + ("……" if len(shortened) > LINES_NAMED else "")
+    figures = {"rows": figure(len(shortened)), "lines": lines}
     if lengths.dropped_tokens:
-        return "rows_cut", told | {"tokens": figure(lengths.dropped_tokens)}
-    return "rows_split", told | {"pieces": figure(lengths.pieces)}
+        return "rows_cut", figures | {"tokens": figure(lengths.dropped_tokens)}
+    return "rows_split", figures | {"pieces": figure(lengths.pieces)}
 
 
-def _settings(arguments: Arguments, task_json: dict) -> dict[str, object]:
-    """The settings that people compare runs by, under the names of their flags."""
-    training, data, lora = arguments.training, arguments.data, arguments.lora
-    threshold = task_json.get("threshold")  # where the task has one and there were validation rows to choose it by
-    return {
-        "train_file": data.train_file,
-        "learning_rate": f"{training.learning_rate:g}",
-        "num_train_epochs": f"{training.num_train_epochs:g}",
-        "max_steps": training.max_steps,
-        "per_device_train_batch_size": training.per_device_train_batch_size,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "lr_scheduler_type": training.lr_scheduler_type.value,
-        "warmup_steps": training.warmup_steps,
-        "lora_r": lora.lora_r,
-        "lora_alpha": lora.lora_alpha,
-        "lora_dropout": lora.lora_dropout,
-        "lora_target_modules": " ".join(lora.lora_target_modules),
-        "max_length": data.max_length,
-        "max_new_tokens": task_json["max_new_tokens"],
-        "batching": data.batching,
-        "seed": training.seed,
-        "threshold": "–" if threshold is None else f"{threshold:.3g}",
-        "version": task_json["version"],
-    }
+def _shown_setting(name: str, value: object) -> str:
+    if value is None:
+        return "–"
+    return " ".join(value) if isinstance(value, list) else FORMATS.get(name, "{}").format(value)

@@ -26,6 +26,16 @@ class SpanError(NamedTuple):
     predicted: Span | None
 
 
+def span_of(entity: dict) -> Span:
+    """The span of one entity of a result or a record."""
+    return entity["start"], entity["end"], entity["label"]
+
+
+def spans_of(result: dict) -> list[Span]:
+    """The spans of a result from left to right, each once."""
+    return sorted({span_of(entity) for entity in result["entities"]})
+
+
 def span_errors(gold: Sequence[Span], predicted: Sequence[Span]) -> list[SpanError]:
     """The errors of one row, from left to right; spans that agree in ends and label are none.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sft.report.intervals import Estimate, mean_over, ratio, with_intervals
 from sft.report.labels import by_label_figures
 from sft.report.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
-from sft.report.span_errors import KINDS, Span, span_errors
+from sft.report.span_errors import KINDS, Span, span_errors, span_of, spans_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,9 +50,9 @@ class SpanFindings:
         if "error" in prediction:
             self.failed += 1
             return
-        predicted = _spans(prediction)
-        right = _spans(gold) if gold is not None else []
-        scores = {_span(entity): entity.get("score") for entity in prediction["entities"]}
+        predicted = spans_of(prediction)
+        right = spans_of(gold) if gold is not None else []
+        scores = {span_of(entity): entity.get("score") for entity in prediction["entities"]}
         errors = span_errors(right, predicted) if gold is not None else []
         row = [
             self.rows,
@@ -90,7 +90,7 @@ class SpanFindings:
         return tuple((label, *counts[label]) for label in sorted(counts))
 
     def estimates(self) -> dict[str, Estimate]:
-        """F1 and its like, as `sft.tasks.metrics.span_scores` defines them, with intervals; empty without gold."""
+        """F1 and its like, as `sft.tasks.metrics.span_metrics` defines them, with intervals; empty without gold."""
         if not self.row_counts:
             return {}
         return with_intervals(
@@ -134,15 +134,6 @@ class SpanFindings:
             ],
             "labels": labels,
         }
-
-
-def _span(entity: dict) -> Span:
-    return entity["start"], entity["end"], entity["label"]
-
-
-def _spans(result: dict) -> list[Span]:
-    """The spans of a result from left to right, each once."""
-    return sorted({_span(entity) for entity in result["entities"]})
 
 
 def _rounded(score: float | None) -> float | None:

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from sft.tasks.metrics import METRIC_NAMES
+
+_SCORES = {  # headings here begin with a capital letter
+    name: (chinese, english[0].upper() + english[1:])
+    for name, (chinese, english) in METRIC_NAMES.items()
+    if name != "loss"  # here it is the training loss
+}
+
 STRINGS: dict[str, tuple[str, str]] = {
     # page
     "language": ("English", "中文"),
@@ -62,11 +70,7 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Scores before fine-tuning: not available (no validation set, or --eval_on_start false).",
     ),
     "no_scores": ("没有标注，无从评分。", "No gold, so there are no scores."),
-    "accuracy": ("准确率", "Accuracy"),
-    "macro_f1": ("宏平均 F1", "Macro F1"),
-    "f1": ("微平均 F1", "Micro F1"),
-    "precision": ("精确率", "Precision"),
-    "recall": ("召回率", "Recall"),
+    **_SCORES,
     "f1_short": ("F1", "F1"),
     # curves
     "curves": ("曲线", "Curves"),
@@ -75,11 +79,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "chart_learning_rate": ("学习率", "Learning rate"),
     "loss": ("训练损失", "Training loss"),
     "eval_loss": ("验证损失", "Validation loss"),
-    "eval_accuracy": ("准确率", "Accuracy"),
-    "eval_macro_f1": ("宏平均 F1", "Macro F1"),
-    "eval_f1": ("微平均 F1", "Micro F1"),
-    "eval_precision": ("精确率", "Precision"),
-    "eval_recall": ("召回率", "Recall"),
+    **{f"eval_{name}": words for name, words in _SCORES.items()},
     "learning_rate": ("学习率", "Learning rate"),
     "step": ("步", "Step"),
     "curve_hint": (

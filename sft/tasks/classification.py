@@ -8,14 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from sft.errors import InputError, RowError
-from sft.tasks import metrics as scores
+from sft.tasks import metrics
 from sft.text import clean_text, read_literal
-
-if TYPE_CHECKING:
-    from sft.report.labels import LabelFindings
 
 SYSTEM_PROMPT = (
     "你是一个文本分类领域的专家，你会接收到几个分类选项和一段文本，请从选项中选出文本的正确类型，只输出类型本身。"
@@ -150,12 +147,6 @@ class Classification:
         """The right result as a prediction would have it, None where the row has none."""
         return {"label": record["label"]} if record.get("label") is not None else None
 
-    def findings(self) -> LabelFindings:
-        """What a report collects about predictions."""
-        from sft.report.labels import LabelFindings
-
-        return LabelFindings(self.labels)
-
     def show(self, result: dict) -> str:
         """A result for a person to read."""
         return str(result["label"])
@@ -168,19 +159,15 @@ class Classification:
         return result | {"label": None} if result.get("score", 1.0) < threshold else result
 
     def count(self, golds: Sequence[dict], predictions: Sequence[dict]) -> Counter[tuple[str, str | None]]:
-        """What `scores` needs to know of these rows; counts of more rows are added to it."""
-        return scores.count_labels(
+        """What `metrics` needs to know of these rows; counts of more rows are added to it."""
+        return metrics.count_labels(
             [gold["label"] for gold in golds],
             [prediction["label"] for prediction in predictions],
         )
 
-    def scores(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
+    def metrics(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
         """Accuracy, macro-F1 and per-label F1; a missing label counts as wrong."""
-        return scores.scores_of_labels(counts)
-
-    def score(self, golds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float]:
-        """`scores` of these rows."""
-        return self.scores(self.count(golds, predictions))
+        return metrics.label_metrics(counts)
 
 
 def options_from_flag(value: str) -> tuple[str, ...]:

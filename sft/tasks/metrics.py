@@ -1,26 +1,31 @@
-"""Scores of predictions against gold. Labels by scikit-learn; entity spans counted here, as none of its scores do."""
+"""Metrics of predictions against gold. Labels by scikit-learn; entity spans counted here, as none of its scores do."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-
-def label_scores(golds: Sequence[str], predictions: Sequence[str | None]) -> dict[str, float]:
-    """Accuracy, macro-F1 over the gold labels, and each gold label's F1; None is a wrong answer.
-
-    Both sequences have one entry a row. Macro-F1 averages over the labels that occur in ``golds``.
-    """
-    return scores_of_labels(count_labels(golds, predictions))
+# What people read: (Chinese, English).
+METRIC_NAMES = {
+    "loss": ("损失", "loss"),
+    "accuracy": ("准确率", "accuracy"),
+    "f1": ("微平均 F1", "micro F1"),
+    "precision": ("精确率", "precision"),
+    "recall": ("召回率", "recall"),
+    "macro_f1": ("宏平均 F1", "macro F1"),
+}
 
 
 def count_labels(golds: Sequence[str], predictions: Sequence[str | None]) -> Counter[tuple[str, str | None]]:
-    """How often each gold label was answered by each label: what `scores_of_labels` needs of any number of rows."""
+    """How often each gold label was answered by each label: what `label_metrics` needs, for any number of rows."""
     return Counter(zip(golds, predictions, strict=True))
 
 
-def scores_of_labels(counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
-    """`label_scores` from the counts of `count_labels`, which add up."""
+def label_metrics(counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
+    """Accuracy, macro-F1 over the gold labels, and each gold label's F1, from the counts of `count_labels`.
+
+    None as a prediction is a wrong answer. Macro-F1 averages over the labels that occur as gold.
+    """
     from sklearn.metrics import accuracy_score, f1_score
 
     pairs = sorted(counts, key=str)
@@ -37,22 +42,12 @@ def scores_of_labels(counts: Counter[tuple[str, str | None]]) -> dict[str, float
     }
 
 
-def span_scores(
-    golds: Sequence[Sequence[dict]], predictions: Sequence[Sequence[dict]], labels: Sequence[str]
-) -> dict[str, float]:
-    """Exact-match precision, recall and F1 of entity spans: micro, macro over ``labels``, and for each label.
-
-    Args:
-        golds, predictions: one sequence of ``{"start", "end", "label"}`` a row. A span counts once a row.
-        labels: the task's labels; a label with neither gold nor predicted spans is left out of the macro mean.
-    """
-    return scores_of_spans(count_spans(golds, predictions), labels)
-
-
 def count_spans(
     golds: Sequence[Sequence[dict]], predictions: Sequence[Sequence[dict]]
 ) -> Counter[tuple[str, str | None]]:
-    """How many spans of each label are gold, predicted and right: what `scores_of_spans` needs of any number of rows.
+    """How many spans of each label are gold, predicted and right: what `span_metrics` needs, for any number of rows.
+
+    ``golds`` and ``predictions`` have one sequence of ``{"start", "end", "label"}`` a row; a span counts once a row.
 
     Keys are ``("gold", label)``, ``("predicted", label)`` and ``("right", label)``.
     """
@@ -65,15 +60,19 @@ def count_spans(
     return counts
 
 
-def scores_of_spans(counts: Counter[tuple[str, str | None]], labels: Sequence[str]) -> dict[str, float]:
-    """`span_scores` from the counts of `count_spans`, which add up."""
+def span_metrics(counts: Counter[tuple[str, str | None]], labels: Sequence[str]) -> dict[str, float]:
+    """Exact-match precision, recall and F1 of spans, from the counts of `count_spans`: micro, macro, of each label.
+
+    Args:
+        labels: the task's labels; one with neither gold nor predicted spans is left out of the macro mean.
+    """
     right, gold_count, predicted_count = (
         Counter({label: count for (of, label), count in counts.items() if of == kind})
         for kind in ("right", "gold", "predicted")
     )
-    precision, recall, f1 = _precision_recall_f1(right.total(), predicted_count.total(), gold_count.total())
+    precision, recall, f1 = precision_recall_f1(right.total(), predicted_count.total(), gold_count.total())
     by_label = {
-        label: _precision_recall_f1(right[label], predicted_count[label], gold_count[label])
+        label: precision_recall_f1(right[label], predicted_count[label], gold_count[label])
         for label in labels
         if gold_count[label] or predicted_count[label]
     }
@@ -86,7 +85,8 @@ def scores_of_spans(counts: Counter[tuple[str, str | None]], labels: Sequence[st
     return result
 
 
-def _precision_recall_f1(right: int, predicted: int, gold: int) -> tuple[float, float, float]:
+def precision_recall_f1(right: int, predicted: int, gold: int) -> tuple[float, float, float]:
+    """Precision, recall and F1 from counts; each is 0 where its denominator is 0."""
     precision = right / predicted if predicted else 0.0
     recall = right / gold if gold else 0.0
     return precision, recall, 2 * right / (predicted + gold) if predicted + gold else 0.0
@@ -99,11 +99,11 @@ def best_span_threshold(golds: Sequence[Sequence[dict]], predictions: Sequence[S
     arXiv 1402.1892); a model is too sure or not sure enough, so the place is found on rows held out from training.
 
     Args:
-        predictions: as in `span_scores`, each entity with its ``score``.
+        predictions: as in `count_spans`, each entity with its ``score``.
     """
     best = (-1.0, 0.0)
     for threshold in (step / 20 for step in range(20)):
         kept = [[entity for entity in entities if entity["score"] >= threshold] for entities in predictions]
-        f1 = span_scores(golds, kept, ())["f1"]
+        f1 = span_metrics(count_spans(golds, kept), ())["f1"]
         best = max(best, (f1, threshold), key=lambda found: found[0])  # of equals, the first
     return best[1]

@@ -9,14 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from sft.errors import RowError
-from sft.tasks import metrics as scores
+from sft.tasks import metrics
 from sft.text import clean_text, shifted_offsets
-
-if TYPE_CHECKING:
-    from sft.report.spans import SpanFindings
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
 NO_ENTITY = "没有找到任何实体"
@@ -209,19 +206,13 @@ class Ner:
         """The right result as a prediction would have it, None where the row has none."""
         return {"entities": record["entities"]} if record.get("entities") is not None else None
 
-    def findings(self) -> SpanFindings:
-        """What a report collects about predictions."""
-        from sft.report.spans import SpanFindings
-
-        return SpanFindings(self.labels)
-
     def show(self, result: dict) -> str:
         """A result for a person to read."""
         return "、".join(f"{entity['text']}（{entity['label']}）" for entity in result["entities"]) or NO_ENTITY
 
     def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> float:
         """How probable an entity must be for F1 over these rows to be highest."""
-        return scores.best_span_threshold(
+        return metrics.best_span_threshold(
             [gold["entities"] for gold in golds],
             [prediction["entities"] for prediction in predictions],
         )
@@ -232,19 +223,15 @@ class Ner:
         return result | {"entities": kept}
 
     def count(self, golds: Sequence[dict], predictions: Sequence[dict]) -> Counter[tuple[str, str | None]]:
-        """What `scores` needs to know of these rows; counts of more rows are added to it."""
-        return scores.count_spans(
+        """What `metrics` needs to know of these rows; counts of more rows are added to it."""
+        return metrics.count_spans(
             [gold["entities"] for gold in golds],
             [prediction["entities"] for prediction in predictions],
         )
 
-    def scores(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
+    def metrics(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
         """Span precision, recall and F1: micro, macro and per label; a span counts when both ends and label agree."""
-        return scores.scores_of_spans(counts, self.labels)
-
-    def score(self, golds: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float]:
-        """`scores` of these rows."""
-        return self.scores(self.count(golds, predictions))
+        return metrics.span_metrics(counts, self.labels)
 
 
 def _split_point(record: dict) -> int | None:

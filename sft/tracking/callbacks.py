@@ -12,7 +12,7 @@ from pathlib import Path
 from transformers import ProgressCallback, TrainerCallback, TrainerState
 
 from sft.files import whole_file
-from sft.tracking.metrics_log import append_row, keep_rows, plain_metrics, read_rows
+from sft.tracking.metrics_log import append_row, keep_rows, plain_metrics, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class TrackingCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self._attempt(self._swanlab.on_train_begin, args, state, control, **kwargs)
         if state.global_step > 0:
-            rows = [row for row in read_rows(self._metrics_path) if row["step"] <= state.global_step]
+            rows = [row for row in read_metrics(self._metrics_path) if row["step"] <= state.global_step]
             self._attempt(replay_rows, self._swanlab, rows)
             self._loss_is_first = True
 

@@ -43,7 +43,7 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
         raise RunError(f"{path}：无法写入（{error.strerror}）") from error
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_metrics(path: Path) -> list[dict]:
     """The rows so far; none when there is no file. A last line cut off by a kill is left out."""
     if not path.is_file():
         return []
@@ -62,6 +62,6 @@ def keep_rows(path: Path, last_step: int) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    rows = [row for row in read_rows(path) if row["step"] <= last_step]
+    rows = [row for row in read_metrics(path) if row["step"] <= last_step]
     with whole_file(path) as file:
         file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.cli import Parser, exit_code, parse
+from sft.cli import Parser, one_line_errors, parse
 from sft.console import log_to_stderr
 from sft.errors import InputError, RunError
-from sft.files import read_json
-from sft.tracking.metrics_log import read_rows
-from sft.tracking.swanlab import MODES, SAMPLES, start_tracking
+from sft.files import METRICS_FILE, SAMPLES_FILE, TASK_FILE, read_json
+from sft.tracking.metrics_log import read_metrics
+from sft.tracking.swanlab import MODES, PROJECT, SAMPLES, start_tracking
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("output_dir", type=Path, help="训练脚本的 --output_dir")
     parser.add_argument("--swanlab_mode", choices=MODES[:-1], default="auto", help="记到哪里（默认 %(default)s）")
-    parser.add_argument("--swanlab_project", default="chinese-llm-sft", help="项目名（默认 %(default)s）")
+    parser.add_argument("--swanlab_project", default=PROJECT, help="项目名（默认 %(default)s）")
     parser.add_argument("--swanlab_experiment", help="实验名（默认用输出文件夹的名字）")
     parser.add_argument("--swanlab_logdir", type=Path, default=Path("swanlog"), help="在本机写到哪里（默认 swanlog）")
     return parse(parser, argv)
@@ -40,15 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 SwanLab could not be used, 2 wrong usage or input."""
     arguments = parse_arguments(argv)
     log_to_stderr()
-    return exit_code(
-        lambda: replay(
+    with one_line_errors() as outcome:
+        replay(
             arguments.output_dir,
             mode=arguments.swanlab_mode,
             project=arguments.swanlab_project,
             experiment=arguments.swanlab_experiment,
             log_dir=arguments.swanlab_logdir,
         )
-    )
+    return outcome.code
 
 
 def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None, log_dir: Path) -> None:
@@ -58,8 +58,8 @@ def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None,
         InputError: there are no rows.
         RunError: SwanLab took none of them, or not all.
     """
-    path = output_dir / "metrics.jsonl"
-    rows = read_rows(path)
+    path = output_dir / METRICS_FILE
+    rows = read_metrics(path)
     if not rows:
         reason = "里面没有指标" if path.is_file() else "没有这个文件"
         raise InputError(f"{path}：{reason}；请给出训练脚本的 --output_dir")
@@ -72,7 +72,7 @@ def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None,
         metrics_path=path,
     )
     tracking.replay(rows)
-    samples = output_dir / "sample_predictions.json"
+    samples = output_dir / SAMPLES_FILE
     if samples.is_file():
         tracking.log_texts(SAMPLES, read_json(samples), rows[-1]["step"])
     complete = tracking.is_logging
@@ -84,7 +84,7 @@ def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None,
 
 def settings_of(output_dir: Path) -> dict:
     """What a finished run left of its settings; of an unfinished one only where it is."""
-    task_file = output_dir / "task.json"
+    task_file = output_dir / TASK_FILE
     settings = read_json(task_file) if task_file.is_file() else {}
     return {name: value for name, value in settings.items() if name != "system_prompt"} | {
         "output_dir": str(output_dir)

@@ -7,25 +7,25 @@ on a port, asks for a login, or writes to stdout.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from contextlib import redirect_stdout
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft.errors import InputError
+from sft.errors import InputError, one_line
 from sft.network import reachable
+from sft.processes import is_first_process
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
 
+PROJECT = "chinese-llm-sft"  # the default project name
 MODES = ("auto", "cloud", "local", "offline", "disabled")
 # What to try when a mode does not start.
 FALLBACKS = {"cloud": ("cloud", "local", "offline"), "local": ("local", "offline"), "offline": ("offline",)}
@@ -62,10 +62,6 @@ class Tracking:
         self.is_logging = mode != "disabled"
         self._finished = mode == "disabled"
 
-    def log_metrics(self, metrics: Mapping[str, object], step: int) -> None:
-        """Log numbers under the names given; NaN and infinity are left out."""
-        self.attempt(_log_metrics, metrics, step)
-
     def log_texts(self, name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
         """Log ``(caption, text)`` pairs, such as sample predictions, under one name."""
         self.attempt(_log_texts, name, texts, step)
@@ -82,7 +78,7 @@ class Tracking:
             action(*args, **kwargs)
         except Exception as error:  # whatever it is, hours of training are worth more than their curve
             self.is_logging = False
-            logger.warning("SwanLab 出错，此后不再记录（训练继续，指标照常写入 metrics.jsonl）：%s", _one_line(error))
+            logger.warning("SwanLab 出错，此后不再记录（训练继续，指标照常写入 metrics.jsonl）：%s", _with_type(error))
 
     def finish(self, state: str = "success") -> None:
         """Close the run as ``success``, ``crashed`` or ``aborted``; later calls do nothing.
@@ -93,13 +89,13 @@ class Tracking:
         if self._finished:
             return
         self._finished = True
-        error = None if state == "success" else state  # without a reason the local dashboard shows success
+        reason = None if state == "success" else state  # without a reason the local dashboard shows success
         try:
-            _call(_finish, FINISH_SECONDS, state, error)
+            _call(_finish, FINISH_SECONDS, state, reason)
         except StillRunning:
             logger.warning("SwanLab %d 秒内没有收尾，不再等它", FINISH_SECONDS)
-        except Exception as fault:  # as in attempt
-            logger.warning("SwanLab 没能正常收尾：%s", _one_line(fault))
+        except Exception as error:  # as in attempt
+            logger.warning("SwanLab 没能正常收尾：%s", _with_type(error))
 
 
 def start_tracking(
@@ -123,12 +119,12 @@ def start_tracking(
         raise InputError(
             f"--swanlab_project {project}：SwanLab 的项目名只能有英文字母、数字和 _ - + .，最长 100 个字符"
         )
-    if mode == "disabled" or os.environ.get("RANK", "0") != "0":  # of several processes, the first one reports
+    if mode == "disabled" or not is_first_process():
         return _untracked(log_dir)
     try:
         resolved, reason = resolve_mode(mode)
     except Exception as error:  # as in Tracking.attempt: SwanLab is missing, or its settings are broken
-        logger.warning("SwanLab 用不了，本次只记 metrics.jsonl：%s", _one_line(error))
+        logger.warning("SwanLab 用不了，本次只记 metrics.jsonl：%s", _with_type(error))
         return _untracked(log_dir)
     if reason:
         logger.warning("SwanLab：%s，改为 %s", reason, resolved)
@@ -139,7 +135,7 @@ def start_tracking(
             logger.warning("SwanLab %d 秒内没有启动（%s）", START_SECONDS, candidate)
             break  # it holds SwanLab's lock; another attempt would wait for it
         except Exception as error:  # as in Tracking.attempt
-            logger.warning("SwanLab 启动失败（%s）：%s", candidate, _one_line(error))
+            logger.warning("SwanLab 启动失败（%s）：%s", candidate, _with_type(error))
     if resolved != "disabled":
         logger.warning("SwanLab 用不了，本次只记 metrics.jsonl")
     return _untracked(log_dir)
@@ -179,6 +175,8 @@ def _configured_mode(settings) -> str | None:
 
 def _dashboard_installed() -> bool:
     """Whether swanboard is there in the version that SwanLab insists on; in local mode it says so only by failing."""
+    from importlib import metadata  # slow to import; the flags of training need only the names above
+
     try:
         pinned = f"swanboard=={metadata.version('swanboard')}"
     except metadata.PackageNotFoundError:
@@ -225,18 +223,10 @@ def _init(mode: str, project: str, experiment: str | None, log_dir: Path, config
     )
 
 
-def _finish(state: str, error: str | None) -> None:
+def _finish(state: str, reason: str | None) -> None:
     import swanlab
 
-    swanlab.finish(state=state, error=error)
-
-
-def _log_metrics(metrics: Mapping[str, object], step: int) -> None:
-    import swanlab
-
-    from sft.tracking.callbacks import finite_numbers
-
-    swanlab.log(finite_numbers(metrics), step=step)
+    swanlab.finish(state=state, error=reason)
 
 
 def _log_texts(name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
@@ -283,6 +273,6 @@ def _call(action: Callable[..., object], seconds: float, *args: Any) -> None:
     outcome.result()
 
 
-def _one_line(error: BaseException) -> str:
-    message = " ".join(str(error).split())
-    return f"{type(error).__name__}：{message[:200]}" if message else type(error).__name__
+def _with_type(error: BaseException) -> str:
+    message = one_line(error)
+    return f"{type(error).__name__}：{message}" if message else type(error).__name__

@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from sft.errors import InputError
-from sft.files import file_hash, read_json, write_json
+from sft.files import METRICS_FILE, differences, file_hash, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +86,8 @@ def to_resume(resume_from_checkpoint: str, output_dir: Path, run: dict) -> Path 
             raise InputError(f"{checkpoint}：{reason}，不能续训；用 --resume_from_checkpoint true 选最新的完整检查点")
     saved = read_json(checkpoint / MANIFEST)["run"]
     run[MICRO_BATCH] = saved.get(MICRO_BATCH, run.get(MICRO_BATCH))  # another machine's memory changes nothing
-    changed = sorted(name for name in saved.keys() | run.keys() if saved.get(name) != run.get(name))
-    if changed:
-        differences = "；".join(f"{name}：{saved.get(name)} → {run.get(name)}" for name in changed)
-        raise InputError(f"{checkpoint}：与这次运行不一致（{differences}）；请改回原来的设置，或去掉续训从头开始")
+    if changed := differences(saved, run):
+        raise InputError(f"{checkpoint}：与这次运行不一致（{changed}）；请改回原来的设置，或去掉续训从头开始")
     return checkpoint
 
 
@@ -106,4 +104,4 @@ def remove_all(output_dir: Path) -> None:
             shutil.rmtree(path)
     for path in output_dir.glob("*_results.json"):
         path.unlink()
-    (output_dir / "metrics.jsonl").unlink(missing_ok=True)
+    (output_dir / METRICS_FILE).unlink(missing_ok=True)

@@ -11,18 +11,29 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback, PreTrainedConfig, PreTrainedTokenizerBase, set_seed
 
 import sft
-from sft.data.records import FORMAT_VERSION
 from sft.decoding.decode import Limits
-from sft.engine.attention import can_express, use_tree_attention
+from sft.engine.attention import can_express
+from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching
 from sft.errors import InputError, RunError, Stopped
-from sft.files import write_json
-from sft.model.encoding import EncodedRow, LengthReport, Task, encode_rows
+from sft.files import (
+    ALL_RESULTS_FILE,
+    LOSS_CURVE_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    SAMPLES_FILE,
+    TASK_FILE,
+    TRAIN_RESULTS_FILE,
+    write_json,
+)
+from sft.model.encoding import LengthReport, encode_rows
 from sft.model.hub import resolve_model
 from sft.model.loading import add_lora, load_base, load_config, load_tokenizer, resolve_dtype
 from sft.report.curves import draw_loss_curve
 from sft.report.model_card import write_model_card
-from sft.report.page import only_told
-from sft.report.run import write_run_report
+from sft.report.page import logged_not_raised
+from sft.report.run import Lengths, RunData, RunFacts, write_run_report
+from sft.tasks.settings import FORMAT_VERSION
+from sft.tasks.task import Task
 from sft.tracking.callbacks import MetricsLog
 from sft.tracking.swanlab import SAMPLES, Tracking, start_tracking
 from sft.training import checkpoints, preview, summary
@@ -49,7 +60,7 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     data, training = arguments.data, arguments.training
     task = read_task(task_type, Path(data.train_file))
     splits = read_splits(task, arguments)
-    base_folder = resolve_model(arguments.model.model_name_or_path, Path("qwen"))
+    base_folder = resolve_model(arguments.model.model_name_or_path)
     tokenizer = load_tokenizer(base_folder)
     rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
     require_supervision(rows, data.train_file)
@@ -58,25 +69,26 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         return None
     dtype = resolve_dtype(arguments.model.dtype, training.device)
     logger.info("%s", preview.describe_lengths(lengths, data.max_length))
-    as_tree = choose_batching(load_config(base_folder), data.batching, max(len(row) for row in rows))
+    longest_tokens = max(len(row) for row in rows)
+    batching = choose_batching(load_config(base_folder), data.batching, longest_tokens, tokenizer.pad_token_id)
     if data.dry_run:
-        preview.show_plan(rows, base_folder, dtype, as_tree, arguments)
+        preview.show_plan(rows, base_folder, dtype, batching, arguments)
         return None
 
     run, checkpoint = settle_run(base_folder, dtype, arguments)
     task_json = describe_task(task, rows, dtype, arguments)
-    trainer = build_trainer(rows, splits, task, tokenizer, base_folder, dtype, as_tree, run, task_json, arguments)
+    trainer = build_trainer(rows, splits, task, tokenizer, base_folder, dtype, batching, run, task_json, arguments)
     tracking = start_tracking(
         mode=arguments.tracking.swanlab_mode,
         project=arguments.tracking.swanlab_project,
         experiment=arguments.tracking.swanlab_experiment or Path(training.output_dir).name,
         log_dir=Path(arguments.tracking.swanlab_logdir),
         config=shown_settings(run, arguments),
-        metrics_path=Path(training.output_dir) / "metrics.jsonl",
+        metrics_path=Path(training.output_dir) / METRICS_FILE,
     )
-    trainer.add_callback(MetricsLog(Path(training.output_dir) / "metrics.jsonl", step_of(checkpoint)))
+    trainer.add_callback(MetricsLog(Path(training.output_dir) / METRICS_FILE, step_of(checkpoint)))
     trainer.add_callback(tracking.callback)
-    plan = summary.before_training(task, rows, splits, trainer.model, as_tree, checkpoint, tracking.where, arguments)
+    plan = summary.before_training(task, rows, splits, trainer.model, batching, checkpoint, tracking.where, arguments)
     logger.info("%s", plan)
 
     outcome = "crashed"
@@ -98,21 +110,21 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     return results
 
 
-def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int) -> bool:
-    """Whether to lay batches out as prefix trees.
+def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int, pad_id: int) -> Batching:
+    """How rows become a batch.
 
     Raises:
         InputError: ``--batching prefix_tree`` with a model whose attention a tree cannot express.
     """
     if batching == "padded":
-        return False
-    if not can_express(config, longest_tokens):
-        reason = f"{config.model_type} 的注意力不能用前缀树表示"
-        if batching == "prefix_tree":
-            raise InputError(f"--batching prefix_tree：{reason}；请用 auto 或 padded")
-        logger.info("%s，按补齐的方式训练", reason)
-        return False
-    return True
+        return PaddedBatching(pad_id)
+    if can_express(config, longest_tokens):
+        return PrefixTreeBatching()
+    reason = f"{config.model_type} 的注意力不能用前缀树表示"
+    if batching == "prefix_tree":
+        raise InputError(f"--batching prefix_tree：{reason}；请用 auto 或 padded")
+    logger.info("%s，按补齐的方式训练", reason)
+    return PaddedBatching(pad_id)
 
 
 def settle_run(base_folder: Path, dtype: torch.dtype, arguments: Arguments) -> tuple[dict, Path | None]:
@@ -147,7 +159,7 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     base_folder: Path,
     dtype: torch.dtype,
-    as_tree: bool,
+    batching: Batching,
     run: dict,
     task_json: dict,
     arguments: Arguments,
@@ -156,8 +168,7 @@ def build_trainer(
     data, training = arguments.data, arguments.training
     set_seed(training.seed)  # the adapter's first weights
     base = load_base(base_folder, dtype)
-    if as_tree:
-        use_tree_attention(base, training.device)
+    batching = batching.for_model(base, training.device)
     model = add_lora(base, arguments.lora)
     settle_training_arguments(splits.validation, dtype, arguments)
     trainer = SftTrainer(
@@ -170,7 +181,7 @@ def build_trainer(
         validation_rows=encode_rows(splits.validation, task, tokenizer, data.max_length)[0],
         limits=Limits(task_json["max_length"], task_json["max_new_tokens"], training.per_device_eval_batch_size),
         run=run,
-        as_tree=as_tree,
+        batching=batching,
         max_tokens_per_micro_batch=run[checkpoints.MICRO_BATCH],
     )
     if data.early_stopping_patience and splits.validation:
@@ -225,8 +236,8 @@ def train_and_test(
         )
     trainer.save_model()
     if trainer.is_world_process_zero():
-        write_json(output_dir / "task.json", task_json)
-        write_json(output_dir / "train_results.json", results)
+        write_json(output_dir / TASK_FILE, task_json)
+        write_json(output_dir / TRAIN_RESULTS_FILE, results)
     if trainer.validation_records:
         # Of the best weights, which may not be the last: not logged, for the curve is of what was there at each step.
         metrics, predictions = trainer.validate("eval")
@@ -235,7 +246,7 @@ def train_and_test(
         write_results(trainer, "eval", results)
         task_json["threshold"] = trainer.threshold
         if trainer.is_world_process_zero():
-            write_json(output_dir / "task.json", task_json)
+            write_json(output_dir / TASK_FILE, task_json)
     if test:
         records = [record for _, record in test]
         test_rows, _ = encode_rows(test, trainer.task, trainer.processing_class, data.max_length)
@@ -247,12 +258,12 @@ def train_and_test(
         samples = summary.sample_texts(trainer.task, records, predictions, data.sample_predictions, training.seed)
         tracking.log_texts(SAMPLES, samples, trainer.state.global_step)
         if trainer.is_world_process_zero():
-            write_json(output_dir / "sample_predictions.json", samples)
+            write_json(output_dir / SAMPLES_FILE, samples)
     trainer.save_state()
     if trainer.is_world_process_zero():
-        write_json(output_dir / "all_results.json", results)
-        draw_loss_curve(output_dir / "metrics.jsonl", output_dir / "loss.png")
-        write_model_card(output_dir, task_json, results, arguments)
+        write_json(output_dir / ALL_RESULTS_FILE, results)
+        draw_loss_curve(output_dir / METRICS_FILE, output_dir / LOSS_CURVE_FILE)
+        write_model_card(output_dir, shown_settings(trainer.run, arguments) | task_json, results)
     return results
 
 
@@ -278,20 +289,28 @@ def write_page(
     checkpoint: Path | None,
     arguments: Arguments,
 ) -> None:
-    """``report.html``; one that cannot be written is told and no more."""
+    """``report.html``; a failure is logged, not raised."""
     if not trainer.is_world_process_zero():
         return
     output_dir = Path(arguments.training.output_dir)
-    with only_told(output_dir / "report.html"):
-        write_run_report(
-            output_dir,
-            task=trainer.task,
-            splits=splits._asdict(),
-            predictions=trainer.predictions,
-            lengths=lengths,
-            results=results,
-            task_json=task_json,
-            arguments=arguments,
-            steps=trainer.state.global_step,
-            resumed=checkpoint is not None,
-        )
+    data = RunData(
+        splits={name: [record for _, record in numbered] for name, numbered in splits._asdict().items()},
+        lengths=Lengths(
+            tokens=lengths.lengths,
+            max_length=task_json["max_length"],
+            shortened_lines=lengths.shortened_rows,
+            pieces=lengths.pieces,
+            dropped_tokens=lengths.dropped_tokens,
+        ),
+        train_file=Path(arguments.data.train_file),
+    )
+    facts = RunFacts(
+        base_model=task_json["base_model"],
+        dtype=task_json["dtype"],
+        device_type=arguments.training.device.type,
+        steps=trainer.state.global_step,
+        resumed=checkpoint is not None,
+    )
+    settings = shown_settings(trainer.run, arguments) | task_json
+    with logged_not_raised(output_dir / REPORT_FILE):
+        write_run_report(output_dir, trainer.task, data, trainer.predictions, results, facts, settings)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sft.data.records import FORMAT_VERSION, read_task_records, settings_path
+from sft.data.records import read_task_records
+from sft.engine.batches import EncodedRow
 from sft.errors import InputError
-from sft.files import read_json
-from sft.model.encoding import EncodedRow, Task
+from sft.tasks.settings import TaskSettings, settings_path
+from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 
 logger = logging.getLogger(__name__)
@@ -36,15 +37,10 @@ def read_task(task_type: type[Task], train_file: Path) -> Task:
     path = settings_path(train_file)
     if not train_file.is_file():
         raise InputError(f"{train_file}：没有这个文件；请先运行 transfer_*.py，或用 --train_file 指定")
-    settings = read_json(path)
-    if settings.get("task") != task_type.name:
-        raise InputError(
-            f"{path}：这是 {settings.get('task')} 的数据，这个脚本训练 {task_type.name}；请换脚本或换数据"
-        )
-    if settings.get("format_version") != FORMAT_VERSION:
-        found = settings.get("format_version")
-        raise InputError(f"{path}：格式版本是 {found}，应是 {FORMAT_VERSION}；请用 transfer_*.py 重新转换")
-    return task_type.from_settings(settings)
+    task = TaskSettings.read(path).task
+    if task.name != task_type.name:
+        raise InputError(f"{path}：这是 {task.name} 的数据，这个脚本训练 {task_type.name}；请换脚本或换数据")
+    return task
 
 
 def read_splits(task: Task, arguments: Arguments) -> Splits:

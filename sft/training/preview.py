@@ -15,10 +15,9 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from sft.engine.batches import padded_tokens, split_rows
+from sft.engine.batches import Batching, EncodedRow, split_rows
 from sft.engine.loss import CHUNK_LOGITS
-from sft.engine.prefix_tree import tree_tokens
-from sft.model.encoding import EncodedRow, LengthReport
+from sft.model.encoding import LengthReport
 from sft.training.arguments import Arguments
 
 # One long row must fit anyway; beyond the larger figure a bigger micro-batch is no faster.
@@ -54,17 +53,17 @@ def describe_lengths(report: LengthReport, max_length: int) -> str:
 
 
 def show_plan(
-    rows: Sequence[EncodedRow], base_folder: Path, dtype: torch.dtype, as_tree: bool, arguments: Arguments
+    rows: Sequence[EncodedRow], base_folder: Path, dtype: torch.dtype, batching: Batching, arguments: Arguments
 ) -> None:
     """Write steps, tokens, what sharing saves, and estimated memory and time to stdout."""
     training = arguments.training
     steps, epochs = planned_steps(len(rows), training)
-    share = executed_share(rows, training.per_device_train_batch_size, as_tree, training.seed)
+    share = executed_share(rows, training.per_device_train_batch_size, batching, training.seed)
     tokens = share * sum(len(row) for row in rows) * epochs
     shape = shape_of(base_folder)
     recompute = bool(training.gradient_checkpointing or training.activation_checkpointing)
     max_tokens = arguments.data.max_tokens_per_micro_batch or fitting_tokens(shape, dtype, arguments)
-    largest_tokens, supervised_tokens = largest_piece(rows, training.per_device_train_batch_size, as_tree, max_tokens)
+    largest_tokens, supervised_tokens = largest_piece(rows, training.per_device_train_batch_size, batching, max_tokens)
     whole_head = HEAD in arguments.lora.lora_target_modules
     memory = estimate_memory_bytes(*shape, dtype.itemsize, largest_tokens, supervised_tokens, recompute, whole_head)
     flops = (6 if recompute else 4) * shape[0] * tokens  # frozen base: forward and the gradient of inputs only
@@ -73,7 +72,7 @@ def show_plan(
         f"数据      {len(rows)} 条，{sum(len(row) for row in rows)} 个词元，"
         f"其中学习 {sum(len(row.answer_ids) for row in rows)} 个\n"
         f"步数      {steps}（每步 {rows_a_step(training)} 条）\n"
-        f"批处理    {'前缀树：共有的开头每批只算一次' if as_tree else '补齐到最长'}，"
+        f"批处理    {batching.description}，"
         f"实际计算的词元是数据的 {share:.0%}，一次前向最多 {max_tokens} 个\n"
         f"数值      {str(dtype).removeprefix('torch.')}，{training.device}\n"
         f"内存估计  {memory / 1e9:.1f} GB\n"
@@ -95,20 +94,18 @@ def planned_steps(rows: int, training: TrainingArguments) -> tuple[int, float]:
     return steps, steps / steps_an_epoch
 
 
-def executed_share(rows: Sequence[EncodedRow], batch_rows: int, as_tree: bool, seed: int) -> float:
+def executed_share(rows: Sequence[EncodedRow], batch_rows: int, batching: Batching, seed: int) -> float:
     """Executed tokens over tokens of the data, in up to 64 batches of rows in random order."""
-    size = tree_tokens if as_tree else padded_tokens
     shuffled = random.Random(seed).sample(rows, min(len(rows), 64 * batch_rows))
     batches = [shuffled[start : start + batch_rows] for start in range(0, len(shuffled), batch_rows)]
-    return sum(map(size, batches)) / sum(len(row) for row in shuffled)
+    return sum(map(batching.tokens, batches)) / sum(len(row) for row in shuffled)
 
 
-def largest_piece(rows: Sequence[EncodedRow], batch_rows: int, as_tree: bool, max_tokens: int) -> tuple[int, int]:
+def largest_piece(rows: Sequence[EncodedRow], batch_rows: int, batching: Batching, max_tokens: int) -> tuple[int, int]:
     """Executed and supervised tokens of the largest micro-batch that could come up: one of the longest rows."""
-    size = tree_tokens if as_tree else padded_tokens
-    pieces = split_rows(sorted(rows, key=len)[-batch_rows:], max_tokens, size)
-    largest = max(pieces, key=size)
-    return size(largest), sum(len(row.answer_ids) for row in largest)
+    pieces = split_rows(sorted(rows, key=len)[-batch_rows:], max_tokens, batching)
+    largest = max(pieces, key=batching.tokens)
+    return batching.tokens(largest), sum(len(row.answer_ids) for row in largest)
 
 
 def shape_of(folder: Path) -> tuple[int, int, int, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sft.errors import InputError
-from sft.files import file_hash
+from sft.files import ALL_RESULTS_FILE, file_hash
 from sft.model.loading import model_hash
 from sft.training import checkpoints
 from sft.training.arguments import Arguments
@@ -63,7 +63,7 @@ def prepare_output(output_dir: Path, run: dict, arguments: Arguments) -> Path | 
         if arguments.training.should_save:
             checkpoints.remove_all(output_dir)
         return None
-    if (output_dir / "all_results.json").is_file():
+    if (output_dir / ALL_RESULTS_FILE).is_file():
         raise InputError(f"{output_dir}：已有训练完成的结果；请换一个 --output_dir，或加 --overwrite_output_dir 覆盖")
     if checkpoints.newest_whole(output_dir) is not None:
         raise InputError(

@@ -11,20 +11,16 @@ import torch
 from peft import PeftModel
 
 from sft.console import duration
-from sft.model.encoding import EncodedRow, Task
+from sft.engine.batches import Batching, EncodedRow
+from sft.files import ADAPTER_FILE, LOSS_CURVE_FILE, METRICS_FILE, REPORT_FILE
+from sft.tasks.metrics import METRIC_NAMES
+from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.prepare import Splits
 from sft.training.preview import planned_steps, rows_a_step
 
 # The headline figures of both tasks, in the order they are told.
-FIGURES = {
-    "loss": "损失",
-    "accuracy": "准确率",
-    "f1": "F1",
-    "precision": "精确率",
-    "recall": "召回率",
-    "macro_f1": "宏平均 F1",
-}
+FIGURES = {name: chinese for name, (chinese, _) in METRIC_NAMES.items()} | {"f1": "F1"}
 SPLITS = {"eval": "验证", "test": "测试"}
 LABELS_SHOWN = 8
 LINE = "─" * 12
@@ -35,7 +31,7 @@ def before_training(
     rows: Sequence[EncodedRow],
     splits: Splits,
     model: PeftModel,
-    as_tree: bool,
+    batching: Batching,
     checkpoint: Path | None,
     tracked: str,
     arguments: Arguments,
@@ -60,7 +56,7 @@ def before_training(
         f"一条 {statistics.median(lengths):.0f} 个词元（中位数），最长 {lengths[-1]:,}",
         "计划": f"{steps:,} 步，每步 {rows_a_step(training)} 条，共 {epochs:.3g} 轮，"
         f"约 {count(sum(lengths) * epochs)}词元",
-        "数值": f"{dtype}，{device_name(training.device)}，{'前缀树' if as_tree else '补齐'}批处理",
+        "数值": f"{dtype}，{device_name(training.device)}，{batching.title}批处理",
         "输出": training.output_dir,
         "曲线": tracked,
     }
@@ -77,8 +73,8 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
         figures = {title: results.get(f"{split}_{figure}") for figure, title in FIGURES.items()}
         if told := [f"{title} {value:.3f}" for title, value in figures.items() if value is not None]:
             lines[name] = "，".join(told)
-    made = [name for name in ("adapter_model.safetensors", "report.html", "loss.png") if (output_dir / name).is_file()]
-    lines["产物"] = f"{output_dir}：{'、'.join([*made, 'metrics.jsonl'])} 等"
+    made = [name for name in (ADAPTER_FILE, REPORT_FILE, LOSS_CURVE_FILE) if (output_dir / name).is_file()]
+    lines["产物"] = f"{output_dir}：{'、'.join([*made, METRICS_FILE])} 等"
     lines["下一步"] = f'python predict.py --adapter {output_dir} --text "……"'
     return table("训练完成", lines)
 

@@ -27,13 +27,12 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from sft.console import is_watched, progress
 from sft.decoding.decode import Limits, predict
-from sft.engine.batches import collate_padded, padded_tokens, split_rows, supervised_loss
-from sft.engine.loss import frozen_head
-from sft.engine.prefix_tree import collate_tree, tree_tokens
+from sft.engine.batches import Batching, EncodedRow, batch_tokens, micro_batches
+from sft.engine.loss import frozen_head, supervised_loss
 from sft.errors import RunError
 from sft.files import read_json, write_json
-from sft.model.encoding import EncodedRow, Task
-from sft.prediction.rows import at_least, best_threshold, score_predictions
+from sft.tasks.evaluation import at_least, best_threshold, score_predictions
+from sft.tasks.task import Task
 from sft.tracking.callbacks import LogLines, ProgressOnStderr
 from sft.training import checkpoints
 
@@ -51,7 +50,7 @@ class SftTrainer(Trainer):
         validation_rows: the same records encoded, for the loss.
         limits: the lengths of predictions, as `predict.py` will use them.
         run: what a checkpoint must match to be resumed (see `checkpoints.to_resume`).
-        as_tree: lay batches out as prefix trees instead of padding them.
+        batching: how rows become a batch.
         max_tokens_per_micro_batch: a batch with more is computed in pieces, with the same result.
     """
 
@@ -65,7 +64,7 @@ class SftTrainer(Trainer):
         validation_rows: Sequence[EncodedRow],
         limits: Limits,
         run: dict,
-        as_tree: bool,
+        batching: Batching,
         max_tokens_per_micro_batch: int,
         **keywords,
     ) -> None:
@@ -75,7 +74,7 @@ class SftTrainer(Trainer):
         self.validation_rows = validation_rows
         self.limits = limits
         self.run = run
-        self.as_tree = as_tree
+        self.batching = batching
         self.max_tokens_per_micro_batch = max_tokens_per_micro_batch
         self.executed_tokens = self.logical_tokens = 0  # by this process since the start
         self.batch_tokens = 0  # executed for the last batch
@@ -103,14 +102,6 @@ class SftTrainer(Trainer):
         labels = torch.tensor([[token for row in encoded for token in row.answer_ids]])
         return {"rows": encoded, "labels": labels, "shift_labels": labels}
 
-    def _pieces(self, rows: Sequence[EncodedRow]) -> list[dict]:
-        """What the model takes, a micro-batch at a time."""
-        if self.as_tree:
-            return [collate_tree(piece) for piece in split_rows(rows, self.max_tokens_per_micro_batch, tree_tokens)]
-        pad_id = self.processing_class.pad_token_id
-        pieces = split_rows(rows, self.max_tokens_per_micro_batch, padded_tokens)
-        return [collate_padded(piece, pad_id) for piece in pieces]
-
     # ---- loss ----
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
@@ -118,8 +109,8 @@ class SftTrainer(Trainer):
         gradients = [parameter.grad for parameter in self.adapter]  # of the step's earlier batches
         gradients = [gradient if gradient is None else gradient.clone() for gradient in gradients]
         while True:
-            pieces = self._pieces(inputs["rows"])
-            self.batch_tokens = sum(piece["input_ids"].numel() for piece in pieces)
+            pieces = micro_batches(inputs["rows"], self.max_tokens_per_micro_batch, self.batching)
+            self.batch_tokens = sum(batch_tokens(piece) for piece in pieces)
             try:
                 loss = self._forward_backward(model, pieces, num_items_in_batch)
                 break
@@ -128,7 +119,7 @@ class SftTrainer(Trainer):
                     raise
             for parameter, gradient in zip(self.adapter, gradients, strict=True):
                 parameter.grad = gradient if gradient is None else gradient.clone()
-            self._halve(max(piece["input_ids"].numel() for piece in pieces))
+            self._halve(max(batch_tokens(piece) for piece in pieces))
         self.executed_tokens += self.batch_tokens
         self.logical_tokens += sum(len(row) for row in inputs["rows"])
         return loss
@@ -241,7 +232,8 @@ class SftTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        pieces = progress(self._pieces(rows), "验证损失", "批", hidden=self.args.disable_tqdm)
+        pieces = micro_batches(rows, self.max_tokens_per_micro_batch, self.batching)
+        pieces = progress(pieces, "验证损失", "批", hidden=self.args.disable_tqdm)
         loss_sum = sum(supervised_loss(model, self._prepare_inputs(piece), 1).item() for piece in pieces)
         model.train(was_training)
         return loss_sum, sum(len(row.answer_ids) for row in rows)

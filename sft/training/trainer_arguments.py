@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from sft.cli import OneLineErrors
-from sft.training.arguments import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
+from sft.processes import has_launcher
+from sft.training.flags import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
 
 
 @dataclass
@@ -22,7 +22,7 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "由本项目的批处理决定，不要改"})
 
     def __post_init__(self) -> None:
-        if "LOCAL_RANK" in os.environ and not torch.cuda.is_available():
+        if has_launcher() and not torch.cuda.is_available():
             self.use_cpu = True  # else accelerate forms no group of the processes that torchrun started
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every adapter weight has a gradient

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nervaluate import Evaluator
 
-from sft.tasks.metrics import best_span_threshold, label_scores, span_scores
+from sft.tasks import metrics
+from sft.tasks.metrics import best_span_threshold
 
 LABELS = ("地理实体", "人名", "组织")
 ENTITY = st.builds(
@@ -16,6 +17,14 @@ ENTITY = st.builds(
     st.integers(1, 3),
     st.sampled_from(LABELS),
 )
+
+
+def label_metrics_of(golds, predictions) -> dict[str, float]:
+    return metrics.label_metrics(metrics.count_labels(golds, predictions))
+
+
+def span_metrics_of(golds, predictions, labels) -> dict[str, float]:
+    return metrics.span_metrics(metrics.count_spans(golds, predictions), labels)
 
 
 @st.composite
@@ -64,7 +73,7 @@ class TestSpanScores:
 
     @staticmethod
     def check_against_nervaluate(gold: list, predicted: list) -> None:
-        figures = span_scores(gold, predicted, LABELS)
+        figures = span_metrics_of(gold, predicted, LABELS)
         overall, by_label = nervaluate_strict(gold, predicted)
         for name in ("precision", "recall", "f1"):
             assert figures[name] == pytest.approx(getattr(overall, name))
@@ -87,7 +96,7 @@ class TestSpanScores:
             [{"start": 0, "end": 3, "label": "地理实体"}],  # the label is
             [{"start": 1, "end": 2, "label": "人名"}],  # nothing there
         ]
-        figures = span_scores(gold, predicted, LABELS)
+        figures = span_metrics_of(gold, predicted, LABELS)
         assert figures["precision"] == pytest.approx(1 / 4)
         assert figures["recall"] == pytest.approx(1 / 3)
         assert figures["f1"] == pytest.approx(2 / 7)
@@ -97,21 +106,21 @@ class TestSpanScores:
 
     def test_saying_the_same_span_twice_counts_once(self):
         span = {"start": 0, "end": 2, "label": "人名"}
-        assert span_scores([[span]], [[span, dict(span)]], LABELS)["f1"] == 1.0
+        assert span_metrics_of([[span]], [[span, dict(span)]], LABELS)["f1"] == 1.0
 
     def test_rows_without_entities_on_both_sides_score_nothing(self):
-        assert span_scores([[], []], [[], []], LABELS) == {
+        assert span_metrics_of([[], []], [[], []], LABELS) == {
             "precision": 0.0, "recall": 0.0, "f1": 0.0, "macro_f1": 0.0,
         }  # fmt: skip
 
     def test_a_missing_row_is_an_error_not_a_score(self):
         with pytest.raises(ValueError):
-            span_scores([[], []], [[]], LABELS)
+            span_metrics_of([[], []], [[]], LABELS)
 
 
 class TestLabelScores:
     def test_a_small_example_by_hand(self):
-        figures = label_scores(["体育", "体育", "军事", "经济"], ["体育", "军事", "军事", None])
+        figures = label_metrics_of(["体育", "体育", "军事", "经济"], ["体育", "军事", "军事", None])
         assert figures["accuracy"] == pytest.approx(2 / 4)
         assert figures["f1_体育"] == pytest.approx(2 / 3)
         assert figures["f1_军事"] == pytest.approx(2 / 3)
@@ -119,12 +128,12 @@ class TestLabelScores:
         assert figures["macro_f1"] == pytest.approx(4 / 9)
 
     def test_missing_answers_count_as_wrong(self):
-        assert label_scores(["体育", "军事"], [None, None]) == {
+        assert label_metrics_of(["体育", "军事"], [None, None]) == {
             "accuracy": 0.0, "macro_f1": 0.0, "f1_体育": 0.0, "f1_军事": 0.0,
         }  # fmt: skip
 
     def test_a_predicted_label_that_is_never_right_adds_no_label_to_the_mean(self):
-        figures = label_scores(["体育", "体育"], ["体育", "军事"])
+        figures = label_metrics_of(["体育", "体育"], ["体育", "军事"])
         assert figures["macro_f1"] == figures["f1_体育"] == pytest.approx(2 / 3)
         assert "f1_军事" not in figures
 
@@ -139,7 +148,7 @@ class TestThreshold:
 
         def f1(threshold: float) -> float:
             kept = [[entity for entity in row if entity["score"] >= threshold] for row in predicted]
-            return span_scores(gold, kept, LABELS)["f1"]
+            return span_metrics_of(gold, kept, LABELS)["f1"]
 
         best = best_span_threshold(gold, predicted)
         assert all(f1(best) > f1(step / 20) or (f1(best) == f1(step / 20) and best <= step / 20) for step in range(20))

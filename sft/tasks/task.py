@@ -1,0 +1,109 @@
+"""What a task is: the members that every task has, written down as a type.
+
+A task is an immutable value: what the model is asked, how its answer reads, how it is scored. Everything outside
+``sft/tasks`` and ``sft/data`` knows a task only by these members. CONTRIBUTING.md shows how to add one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, Protocol, Self
+
+Counts = Counter[tuple[str, str | None]]
+
+
+class Task(Protocol):
+    """A record is a dict with ``text`` and the task's own fields; a result is what `parse` returns.
+
+    Attributes:
+        name: the task's name in records and in ``*.task.json``.
+        title: its name for people, in Chinese.
+        answers: the kind of result: ``label`` is ``{"label", "score", "scores"}``, ``entities`` is
+            ``{"entities": [{"start", "end", "text", "label", "score"}]}``. Reading raw rows, decoding and the report
+            go by this.
+        metric: the metric that chooses the best checkpoint.
+        labels: the labels of the data, in the order of the prompt.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    answers: ClassVar[Literal["label", "entities"]]
+    metric: ClassVar[str]
+    labels: tuple[str, ...]
+
+    # ---- settings: what ``*.task.json`` keeps ----
+
+    @classmethod
+    def from_settings(cls, settings: dict) -> Self:
+        """The task from what `settings` returned.
+
+        Raises:
+            KeyError, TypeError: a field is missing or has another type.
+        """
+
+    def settings(self) -> dict:
+        """A JSON object with the task's name under ``task`` and everything `from_settings` needs."""
+
+    # ---- what the model is asked, and what it should answer ----
+
+    def known_fields(self, row: dict) -> dict:
+        """The record fields that a row to predict has: options and gold, as far as they are usable.
+
+        Raises:
+            RowError: they are there but cannot be used.
+        """
+
+    def prompt(self, record: dict) -> list[dict[str, str]]:
+        """The chat messages before the answer."""
+
+    def options(self, record: dict) -> Sequence[str] | None:
+        """The answers to choose from; None if the answer is free text."""
+
+    def answer(self, record: dict) -> str:
+        """What the model should say."""
+
+    # ---- texts that are too long ----
+
+    def pieces(self, record: dict, length_tokens: Callable[[dict], int], max_length: int) -> list[dict]:
+        """The record cut or split so that ``length_tokens`` of each piece is at most ``max_length``.
+
+        Raises:
+            RowError: it cannot be made to fit.
+        """
+
+    def merge(self, pieces: Sequence[dict], results: Sequence[dict]) -> dict:
+        """The result of a record from the results of its pieces, in order."""
+
+    # ---- results ----
+
+    def parse(self, answer: str, record: dict) -> dict:
+        """The result that a generated answer means, with ``unparsable`` (bool)."""
+
+    def problems(self, result: dict) -> dict[str, int]:
+        """What was wrong with the answer behind a result, counted by kind."""
+
+    def gold(self, record: dict) -> dict | None:
+        """The right result; None if the record has no gold."""
+
+    def show(self, result: dict) -> str:
+        """A result as a person reads it."""
+
+    # ---- thresholds and metrics ----
+
+    def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> float | None:
+        """The score below which parts of a result are better left out; None if that never helps."""
+
+    def at_least(self, result: dict, threshold: float) -> dict:
+        """The result without what scores less than ``threshold``."""
+
+    def count(self, golds: Sequence[dict], predictions: Sequence[dict]) -> Counts:
+        """What `metrics` needs of these rows; the counts of more rows can be added to it."""
+
+    def metrics(self, counts: Counts) -> dict[str, float]:
+        """The metrics of all counted rows, by name; `metric` is one of them."""
+
+
+def chat_messages(task: Task, record: dict) -> list[dict[str, str]]:
+    """A record's whole conversation: the prompt and the right answer."""
+    return [*task.prompt(record), {"role": "assistant", "content": task.answer(record)}]

@@ -1,0 +1,134 @@
+"""The flags of the training scripts that are this project's own, and its defaults for transformers' own flags.
+
+Standard library only, so that ``--help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sft.model.hub import DEFAULT_MODEL
+from sft.tracking.swanlab import MODES, PROJECT
+
+LINEAR_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+# Flags of older transformers that Chinese tutorials still use, and what to say instead.
+RENAMED_FLAGS = {
+    "evaluation_strategy": "--eval_strategy",
+    "warmup_ratio": "--warmup_steps（小于 1 的小数表示比例）",
+    "group_by_length": "--train_sampling_strategy group_by_length",
+    "no_cuda": "--use_cpu",
+    "logging_dir": "--swanlab_logdir",
+    "cutoff_len": "--max_length",
+    "max_seq_length": "--max_length",
+    "lora_rank": "--lora_r",
+    "target_modules": "--lora_target_modules",
+    "lora_target": "--lora_target_modules",
+}
+
+
+def _choice(*allowed: str, default: str, help: str) -> str:
+    return field(default=default, metadata={"choices": allowed, "help": help})
+
+
+def _flag(default: object, help: str) -> object:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and in which numbers."""
+
+    model_name_or_path: str = _flag(DEFAULT_MODEL, "模型文件夹，或魔搭社区的模型名（下载到 qwen/ 下）")
+    dtype: str = _choice(
+        "auto", "bfloat16", "float16", "float32", default="auto", help="模型的数值类型；auto：硬件支持 bf16 就用它"
+    )
+
+
+@dataclass
+class LoraArguments:
+    """The adapter."""
+
+    lora_r: int = _flag(8, "LoRA 的秩")
+    lora_alpha: int = _flag(32, "LoRA 的缩放系数 alpha")
+    lora_dropout: float = _flag(0.0, "LoRA 的 dropout")
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: list(LINEAR_PROJECTIONS), metadata={"help": "加适配器的线性层；默认全部七种"}
+    )
+    use_rslora: bool = _flag(False, "用 rsLoRA 的缩放（alpha/√r）")
+
+
+@dataclass
+class DataArguments:
+    """Records, their lengths, and what is looked at instead of trained."""
+
+    train_file: str = _flag("data/train.jsonl", "训练集（transfer_*.py 的输出）")
+    validation_file: str | None = _flag(None, "验证集；不给时从训练集里切出一份")
+    validation_ratio: float = _flag(0.05, "没有验证集时从训练集里切出的比例；0 表示不验证")
+    max_validation_rows: int = _flag(200, "切出的验证集最多多少条")
+    test_file: str | None = _flag(None, "测试集：只在训练结束后用一次；默认用训练集旁边的 test_*.jsonl；none 表示不用")
+    max_length: int = _flag(1024, "一条数据（提示加答案）最多多少词元")
+    batching: str = _choice(
+        "auto",
+        "prefix_tree",
+        "padded",
+        default="auto",
+        help="prefix_tree：一批数据共有的开头只算一次，结果相同而更快；auto：模型支持就用它",
+    )
+    max_tokens_per_micro_batch: int | None = _flag(
+        None, "一次前向最多多少词元，超过就分几次算，结果相同；默认按空闲内存，CPU 上最多 4096"
+    )
+    max_train_samples: int | None = _flag(None, "最多用多少条训练数据")
+    sample_predictions: int = _flag(20, "训练结束时记录多少条预测样例")
+    early_stopping_patience: int = _flag(0, "验证指标连续多少次没有提高就停止；0 表示不提前停止")
+    overwrite_output_dir: bool = _flag(False, "覆盖已经训练完成的输出文件夹")
+    preview: int = _flag(0, "打印前 N 条数据在模型眼中的样子，然后退出")
+    dry_run: bool = _flag(False, "检查所有输入，打印步数、词元数、预计内存和时间，然后退出")
+
+
+@dataclass
+class TrackingArguments:
+    """SwanLab."""
+
+    swanlab_mode: str = _choice(
+        *MODES,
+        default="auto",
+        help="auto：已登录就用云端，否则记在本机（swanlab watch 查看）",
+    )
+    swanlab_project: str = _flag(PROJECT, "SwanLab 项目名")
+    swanlab_experiment: str | None = _flag(None, "SwanLab 实验名；默认用输出文件夹的名字")
+    swanlab_logdir: str = _flag("swanlog", "SwanLab 在本机写到哪里")
+
+
+@dataclass
+class TrainerDefaults:
+    """This project's defaults for transformers' own arguments, and those that a person is likely to look for."""
+
+    output_dir: str | None = _flag("output", "输出文件夹")
+    per_device_train_batch_size: int = _flag(16, "每张卡每个小批多少条；放不下会自动分几次算，结果相同")
+    gradient_accumulation_steps: int = _flag(1, "累积多少个小批更新一次；与上一项之积是每步的条数")
+    per_device_eval_batch_size: int = _flag(16, "验证和预测时每批多少条")
+    learning_rate: float = _flag(1e-4, "学习率")
+    num_train_epochs: float = _flag(2, "训练多少轮")
+    logging_steps: float = _flag(10, "每多少步记录一次")
+    logging_nan_inf_filter: bool = _flag(False, "不掩盖 NaN：损失或梯度出现 NaN 会立刻停止")
+    eval_strategy: str = _flag("epoch", "何时验证：no、steps 或 epoch")
+    eval_on_start: bool = _flag(True, "训练前先验证一次：微调前的成绩，写进 report.html")
+    save_strategy: str = _flag("epoch", "何时存检查点：no、steps、epoch 或 best")
+    save_total_limit: int | None = _flag(2, "最多保留几个检查点（最好的一个总会保留）")
+    load_best_model_at_end: bool | None = _flag(None, "结束时换回验证指标最好的检查点；默认：验证和存盘同步时换")
+    metric_for_best_model: str | None = _flag(None, "按哪个验证指标选最好的检查点；默认宏平均 F1 或实体 F1")
+    seed: int = _flag(42, "随机种子")
+    max_steps: int = _flag(-1, "最多训练多少步；优先于轮数")
+    warmup_steps: float = _flag(0, "预热多少步；小于 1 表示占总步数的比例")
+    gradient_checkpointing: bool | None = _flag(None, "用时间换显存：反向时重算激活")
+    resume_from_checkpoint: str | None = _flag(None, "true：从最新的完整检查点续训；也可给出检查点文件夹")
+
+
+GROUPS = {
+    "模型": ModelArguments,
+    "LoRA": LoraArguments,
+    "数据": DataArguments,
+    "SwanLab": TrackingArguments,
+    "训练": TrainerDefaults,
+}
