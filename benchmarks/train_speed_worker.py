@@ -121,26 +121,25 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
     """This project's trainer, as `sft.training.fine_tune.fine_tune` builds it."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching
+    from sft.training.evaluation import Evaluator, Examples
     from sft.training.fine_tune import as_dataset
-    from sft.training.preview import fastest_on_cpu_tokens
+    from sft.training.memory import fastest_on_cpu_tokens
+    from sft.training.run import Run
     from sft.training.trainer import SftTrainer
 
     encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], line) for line, row in enumerate(rows, start=1)]
     tokenizer = AutoTokenizer.from_pretrained(job["base"])
     ways = {"prefix_tree": PrefixTreeBatching(), "padded": PaddedBatching(tokenizer.pad_token_id)}
+    max_tokens = job.get("max_tokens") or fastest_on_cpu_tokens(model.config.intermediate_size)
     arguments = TrainingArguments(**settings(job), remove_unused_columns=False, length_column_name="length")
     return SftTrainer(
         model=with_adapter(model),
         args=arguments,
         train_dataset=as_dataset(encoded),
         processing_class=tokenizer,
-        task=None,
-        validation_records=[],
-        validation_rows=[],
-        limits=None,
-        run={},
-        batching=ways[job["batching"]],
-        max_tokens_per_micro_batch=job.get("max_tokens") or fastest_on_cpu_tokens(model.config.intermediate_size),
+        evaluator=Evaluator(None, tokenizer, None, ways[job["batching"]], quiet=True),
+        validation=Examples([], []),
+        run=Run(Path(job["output_dir"]), checkpoint=None, identity={}, max_tokens=max_tokens),
         callbacks=[pacer],
     )
 

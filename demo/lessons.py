@@ -12,7 +12,8 @@ from random import Random
 
 from demo import corpus, ner_sentences, words
 from demo.names import NameMaker
-from sft.tasks.ner import CCFBDCI_LABELS, NO_ENTITY
+from sft.tasks.entity_lines import NO_ENTITY
+from sft.tasks.ner import CCFBDCI_LABELS
 
 # Kinds of span and what they are called here; the labels of the sample data are not among the names.
 KIND_NAMES = {

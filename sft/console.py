@@ -1,4 +1,4 @@
-"""What a person watches while a script works: log lines and progress bars on stderr, no bars where nobody looks."""
+"""Log lines and progress bars on stderr while a script runs. Bars are shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Window = TypeVar("Window", bound=tuple[Sequence, object])
 BAR_AFTER_SECONDS = 2
-ONLY_IF_LONG = {"delay": BAR_AFTER_SECONDS, "leave": False}  # work that is done sooner shows no bar, and none remains
+ONLY_IF_LONG = {"delay": BAR_AFTER_SECONDS, "leave": False}  # quick work shows no bar, and a finished bar disappears
 SECONDS_BETWEEN_LINES = 30.0
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
-    """Send log lines from ``level`` on to stderr, as they are; without what libraries tell each other."""
+    """Send log messages of at least ``level`` to stderr without a prefix, and hide FutureWarnings of libraries."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
 
 
 def log_level(training: TrainingArguments) -> int:
-    """The level that ``--log_level`` asks for; left alone it is INFO for the first process, WARNING for others."""
+    """The level of ``--log_level``; by default INFO for the first process and WARNING for the others."""
     if training.log_level == "passive" and training.should_log:
         return logging.INFO
     return training.get_process_log_level()
@@ -42,7 +42,7 @@ def log_level(training: TrainingArguments) -> int:
 
 @lru_cache(maxsize=64)
 def say_once(logger: logging.Logger, message: str) -> None:
-    """Warn of something that is true of a whole run."""
+    """Log a warning once, however often this is called with the same message."""
     logger.warning(message)
 
 
@@ -52,9 +52,9 @@ def is_watched() -> bool:
 
 
 def quiet_libraries() -> None:
-    """Where nobody watches, the bars of libraries stay away too; call this before they are imported.
+    """Switch off the progress bars of libraries unless stderr is a terminal. Call this before importing them.
 
-    For a process of one's own only: a notebook's kernel belongs to its user.
+    Only for a script: in a notebook these settings belong to the user.
     """
     if not is_watched():
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -64,19 +64,19 @@ def quiet_libraries() -> None:
 def progress(
     items: Iterable[Item], what: str, unit: str = "条", total: int | None = None, hidden: bool = False
 ) -> Iterator[Item]:
-    """Yield ``items`` under a bar that tells how many are done, how many a second, and the time left.
+    """Yield ``items`` and show a bar with the number done, the rate, and the time left.
 
     Args:
-        what: what is being done, as the bar's title.
-        unit: what one item is called.
-        total: how many items there will be, where ``items`` does not know.
-        hidden: show none, whoever watches (``--disable_tqdm``).
+        what: the bar's title.
+        unit: the name of one item.
+        total: the number of items, if ``items`` has no length.
+        hidden: show no bar, even on a terminal (``--disable_tqdm``).
     """
     return iter(_bar(what, unit, items, total=total, disable=hidden or not is_watched(), **ONLY_IF_LONG))
 
 
 class ConversionProgress:
-    """A bar over the lines of each raw file that takes long."""
+    """A bar over the lines of each raw file, shown if it takes long."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -90,7 +90,7 @@ class ConversionProgress:
             self._bar.close()
 
     def __call__(self, path: Path, line: int) -> None:
-        """``line`` lines of ``path`` have been read."""
+        """Show that ``line`` lines of ``path`` have been read."""
         if not is_watched():
             return
         if path != self._path:
@@ -102,11 +102,13 @@ class ConversionProgress:
 
 
 def with_progress(windows: Iterable[Window], done: int, total: int | None) -> Iterator[Window]:
-    """Pass ``(rows, …)`` windows on, telling how many rows are through, how fast, and how long the rest will take.
+    """Yield ``(rows, …)`` windows and show the number of rows done, the rate, and the time left.
+
+    Without a terminal, a log line every ``SECONDS_BETWEEN_LINES`` takes the place of the bar.
 
     Args:
-        done: rows that an earlier run has finished; they do not count into the speed.
-        total: rows in all; None where that is not known.
+        done: rows that an earlier run finished; they do not count towards the rate.
+        total: rows in total; None if unknown.
     """
     if not is_watched():
         yield from _in_lines(windows, done, total)
@@ -118,14 +120,14 @@ def with_progress(windows: Iterable[Window], done: int, total: int | None) -> It
 
 
 def _in_lines(windows: Iterable[Window], done: int, total: int | None) -> Iterator[Window]:
-    started = told = time.monotonic()
+    started = last_line = time.monotonic()
     predicted = 0
     for window in windows:
         yield window
         predicted += len(window[0])
         now = time.monotonic()
-        if now - told >= SECONDS_BETWEEN_LINES:
-            told = now
+        if now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
             logger.info("%s", _progress_line(done, predicted, total, now - started))
 
 
@@ -158,7 +160,7 @@ def _hours_minutes_seconds(seconds: float) -> tuple[int, int, int]:
 
 
 def count_lines(path: Path) -> int:
-    """Line ends in a file; about a second for two gigabytes."""
+    """The number of line ends in a file; takes about a second for two gigabytes."""
     with path.open("rb") as file:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 

@@ -1,21 +1,21 @@
-"""The kinds of error that this package raises. Nothing here imports torch."""
+"""The exceptions that this package raises. Nothing here imports torch."""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """A mistake in what the user gave (a file, a flag); the scripts print it as one line and exit with 2."""
+    """A mistake in the user's input (a file, a flag). The scripts print it as one line and exit with 2."""
 
 
 class RunError(Exception):
-    """A run that could not go on (NaN, no memory); the scripts print it as one line and exit with 1."""
+    """A run that cannot continue (NaN, out of memory). The scripts print it as one line and exit with 1."""
 
 
 class Stopped(Exception):
-    """A run that was asked to stop by a signal, and did so after saving a checkpoint; the scripts exit with 128 + n.
+    """A run that was stopped by a signal after saving a checkpoint. The scripts exit with 128 + ``signal_number``.
 
     Attributes:
-        signal_number: n.
+        signal_number: of the signal, such as 15 for SIGTERM.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -27,8 +27,8 @@ class RowError(Exception):
     """One raw row that cannot be used.
 
     Attributes:
-        field: the field at fault, ``""`` when the row as a whole is.
-        reason: what is wrong with it, for a person.
+        field: the field with the problem, ``""`` for the row as a whole.
+        reason: what the problem is, in Chinese.
     """
 
     def __init__(self, field: str, reason: str) -> None:

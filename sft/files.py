@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, JSON files, and the hash of a file. Nothing here imports torch."""
+"""Files that are written whole or not at all, JSON files, hashes, and the names of a run's files. No torch."""
 
 from __future__ import annotations
 
@@ -27,20 +27,22 @@ MODEL_CARD_FILE = "README.md"
 
 @contextmanager
 def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
-    """Write beside ``path`` and rename at the end, so that ``path`` is never half-written.
+    """Write to a temporary file beside ``path`` and rename it at the end, so that ``path`` is never half-written.
 
     Args:
         sync: wait until it is on the disk, so that it survives a power cut. Skip this for output that is quick to
             regenerate.
 
     Raises:
-        InputError: the place cannot be written.
+        InputError: ``path`` cannot be written.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        file = beside.open(mode, buffering=1 << 20, **text)  # the default 8 KB costs a million small records seconds
+        file = beside.open(
+            mode, buffering=1 << 20, **text
+        )  # the default of 8 KB is seconds slower for a million records
     except OSError as error:
         raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
     try:
@@ -103,6 +105,6 @@ def differences(saved: Mapping[str, object], now: Mapping[str, object]) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Whether a server answers, found out within a bounded time."""
+"""Whether a server answers, within a bounded time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import threading
 
 
 def reachable(url: str, seconds: float) -> bool:
-    """True when ``url`` gives any HTTP answer within ``seconds``; the environment's proxies are used.
+    """Whether ``url`` gives any HTTP answer within ``seconds``. The environment's proxies are used.
 
-    The request runs in a thread of its own because a name server that does not answer is bounded by no timeout of
-    requests'.
+    The request runs in its own thread because the timeout of requests does not cover DNS.
     """
     import requests
 
@@ -18,7 +17,7 @@ def reachable(url: str, seconds: float) -> bool:
     def ask() -> None:
         try:
             requests.head(url, timeout=seconds, allow_redirects=False)
-        except (requests.RequestException, ValueError):  # ValueError: a proxy or host name that is none
+        except (requests.RequestException, ValueError):  # ValueError: an invalid proxy or host name
             return
         answered.set()
 

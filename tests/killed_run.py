@@ -21,20 +21,20 @@ def die() -> None:
 import torch  # noqa: E402
 
 import train_qwen2_classification  # noqa: E402
-from sft.training import checkpoints, trainer  # noqa: E402
+from sft.training import callbacks, checkpoints  # noqa: E402
 
 torch.set_num_threads(1)
 name = f"checkpoint-{step}"
 
 if where == "step":
-    listener = trainer.StopOnSignal.on_step_end
+    listener = callbacks.StopOnSignal.on_step_end
 
     def on_step_end(self, args, state, control, **keywords):
         if state.global_step == int(step):
             die()
         listener(self, args, state, control, **keywords)
 
-    trainer.StopOnSignal.on_step_end = on_step_end
+    callbacks.StopOnSignal.on_step_end = on_step_end
 elif where == "file":
     save = torch.save
 
@@ -46,8 +46,8 @@ elif where == "file":
 
     torch.save = half_saved
 elif where == "manifest":
-    seal = checkpoints.seal
-    checkpoints.seal = lambda folder, run: die() if folder.name == name else seal(folder, run)
+    write = checkpoints.write_manifest
+    checkpoints.write_manifest = lambda folder, run: die() if folder.name == name else write(folder, run)
 elif where == "rename":
     rename = Path.rename
     Path.rename = lambda self, target: die() if self.name == name else rename(self, target)

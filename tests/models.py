@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sft.model.encoding import encode_texts, terminator_id
-from sft.tasks.ner import NO_ENTITY, entity_line
+from sft.tasks.entity_lines import NO_ENTITY, entity_line
 from sft.training.flags import LINEAR_PROJECTIONS
 
 SIZES = {

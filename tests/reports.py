@@ -1,4 +1,4 @@
-"""Reports of runs with generated rows, for the tests that look at them."""
+"""Reports of runs with generated rows, for tests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RESULTS = {
 
 
 def label_rows(count: int, seed: int = 0, length: int = 60) -> tuple[list[dict], list[dict]]:
-    """Records and predictions, about one in five of them wrong."""
+    """Records and predictions; about one prediction in five is wrong."""
     rng = random.Random(seed)
     records, predictions = [], []
     for _ in range(count):
@@ -51,7 +51,7 @@ def label_rows(count: int, seed: int = 0, length: int = 60) -> tuple[list[dict],
 
 
 def span_rows(count: int, seed: int = 0, length: int = 60) -> tuple[list[dict], list[dict]]:
-    """Records and predictions; gold spans are now and then missed, moved or renamed, and some are invented."""
+    """Records and predictions; some gold spans are missed, moved or get another label, and some spans are invented."""
     rng = random.Random(seed)
     records, predictions = [], []
     for _ in range(count):
@@ -87,10 +87,10 @@ def write_report(
     splits: dict[str, list] | None = None,
     **changes,
 ) -> Path:
-    """``report.html`` of a finished run with these test rows; everything a report can have is there.
+    """``report.html`` of a finished run with these test rows and every section of a report.
 
     Args:
-        bare: leave out what the run and the conversion wrote.
+        bare: without ``metrics.jsonl`` and the conversion's report.
         splits: other records of ``train``, ``validation`` and ``test``.
         changes: other arguments for `write_run_report`.
     """

@@ -15,7 +15,8 @@ from tokenizers_of_all_kinds import KINDS, word_piece
 
 from sft.decoding.automaton import Automaton, Nothing, answer_format, can_write
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
-from sft.tasks.ner import CCFBDCI_LABELS, NO_ENTITY, Ner, entity_line
+from sft.tasks.entity_lines import NO_ENTITY, entity_line
+from sft.tasks.ner import CCFBDCI_LABELS, Ner
 
 CCFBDCI = Path(__file__).resolve().parents[2] / "shared" / "data" / "ner" / "ccfbdci.jsonl"
 LABELS = ("人", "人名", '"实\\"')  # one begins with another, one must be escaped

@@ -1,4 +1,4 @@
-"""The terminal: summaries, bars for someone who watches, quiet for a file, and consoles that speak GBK."""
+"""The terminal: summaries, progress bars on a terminal but not in a file, and consoles with GBK encoding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sft.training.trainer_arguments import SftTrainingArguments
 from tests.models import save_model, tiny_model
 from tests.test_training import LABELS, articles, write_records
 
-GBK = {"PYTHONIOENCODING": "cp936", "PYTHONUTF8": "0"}  # Windows' name for it
+GBK = {"PYTHONIOENCODING": "cp936", "PYTHONUTF8": "0"}  # the name on Windows
 NOT_IN_GBK = "😀"
 SLOW_LOOP = """
 import time
@@ -34,7 +34,7 @@ for _ in progress(range(50), "转换"): time.sleep(0.06)
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, tokenizer) -> Path:
-    """A tiny model and records, some with a character that GBK does not have."""
+    """A tiny model and records, one with a character that GBK does not have."""
     folder = tmp_path_factory.mktemp("控制台")
     save_model(tiny_model("qwen2"), tokenizer, folder / "tiny")
     records = articles(12, 0)
@@ -57,7 +57,7 @@ def environment(inputs: Path, **more: str) -> dict[str, str]:
 
 
 def on_a_terminal(command: list[str], **keywords) -> bytes:
-    """What a command writes to a terminal, stdout and stderr together."""
+    """The output of a command on a terminal, stdout and stderr together."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, **keywords)
@@ -66,7 +66,7 @@ def on_a_terminal(command: list[str], **keywords) -> bytes:
     while True:
         try:
             written += os.read(ours, 1 << 16)
-        except OSError:  # the other end is closed
+        except OSError:  # the process has closed the terminal
             break
     os.close(ours)
     assert process.wait(60) == 0, written[-3000:].decode("utf-8", "replace")
@@ -77,7 +77,7 @@ def on_a_terminal(command: list[str], **keywords) -> bytes:
 
 
 def test_a_run_on_a_gbk_console_speaks_gbk_and_its_results_are_utf8(inputs):
-    """With SwanLab, whose messages have emoji; nobody watches, so there are no bars."""
+    """With SwanLab, whose messages contain emoji. Without a terminal there are no bars."""
     done = subprocess.run(
         training_command(inputs, "--swanlab_mode", "local", "--validation_ratio", "0.2"),
         cwd=inputs,
@@ -140,7 +140,7 @@ def test_no_bar_goes_into_a_file(inputs):
 
 
 def test_conversion_shows_how_far_it_is(inputs, tmp_path):
-    """With the whole file's length known, although it is read as a stream."""
+    """The bar knows the length of the whole file, although the file is read as a stream."""
     raw = tmp_path / "raw.jsonl"
     raw.write_text("一行\n" * 90, encoding="utf-8")
     code = f"""
@@ -173,6 +173,10 @@ def test_counts_are_told_in_chinese_units(number, shown):
 )
 def test_durations_are_told_in_chinese(seconds, shown):
     assert console.duration(seconds) == shown
+
+
+def test_a_clock_has_two_digits_for_minutes_and_seconds():
+    assert [console.clock(seconds) for seconds in (0.4, 65, 3725.4)] == ["0:00:00", "0:01:05", "1:02:05"]
 
 
 def test_many_labels_are_counted_not_listed():

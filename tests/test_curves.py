@@ -1,4 +1,4 @@
-"""The loss curve: what is drawn, in which language, and that nothing is written without a loss."""
+"""The loss curve: what it shows, in which language, and no file without a loss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def look_for_fonts_anew():
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list, list]]:
-    """``(label, steps, values)`` of every curve drawn."""
+    """``(label, steps, values)`` of every curve that is drawn."""
     lines = []
     plot = matplotlib.axes.Axes.plot
 
@@ -78,7 +78,7 @@ def test_without_a_chinese_font_labels_are_english_and_said_so_once(
     monkeypatch.setattr(curves, "CHINESE_FONTS", ())
     metrics = write_rows(tmp_path / "metrics.jsonl", ROWS)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a glyph that no font has is a warning of matplotlib's
+        warnings.simplefilter("error")  # matplotlib warns about a missing glyph
         draw_loss_curve(metrics, tmp_path / "one.png")
         draw_loss_curve(metrics, tmp_path / "two.png")
     assert drawn[0][0] == "training loss"
@@ -86,7 +86,7 @@ def test_without_a_chinese_font_labels_are_english_and_said_so_once(
 
 
 def test_with_a_chinese_font_labels_are_chinese(tmp_path: Path, drawn: list, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Any font will do to see which language is chosen; one with the glyphs may not be installed here.
+    # Any font shows which language is chosen; a Chinese font may not be installed here.
     monkeypatch.setattr(curves, "CHINESE_FONTS", ("No Such Font", "DejaVu Serif"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

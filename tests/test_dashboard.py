@@ -1,4 +1,4 @@
-"""SwanLab's local dashboard as a person sees it: a real run, ``swanlab watch``, and a headless Chromium before it."""
+"""SwanLab's local dashboard as a user sees it: a real run, ``swanlab watch``, and a headless Chromium."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHARTS = (
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, tokenizer) -> Path:
-    """A run of six steps, the same resumed after its second, and its metrics replayed: three experiments."""
+    """Three experiments: a run of six steps, the same resumed after step 2, and its metrics replayed."""
     folder = tmp_path_factory.mktemp("看板")
     base = save_model(tiny_model("qwen2"), tokenizer, folder / "tiny")
     write_records(folder / "train_cls.jsonl", Classification(LABELS), articles(30, 0))
@@ -71,7 +71,7 @@ def run_folder(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def dashboard(run_folder: Path) -> Iterator[str]:
-    """The address of ``swanlab watch`` over those runs."""
+    """The address of ``swanlab watch`` with those runs."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = Path(sys.executable).with_name("swanlab")
@@ -96,7 +96,7 @@ def answers(port: int) -> bool:
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> object:
-    """What ``condition`` gives as soon as it is true."""
+    """Wait until ``condition`` is true, and return its value."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "it did not come"
@@ -105,14 +105,14 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> object:
 
 
 class Traffic:
-    """What the page asked for and got, by address."""
+    """The requests of the page and their answers, by address."""
 
     def __init__(self, browser) -> None:
         self.browser = browser
         self.request_ids: dict[str, str] = {}
 
     def answer(self, address: str) -> dict | None:
-        """The JSON that ``address`` answered the page with, None as long as it has not."""
+        """The JSON answer of ``address`` to the page; None if there is none yet."""
         for entry in self.browser.get_log("performance"):
             event = json.loads(entry["message"])["message"]
             if event["method"] == "Network.requestWillBeSent":
@@ -156,7 +156,7 @@ return pixels > 0 ? [pixels, columns.size / canvas.width] : null;
 
 @pytest.mark.parametrize("experiment", [WHOLE, RESUMED, REPLAYED])
 def test_the_page_gets_the_reported_losses_and_draws_them(run_folder, dashboard, browser, experiment):
-    """Of a run, of a resumed one (unbroken), and of one replayed from its metrics.jsonl."""
+    """For a run, a resumed run (without a gap), and one replayed from its metrics.jsonl."""
     traffic = Traffic(browser)
     browser.get(f"{dashboard}/experiment/{experiment}/chart")
     address = f"{dashboard}/api/v1/experiment/{experiment}/tag/train/loss"
@@ -199,7 +199,7 @@ def test_the_card_shows_the_settings_that_matter(dashboard, browser):
 
 
 def test_a_curve_has_one_point_a_step(run_folder):
-    """The validation after training is of the best weights, not of the last step's."""
+    """The validation after training uses the best weights, not the last ones, so it is not part of the curve."""
     for name in ("loss", "eval_loss", "eval_accuracy"):
         steps = [step for step, _ in reported(run_folder, name)]
         assert steps == sorted(set(steps))

@@ -17,7 +17,8 @@ from sft.decoding.decode import Limits, predict, score_options
 from sft.model.encoding import encode_prompts, encode_texts, terminator_id
 from sft.model.loading import load_base
 from sft.tasks.classification import Classification
-from sft.tasks.ner import NO_ENTITY, Ner, entity_line
+from sft.tasks.entity_lines import NO_ENTITY, entity_line
+from sft.tasks.ner import Ner
 
 OPTION_SETS = (
     ("体育", "体育新闻", "体育新闻联播"),  # each begins with the one before

@@ -1,4 +1,4 @@
-"""What the notebooks show: marked sentences are the text and nothing but, tables hold every error."""
+"""Notebook views: marked sentences contain the text and nothing else, tables contain every error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = st.text(st.sampled_from("张伟到了<script>&上海\"' \n"), min_size=1,
 
 @st.composite
 def spans_of(draw, text: str) -> list[dict]:
-    """Entities anywhere in the text, overlapping ones too."""
+    """Entities anywhere in the text, also overlapping ones."""
     ends = st.tuples(st.integers(0, len(text) - 1), st.integers(1, len(text)))
     places = draw(st.lists(ends.filter(lambda place: place[0] < place[1]), max_size=4, unique=True))
     return [

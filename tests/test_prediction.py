@@ -29,7 +29,8 @@ from sft.model.encoding import encode_prompts
 from sft.prediction.predictor import Loaded, load_for_prediction, predict_rows, rows_per_window
 from sft.prediction.rows import RowSettings, to_output, to_record
 from sft.tasks.classification import Classification
-from sft.tasks.ner import Ner, entity_line
+from sft.tasks.entity_lines import entity_line
+from sft.tasks.ner import Ner
 from sft.tasks.settings import FORMAT_VERSION
 
 ROOT = Path(predict.__file__).parent

@@ -1,4 +1,4 @@
-"""What a report says: intervals, kinds of error, calibration, which rows it shows, and that data stays data."""
+"""The content of a report: intervals, kinds of error, calibration, the rows it shows, and escaping of data."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_confusion_matrix_of_many_labels_keeps_every_row():
     for number in range(900):
         findings.add("", {"label": f"L{number % 60}"}, {"label": f"L{number % 45}" if number % 50 else None})
     confusion = findings.page()["confusion"]
-    assert len(confusion["columns"]) == 22  # twenty labels, the rest, and no label
+    assert len(confusion["columns"]) == 22  # twenty labels, other labels, no label
     assert sum(sum(row["cells"]) for row in confusion["rows"]) == 900
 
 
@@ -159,7 +159,7 @@ def test_a_confusion_matrix_of_many_labels_keeps_every_row():
         ([(4, 6, "甲")], ["missed", "invented"]),
         ([(2, 4, "甲"), (6, 7, "乙")], ["invented"]),
         ([(2, 4, "乙"), (2, 5, "甲")], ["wrong_label", "invented"]),  # the same ends come first
-        ([(2, 3, "甲"), (3, 4, "甲")], ["wrong_boundary", "invented"]),  # one error is not told twice
+        ([(2, 3, "甲"), (3, 4, "甲")], ["wrong_boundary", "invented"]),  # one error is counted once
     ],
 )
 def test_a_gold_span_and_what_was_predicted_make_this_kind_of_error(predicted, kinds):
@@ -181,7 +181,7 @@ def test_every_span_is_right_or_in_exactly_one_error(gold, predicted):
         assert (kind in PAIRED_KINDS) == (ours is not None and theirs is not None)
     missed = [error.gold for error in errors if error.kind == "missed"]
     invented = [error.predicted for error in errors if error.kind == "invented"]
-    assert not any(a[0] < b[1] and b[0] < a[1] for a in missed for b in invented)  # those that overlap are paired
+    assert not any(a[0] < b[1] and b[0] < a[1] for a in missed for b in invented)  # overlapping spans are paired
     assert span_errors(list(reversed(gold)), list(reversed(predicted))) == errors
 
 
@@ -317,7 +317,7 @@ def test_what_is_missing_is_said_to_be_missing(tmp_path):
     assert "没有转换的记录" not in text
     bare = Page(write_report(tmp_path / "bare", NER, ([], []), bare=True, **keywords)).text
     assert "没有转换的记录（train.report.json）" in bare
-    assert "没有微调前的成绩" not in bare  # there are no scores at all, which is said instead
+    assert "没有微调前的成绩" not in bare  # the page says instead that there are no scores at all
     assert bare.count("没有") > text.count("没有")
 
 

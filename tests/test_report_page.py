@@ -1,4 +1,4 @@
-"""The report in a real browser: it opens fast and alone, works by keyboard, filters right, speaks two languages."""
+"""The report in a real browser: loading without a network, keyboard, filters, two languages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sft.tasks.ner import Ner
 from tests.browser import console_messages, prefer_dark, requested_urls
 from tests.reports import ENTITY_LABELS, HOSTILE, LABELS, label_rows, span_rows, write_report
 
-ROWS = 1300  # as many as a tenth of CCFBDCI
+ROWS = 1300  # a tenth of CCFBDCI
 CCFBDCI = Path(__file__).resolve().parents[2] / "shared" / "data" / "ner" / "ccfbdci.jsonl"
 TASKS = {"labels": Classification(LABELS), "spans": Ner.with_labels(ENTITY_LABELS)}
 MADE = {"labels": label_rows, "spans": span_rows}
@@ -54,7 +54,7 @@ def tab_to(browser, selector: str):
 
 
 def total_shown(browser) -> int:
-    """How many rows the filters have left, as the page says."""
+    """The number of rows that pass the filters, as the page shows it."""
     position = browser.find_element(By.ID, "position").text
     return 0 if "没有" in position else int(position.split("共")[1].strip(" 条").replace(",", ""))
 
@@ -80,7 +80,7 @@ def assert_opens_fast_and_alone(browser, path: Path) -> None:
     (timing,) = browser.execute_script(
         "return performance.getEntriesByType('navigation').map((entry) => entry.toJSON())"
     )
-    assert 0 < timing["loadEventEnd"] < 2000  # milliseconds, the rows drawn
+    assert 0 < timing["loadEventEnd"] < 2000  # milliseconds, with all rows drawn
     assert len(browser.find_elements(By.CSS_SELECTOR, "#list > li")) > 10
     assert requested_urls(browser) == [path.as_uri()]
     assert console_messages(browser) == []
@@ -219,7 +219,7 @@ def test_the_spans_page_works_by_keyboard(browser, reports):
     tab_to(browser, "#next").send_keys(Keys.ENTER)
     assert browser.find_element(By.ID, "position").text.startswith("第 51–")
     outline = browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
-    assert outline == "solid"  # where the focus is can be seen
+    assert outline == "solid"  # the focus is visible
 
 
 def test_the_labels_page_works_by_keyboard(browser, reports):
@@ -255,7 +255,7 @@ def test_the_switch_turns_every_word_into_english_and_back(kind, browser, report
 
 
 def contrast(browser, selector: str) -> float:
-    """WCAG contrast of an element's text with what is behind it."""
+    """The WCAG contrast between an element's text and its background."""
     return browser.execute_script(
         """
         const brightness = (color) => {
@@ -308,7 +308,7 @@ def test_it_prints_on_white_without_controls(browser, reports):
 
 
 def test_nothing_sticks_out_on_a_phone(browser, reports):
-    browser.set_window_size(500, 900)  # headless Chromium goes no narrower
+    browser.set_window_size(500, 900)  # the narrowest that headless Chromium allows
     for path in reports.values():
         open_page(browser, path)
         wide = browser.execute_script(

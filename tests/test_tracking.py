@@ -45,7 +45,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """No settings, login or run of anyone else's; ``RANK`` unset."""
+    """No settings, login or run of the user; ``RANK`` unset."""
     for name in [name for name in os.environ if name.startswith("SWANLAB_")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("RANK", raising=False)
@@ -60,7 +60,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def connections(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Every name looked up and every address connected to or listened on by this process."""
+    """All name look-ups, connections and listening sockets of this process."""
     seen: list[object] = []
 
     def spy(owner: object, name: str) -> None:
@@ -80,7 +80,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.fixture
 def refusing_server():
-    """An address where every request is answered that the key is wrong."""
+    """The address of a server that answers every request with 401."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -115,7 +115,7 @@ def train(
     resume_from: int | None = None,
     extra: TrainerCallback | None = None,
 ) -> Trainer:
-    """A few steps of a two-layer model, a report each step, an evaluation and a checkpoint every second."""
+    """Train a two-layer model for a few steps: a log every step, an evaluation and a checkpoint every second one."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=32,
@@ -142,13 +142,13 @@ def train(
     log = MetricsLog(folder / "metrics.jsonl", resume_from)
     callbacks = [log, tracked.callback, *([extra] if extra else [])]
     trainer = Trainer(Qwen2ForCausalLM(config), arguments, None, rows, rows[:4], callbacks=callbacks)
-    trainer.remove_callback(ProgressCallback)  # it reports on stdout
+    trainer.remove_callback(ProgressCallback)  # it writes to stdout
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{resume_from}") if resume_from else None)
     return trainer
 
 
 def curves(log_dir: Path) -> dict[str, list[tuple[int, object]]]:
-    """What the local dashboard would draw of the newest run: name → (step, value)."""
+    """The curves of the newest run in the local dashboard: name → (step, value)."""
     with sqlite3.connect(log_dir / "runs.swanlab") as database:
         newest, run = database.execute("SELECT id, run_id FROM experiment ORDER BY id DESC").fetchone()
         tags = database.execute("SELECT name, folder FROM tag WHERE experiment_id = ?", [newest]).fetchall()
@@ -170,7 +170,7 @@ def reported(folder: Path, name: str) -> list[tuple[int, float]]:
 
 
 def log_in(host: str, home: Path) -> None:
-    """As ``swanlab login`` leaves it."""
+    """Write the login file of ``swanlab login``."""
     home.mkdir(parents=True, exist_ok=True)
     (home / ".netrc").write_text(f"machine {host}\n\tlogin {host}\n\tpassword {'k' * 21}\n")
 
@@ -212,7 +212,7 @@ def test_auto_respects_what_swanlab_was_told(configured: str, monkeypatch: pytes
 def test_cloud_without_network_is_local_within_the_probes_time(
     network: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # nobody ever accepts: connects, then silence
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # accepts no connection, so a client waits
         port = listening.getsockname()[1]
         host = {"refused": "127.0.0.1:9", "silent": f"127.0.0.1:{port}", "no such name": "swanlab.invalid"}[network]
         monkeypatch.setenv("SWANLAB_API_HOST", f"http://{host}")
@@ -343,7 +343,7 @@ def test_nan_is_null_in_the_rows_and_never_sent(tmp_path: Path) -> None:
 
 
 def test_the_dashboard_serves_the_run(tmp_path: Path) -> None:
-    """One NaN in the curves, and SwanLab's dashboard answers the summaries with HTTP 500."""
+    """One NaN in the curves would make SwanLab's dashboard answer with HTTP 500."""
     tracked = begin("local", tmp_path)
     tracked.replay([{"step": step, "loss": loss} for step, loss in enumerate([2.0, math.nan, 1.0])])
     tracked.finish()
@@ -376,7 +376,7 @@ def ask(address: str) -> dict:
                 return json.load(answer)
         except urllib.error.HTTPError:
             raise
-        except urllib.error.URLError:  # not up yet
+        except urllib.error.URLError:  # not started yet
             if attempt == 99:
                 raise
             time.sleep(0.1)
@@ -448,7 +448,7 @@ def test_signal_handlers_and_stdout_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_sigterm_leaves_no_row_behind(tmp_path: Path) -> None:
-    """The way training closes the tracker: the handler raises, ``finally`` finishes."""
+    """As in training: the signal handler raises, and ``finally`` ends the run."""
     code = """
 import pathlib, signal, sys, time
 from sft.tracking.swanlab import start_tracking

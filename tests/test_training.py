@@ -335,15 +335,17 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
     from types import SimpleNamespace
 
     from sft.errors import RunError
-    from sft.training.trainer import StopOnNonFinite
+    from sft.training.callbacks import StopOnNonFinite
 
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.tensor([1.0, float("inf")])
-    trainer = SimpleNamespace(adapter=[parameter], step_rows=[3, 1])
+    callback = StopOnNonFinite([parameter])
+    for line in (3, 1):  # two micro-batches of one step
+        callback.check_loss(torch.tensor(0.5), [line], 5)
     with pytest.raises(RunError, match=r"第 5 步.*1、3"):
-        StopOnNonFinite(trainer).on_pre_optimizer_step(
-            SimpleNamespace(fp16=False), SimpleNamespace(global_step=4), None
-        )
+        callback.on_pre_optimizer_step(SimpleNamespace(fp16=False), SimpleNamespace(global_step=4), None)
+    with pytest.raises(RunError, match=r"第 6 步的损失是 nan.*第 7 行"):
+        callback.check_loss(torch.tensor(float("nan")), [7], 6)
 
 
 @pytest.mark.parametrize(

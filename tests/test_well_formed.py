@@ -16,7 +16,8 @@ from sft.decoding.decode import Limits, predict
 from sft.errors import RowError
 from sft.prediction.rows import to_record
 from sft.tasks.classification import Classification
-from sft.tasks.ner import NO_ENTITY, Ner, entity_line
+from sft.tasks.entity_lines import NO_ENTITY, entity_line
+from sft.tasks.ner import Ner
 
 NER = Ner(labels=("地理实体", "人名", "人", 'a"b\\c'), system_prompt="请提取实体。")
 OPTIONS = ("体育", "体育新闻", "军", "经济与社会", "a", "a b")

@@ -18,7 +18,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model
 import train_qwen2_ner
 from sft.tasks.ner import Ner
 from sft.training import checkpoints
-from sft.training.preview import fastest_on_cpu_tokens
+from sft.training.memory import fastest_on_cpu_tokens
 from tests.models import save_model, tiny_model
 from tests.test_training import write_records
 

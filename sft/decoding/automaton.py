@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sft.decoding.vocabulary import Node, Vocabulary
-from sft.tasks.ner import NO_ENTITY, entity_line
+from sft.tasks.entity_lines import NO_ENTITY, entity_line
 
 CLOSING_QUOTE = ord('"')
 
@@ -91,7 +91,7 @@ class AnswerFormat(NamedTuple):
 
 @lru_cache(maxsize=16)
 def answer_format(labels: Sequence[str]) -> AnswerFormat:
-    """The format that `sft.tasks.ner.entity_line` writes, for a label set."""
+    """The format that `sft.tasks.entity_lines.entity_line` writes, for a label set."""
     opening, rest = entity_line("甲", "乙").split("甲")
     between, closing = rest.split("乙")
     return AnswerFormat(

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 from sft.decoding.automaton import After, Automaton, Begin, Label, Literal, Run, State, answer_format
 from sft.decoding.vocabulary import Vocabulary
-from sft.tasks.ner import NO_ENTITY, entity_line
+from sft.tasks.entity_lines import NO_ENTITY, entity_line
 
 COPY_TOKENS = 3  # of the source drafted beyond what is decided; an entity has about as many
 

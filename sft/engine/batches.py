@@ -1,16 +1,15 @@
-"""Training rows to batches: padded, or as a prefix tree. Both ways are one kind of value, a `Batching`.
+"""Training rows to batches. There are two ways, padded and as a prefix tree; each is a value, a `Batching`.
 
-A batch is a dict that `sft.engine.loss.supervised_loss` takes, the same for both ways:
+Both give a batch of the same form, a dict for `sft.engine.loss.supervised_loss`:
 
-- ``inputs``: what the model takes. ``input_ids``, ``position_ids``: (rows, width), for a tree (1, tokens);
-  ``attention_mask``; ``logits_to_keep``: the last so many positions of each row, or the positions themselves;
-- ``layout``: the `sft.engine.prefix_tree.PrefixTree`, None for a padded batch;
-- ``kept``: an index into the kept positions: those that predict a supervised token;
-- ``labels``: (supervised,) the supervised tokens, row by row;
+- ``inputs``: the model's keyword arguments. ``input_ids`` and ``position_ids`` are (rows, width), or (1, tokens) for a
+  tree; ``logits_to_keep`` is the number of last positions to keep of each row, or (supervised,) positions for a tree;
+- ``layout``: the `sft.engine.prefix_tree.PrefixTree`; None for a padded batch;
+- ``kept``: an index into (rows, kept positions): the positions that predict a supervised token;
+- ``labels``: (supervised,) these tokens, row by row;
 - ``lines``: (rows,) the line of each row in its file.
 
-It is a dict because the Trainer moves the tensors in dicts, tuples and lists to the device. The layout is moved by
-`supervised_loss`.
+The Trainer moves all tensors in dicts, tuples and lists to the device; `supervised_loss` moves the layout.
 """
 
 from __future__ import annotations
@@ -28,11 +27,17 @@ from sft.engine.prefix_tree import build_tree, varlen_works
 
 @dataclass
 class EncodedRow:
-    """One training example: token ids of the prompt, and of the answer with its terminator (all supervised)."""
+    """One training example.
+
+    Attributes:
+        prompt_ids: token ids of the prompt.
+        answer_ids: token ids of the answer with its terminator; all of them are supervised.
+        line: the record's line in its file, from 1.
+    """
 
     prompt_ids: list[int]
     answer_ids: list[int]
-    line: int  # of the record in its file, from 1
+    line: int
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
@@ -42,8 +47,8 @@ class Batching(Protocol):
     """A way to turn rows into a batch.
 
     Attributes:
-        title: its name, for a person.
-        description: what it does, for a person.
+        title: its name in messages to the user.
+        description: what it does, in messages to the user.
     """
 
     title: ClassVar[str]
@@ -56,12 +61,12 @@ class Batching(Protocol):
         """The batch of ``rows``, on the CPU."""
 
     def for_model(self, model: PreTrainedModel, device: torch.device) -> Batching:
-        """The same, with what is fastest for ``model`` on ``device``."""
+        """The same way with the fastest attention that works for ``model`` on ``device``."""
 
 
 @dataclass(frozen=True)
 class PaddedBatching:
-    """Rows padded on the left, so that the supervised tokens stand at the right end of every row."""
+    """Rows padded on the left, so that the answers are aligned at the right and few logits have to be kept."""
 
     pad_id: int
     title: ClassVar[str] = "补齐"
@@ -100,10 +105,12 @@ class PaddedBatching:
 
 @dataclass(frozen=True)
 class PrefixTreeBatching:
-    """What all prompts begin with once, then the rest of each row without its last token, which is never read.
+    """A prefix tree: what all prompts begin with, once; then the rest of each row.
+
+    The last token of a row is only predicted, so it is not part of the tree.
 
     Attributes:
-        varlen: with attention of variable length (`sft.engine.prefix_tree.varlen_works`).
+        varlen: whether to use variable-length attention (see `sft.engine.prefix_tree.varlen_works`).
     """
 
     varlen: bool = False
@@ -121,14 +128,14 @@ class PrefixTreeBatching:
         input_ids = list(rows[0].prompt_ids[:shared])
         position_ids = list(range(shared))
         branches: list[range] = []
-        sources: list[int] = []  # of each supervised token, the flat position that predicts it
+        sources: list[int] = []  # for each supervised token, the flat position that predicts it
         for row in rows:
             start = len(input_ids)
             input_ids += row.prompt_ids[shared:]
             input_ids += row.answer_ids[:-1]
             branches.append(range(start, len(input_ids)))
             position_ids += range(shared, shared + len(branches[-1]))
-            # A prompt with nothing of its own is answered from the prefix's last token.
+            # If all of the prompt is shared, the last token of the prefix predicts the answer's first token.
             answered_from = start + len(row.prompt_ids) - shared - 1 if len(row.prompt_ids) > shared else shared - 1
             sources += [answered_from, *range(len(input_ids) - len(row.answer_ids) + 1, len(input_ids))]
         inputs = {
@@ -163,7 +170,7 @@ def _lines(rows: Sequence[EncodedRow]) -> torch.Tensor:
 
 
 def micro_batches(rows: Sequence[EncodedRow], max_tokens: int, batching: Batching) -> list[dict[str, object]]:
-    """The batches of rows, computed one after the other, each of at most ``max_tokens`` or of one row."""
+    """Rows as batches of at most ``max_tokens`` each, to be computed one after the other; see `split_rows`."""
     return [batching.collate(piece) for piece in split_rows(rows, max_tokens, batching)]
 
 
@@ -173,7 +180,10 @@ def batch_tokens(batch: dict[str, object]) -> int:
 
 
 def split_rows(rows: Sequence[EncodedRow], max_tokens: int, batching: Batching) -> list[list[EncodedRow]]:
-    """Rows, sorted by length, in pieces of at most ``max_tokens`` as ``batching`` lays them out; no row is split."""
+    """Rows sorted by length, in pieces of at most ``max_tokens`` as ``batching`` counts them.
+
+    A row is never split, so a piece of one row can be longer.
+    """
     rows = sorted(rows, key=len)
     if rows and batching.tokens(rows) <= max_tokens:
         return [rows]

@@ -1,8 +1,8 @@
-"""The output layer and the loss: only where there is a label, a few rows at a time, with a softmax in float32.
+"""The loss: the output layer runs only at supervised positions, one chunk of them at a time.
 
-The logits of 150,000 tokens are the largest tensor of a training step. Here they exist for one chunk of supervised
-positions only, and become the gradient at the hidden states at once (as in Liger Kernel, arXiv 2410.10989, and Cut
-Cross-Entropy, arXiv 2411.09009), so that the memory of the loss grows with neither prompts nor answers.
+With a vocabulary of 150,000 tokens, the logits are the largest tensor of a training step. Here they exist for one
+chunk of supervised positions, and are turned at once into the gradient at the hidden states (as in Liger Kernel, arXiv
+2410.10989, and Cut Cross-Entropy, arXiv 2411.09009). So the memory of the loss does not grow with prompts or answers.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from torch.nn.functional import cross_entropy, linear
 
 from sft.engine.attention import ARCHITECTURES, at_least_float32, use_packed_attention
 
-CHUNK_LOGITS = 2**25  # logits that exist at a time: 220 positions of Qwen2.5's vocabulary, a quarter of a gigabyte
+CHUNK_LOGITS = 2**25  # logits of one chunk: 220 positions with Qwen2.5's vocabulary, a quarter of a gigabyte
 
 
 def supervised_loss(
     model: torch.nn.Module, batch: dict[str, object], supervised_tokens: torch.Tensor | int
 ) -> torch.Tensor:
-    """Cross-entropy summed over the batch's supervised tokens, divided by ``supervised_tokens`` of the whole step.
-
-    The output layer runs only where a supervised token is predicted; the loss is in float32 or wider.
+    """Cross-entropy summed over the supervised tokens of a batch, divided by ``supervised_tokens``.
 
     Args:
-        model: with or without an adapter, also wrapped for several processes or compiled.
-        batch: of `sft.engine.batches.Batching.collate`, its tensors on the model's device.
+        model: with or without an adapter; may be compiled or wrapped for several processes.
+        batch: from `sft.engine.batches.Batching.collate`, with its tensors (not its layout) on the model's device.
+        supervised_tokens: the number of them in the whole optimizer step.
+
+    Returns:
+        A scalar, float32 or wider.
     """
     inputs, kept, labels = batch["inputs"], batch["kept"], batch["labels"]
     if batch["layout"] is not None:
@@ -40,9 +42,11 @@ def supervised_loss(
 
 
 def frozen_head(model: torch.nn.Module) -> torch.nn.Linear | None:
-    """The output layer where the chunked loss can do without the model running it.
+    """The output layer, if the loss may run it instead of the model.
 
-    None where it is trained (an adapter on ``lm_head``), where more than it makes the logits, and in a compiled model.
+    Returns:
+        None if the layer is trained (an adapter on ``lm_head``), if the model does more than this layer to make logits
+        (scales or caps them), and if the model is compiled.
     """
     model = extract_model_from_parallel(model)
     if isinstance(model, torch._dynamo.OptimizedModule) or model.config.model_type not in ARCHITECTURES:
@@ -53,9 +57,9 @@ def frozen_head(model: torch.nn.Module) -> torch.nn.Linear | None:
 
 
 def hidden_states(model: torch.nn.Module, head: torch.nn.Linear, **inputs) -> torch.Tensor:
-    """What ``model`` would give ``head`` to read, (rows, kept positions, hidden size); ``head`` runs on nothing.
+    """The input of ``head``: (rows, kept positions, hidden size). ``head`` itself gets an empty tensor.
 
-    The whole model is called, so that DistributedDataParallel and autocast see an ordinary forward.
+    The whole model is called, so that DistributedDataParallel and autocast see an ordinary forward pass.
     """
     taken = []
 
@@ -72,17 +76,17 @@ def hidden_states(model: torch.nn.Module, head: torch.nn.Linear, **inputs) -> to
 
 
 def chunked_loss(states: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of ``head`` over ``states``, (tokens, hidden size), summed; ``head`` gets no gradient."""
+    """Summed cross-entropy of ``head`` at ``states`` (tokens, hidden size); ``head`` gets no gradient."""
     return _ChunkedLoss.apply(states.to(head.weight.dtype), head.weight, head.bias, targets)
 
 
 def plain_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of ``logits``, (tokens, vocabulary), summed, in float32 or wider."""
+    """Summed cross-entropy of ``logits`` (tokens, vocabulary), in float32 or wider."""
     return cross_entropy(at_least_float32(logits), targets, reduction="sum")
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The loss, with its gradient at the hidden states worked out on the way forward."""
+    """The loss in chunks; the forward pass also computes the gradient at the hidden states."""
 
     @staticmethod
     def forward(ctx, states, weight, bias, targets):

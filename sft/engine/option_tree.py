@@ -1,13 +1,13 @@
-"""The log-probability of every option as the answer to every prompt, from one pass over a tree.
+"""Scoring options: the log-probability of every option as the answer to every prompt, in one pass over a tree.
 
     [ what all prompts begin with ]
        ├─ the rest of prompt 1 ─┬─ 体育 ── 新闻
        │                        └─ 军事
        └─ the rest of prompt 2 ─ …
 
-Each token attends to its ancestors and has the position it would have alone, so every option gets what a pass over its
-own full sequence gives it (Tree Training, arXiv 2511.00413). Options share what they begin with, as prompts do; what
-comes last in one is predicted, never read. Registered with transformers under the name ``option_tree``.
+Each token attends to its ancestors and has the same position id as in its own sequence, so the result is that of a
+pass over each full sequence (Tree Training, arXiv 2511.00413). What several options of a prompt begin with is computed
+once, too. The last token of an option is only predicted, so it is not part of the tree.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from sft.engine.forward import hidden_states_at
 
 logger = logging.getLogger(__name__)
 
-HEAD_BLOCK_TOKENS = 256  # logits of so many places at a time: 256 × 151,936 in float32 are 156 MB
-LEAST_OPTION_TOKENS = 256  # in a pass, however long the prompt is
-PADDED_SEQUENCES = 16  # in a pass of the ordinary path
+HEAD_BLOCK_TOKENS = 256  # places whose logits exist at a time: 256 × 151,936 in float32 are 156 MB
+LEAST_OPTION_TOKENS = 256  # room for options in a pass, however long the prompt is
+PADDED_SEQUENCES = 16  # sequences in one batch of the padded path
 
 
 class Trie(NamedTuple):
     """Options as a trie of tokens.
 
     Attributes:
-        token_ids: of each node.
-        parents: the node before each, -1 for the prompt's last token.
-        branches: of each option, ``(node it is predicted from, token)`` for each of its tokens.
+        token_ids: the token of each node.
+        parents: the parent of each node; -1 stands for the prompt's last token.
+        branches: for each option, ``(node that predicts it, token)`` for each of its tokens.
     """
 
     token_ids: list[int]
@@ -51,7 +51,7 @@ class Trie(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What is scored together of one row: its prompt, and some or all of its options."""
+    """The prompt of one row with all of its options, or with as many as fit into a pass."""
 
     row: int
     prompt: Sequence[int]
@@ -63,8 +63,8 @@ class OptionTree(NamedTuple):
 
     Attributes:
         prefix_tokens: how many tokens all prompts begin with; 0 for none.
-        units: of each unit its flat positions (the rest of the prompt, then the nodes), and (nodes, nodes) which node
-            sees which: its ancestors and itself.
+        units: for each unit its flat positions (the rest of the prompt, then the nodes) and a mask of shape
+            (nodes, nodes): true where the column is an ancestor of the row or the same node.
     """
 
     prefix_tokens: int
@@ -73,7 +73,7 @@ class OptionTree(NamedTuple):
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, *_
     ) -> torch.Tensor:
-        """See `sft.engine.attention.Layout`; without dropout."""
+        """See `sft.engine.attention.Layout`. Ignores ``dropout``."""
         shared = self.prefix_tokens
         parts = []
         if shared:
@@ -85,7 +85,7 @@ class OptionTree(NamedTuple):
                 torch.cat((states[:, :, :shared], states[:, :, own]), dim=2) for states in (query, key, value)
             )
             prompt = unit_key.shape[2] - len(sees)
-            # The prefix is computed again with each prompt: causal attention over all of it needs no mask in memory.
+            # The queries of the prefix run again with each prompt: whole prompts need no mask, only is_causal.
             of_prompt = (states[:, :, :prompt] for states in (unit_query, unit_key, unit_value))
             parts.append(grouped_query_attention(*of_prompt, scaling, is_causal=True)[:, :, shared:])
             if len(sees):
@@ -101,11 +101,16 @@ def score(
     branches_of: Sequence[Sequence[list[int]]],
     max_tokens: int | None = None,
 ) -> list[torch.Tensor]:
-    """Log-probability of each branch after its prompt, in float32 or wider; one tensor a row, on the CPU.
+    """Log-probability of each option after its prompt.
 
     Args:
-        branches_of: of each row the token ids of its options, terminator included.
-        max_tokens: in one pass at most, as far as a prompt allows; a row with very many options takes several.
+        prompts: token ids, one prompt a row.
+        branches_of: for each row the token ids of its options, terminator included.
+        max_tokens: the most tokens in one pass, None for no limit. A prompt is never divided, so a pass can be longer;
+            the options of a row may be divided over several passes.
+
+    Returns:
+        For each row (options,), float32 or wider, on the CPU.
     """
     longest = max(len(ids) + max(map(len, branches)) - 1 for ids, branches in zip(prompts, branches_of, strict=True))
     if not can_express(model.config, longest):
@@ -120,7 +125,7 @@ def score(
 
 
 def _passes(prompts, branches_of, max_tokens: int | None) -> Iterator[list[Unit]]:
-    """The rows, or the portions of their options, that are computed together."""
+    """The rows, or parts of their options, that are computed in one pass."""
     shared = common_prefix_tokens(prompts, own=1)
     units: list[Unit] = []
     total = shared
@@ -138,6 +143,7 @@ def _passes(prompts, branches_of, max_tokens: int | None) -> Iterator[list[Unit]
 
 
 def _portions(branches: Sequence[list[int]], room_tokens: int | None) -> Iterator[Sequence[list[int]]]:
+    """The options in parts of at most ``room_tokens``, each with at least one option."""
     start = tokens = 0
     for index, branch in enumerate(branches):
         if room_tokens is not None and index > start and tokens + len(branch) > room_tokens:
@@ -171,7 +177,7 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
     shared = common_prefix_tokens([unit.prompt for unit in units], own=1)
     input_ids, position_ids = list(units[0].prompt[:shared]), list(range(shared))
     laid_out: list[tuple[range, torch.Tensor]] = []
-    predicted: list[list[list[tuple[int, int]]]] = []  # of each unit, of each option: flat place, token
+    predicted: list[list[list[tuple[int, int]]]] = []  # for each unit and option: (flat place that predicts, token)
     for unit in units:
         start = len(input_ids)
         rest, (token_ids, parents, branches) = unit.prompt[shared:], unit.trie
@@ -179,7 +185,7 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
         sees, depths = _ancestry(parents)
         position_ids += [*range(shared, len(unit.prompt)), *(len(unit.prompt) + depth for depth in depths)]
         laid_out.append((range(start, len(input_ids)), sees.to(base.device)))
-        nodes = start + len(rest)  # the place of the first; the prompt's last token, node -1, is just before
+        nodes = start + len(rest)  # the place of node 0; the prompt's last token, node -1, is the one before
         predicted.append([[(nodes + node, token_id) for node, token_id in branch] for branch in branches])
     pairs = torch.tensor([pair for branches in predicted for branch in branches for pair in branch])
     places, index = pairs[:, 0].unique(return_inverse=True)
@@ -190,7 +196,7 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
 
 
 def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-    """Which nodes each sees (nodes, nodes), and how deep each is; a parent comes before its children."""
+    """The mask (nodes, nodes) of `OptionTree`, and the depth of each node; a parent comes before its children."""
     sees = torch.eye(len(parents), dtype=torch.bool)
     depths = []
     for node, parent in enumerate(parents):
@@ -203,10 +209,16 @@ def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
 def _log_probabilities(
     base: PreTrainedModel, hidden: torch.Tensor, index: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
-    """Log-probability, over the whole vocabulary, of each of ``tokens`` after the hidden state that ``index`` says."""
+    """Log-probability, over the whole vocabulary, of each token: (tokens,) on the CPU.
+
+    Args:
+        hidden: (places, hidden size).
+        index: (tokens,) the row of ``hidden`` that predicts the token.
+        tokens: (tokens,) token ids.
+    """
     head = base.get_output_embeddings()
     parts, order = [], []
-    for start in range(0, len(hidden), HEAD_BLOCK_TOKENS):  # in blocks, for all of their logits are much memory
+    for start in range(0, len(hidden), HEAD_BLOCK_TOKENS):  # in blocks, because the logits of all places are large
         inside = ((index >= start) & (index < start + HEAD_BLOCK_TOKENS)).nonzero()[:, 0]
         log_probabilities = at_least_float32(head(hidden[start : start + HEAD_BLOCK_TOKENS])).log_softmax(-1)
         at = (index[inside] - start).to(hidden.device), tokens[inside].to(hidden.device)
@@ -217,7 +229,7 @@ def _log_probabilities(
 
 @torch.no_grad()
 def _score_padded(model: PreTrainedModel, prompt: list[int], branches: Sequence[list[int]]) -> torch.Tensor:
-    """Each branch's log-probability from its own full sequence, padded: for models no tree can express."""
+    """Log-probability of each option from its own full sequence, padded: for models that no layout can express."""
     scores = []
     for start in range(0, len(branches), PADDED_SEQUENCES):
         batch = branches[start : start + PADDED_SEQUENCES]

@@ -1,7 +1,7 @@
-"""Passes over many rows at once, each with as many new tokens as it has, against keys and values kept from before.
+"""The layout of a decoding pass: any number of new tokens for each of many rows, with a cache of keys and values.
 
-The new tokens of all rows stand in one flat row, so that no matrix is multiplied with padding; attention alone knows
-which row they belong to. Registered with transformers under the name ``ragged``.
+The new tokens of all rows stand in one flat row, so nothing is computed for padding. Only attention knows which row a
+token belongs to.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from transformers import PreTrainedModel
 from sft.engine.attention import grouped_query_attention, in_order, take
 from sft.engine.forward import hidden_states_at
 
-QUERY_BLOCK_TOKENS = 512  # of a long row at a time: no mask is the square of a row
-GROWTH_TOKENS = 64
+QUERY_BLOCK_TOKENS = 512  # queries computed at a time: a mask for all of them would grow with the square of the row
+GROWTH_TOKENS = 64  # extra room when the cache grows, so that it does not grow in every pass
 
 
 class Feed(NamedTuple):
-    """New tokens of one row: ``token_ids`` go to the places from ``place`` on, in the row's slot of the cache."""
+    """The new tokens of one row.
+
+    Attributes:
+        slot: the row's slot in the cache.
+        place: the position of the first new token in the row; the others follow.
+        token_ids: at least one.
+    """
 
     slot: int
     place: int
@@ -29,34 +35,42 @@ class Feed(NamedTuple):
 
     @property
     def places(self) -> range:
-        """Of all new tokens."""
+        """The positions of the new tokens in the row."""
         return range(self.place, self.place + len(self.token_ids))
 
 
 class Group(NamedTuple):
-    """Rows with like many new tokens, attended together.
+    """Rows with a similar number of new tokens, whose attention is computed together.
 
     Attributes:
-        slots: which slots of the cache, a slice where they stand side by side.
-        take: (rows, width) flat positions of the new tokens; a shorter row repeats its last one.
-        places: (rows, width) their places.
-        seen: how many places of the cache any of them sees.
+        slots: their slots in the cache: a slice where the slots are consecutive, else a tensor of shape (rows,).
+        flat: (rows, width) flat positions of the new tokens; a shorter row repeats its last one.
+        places: (rows, width) their positions in their rows.
+        seen: the number of places in the cache that at least one of the new tokens sees.
     """
 
     slots: slice | torch.Tensor
-    take: torch.Tensor
+    flat: torch.Tensor
     places: torch.Tensor
     seen: int
 
 
 class RaggedPass(NamedTuple):
-    """One pass: where each flat token is kept, who attends together, and how the result is put in order again."""
+    """One pass.
+
+    Attributes:
+        cache: the keys and values of all rows.
+        slots: (tokens,) the slot of each flat token's row.
+        places: (tokens,) the position of each flat token in its row.
+        groups: the rows of the pass, by the number of new tokens.
+        order: (tokens,) where each flat token stands in the groups, flattened and concatenated.
+    """
 
     cache: Cache
-    slots: torch.Tensor  # (tokens,)
-    places: torch.Tensor  # (tokens,)
+    slots: torch.Tensor
+    places: torch.Tensor
     groups: list[Group]
-    order: torch.Tensor  # (tokens,) where each flat token stands in the groups, flattened and concatenated
+    order: torch.Tensor
 
     def attend(
         self,
@@ -67,27 +81,31 @@ class RaggedPass(NamedTuple):
         dropout: float,
         layer: int,
     ) -> torch.Tensor:
-        """See `sft.engine.attention.Layout`: each new token sees what its row has kept and, causally, the new ones.
-
-        Without dropout.
-        """
+        """See `sft.engine.attention.Layout`. A new token sees all of its row up to itself. Ignores ``dropout``."""
         kept = self.cache.write(layer, self, key, value)
         parts = []
         for group in self.groups:
             keys, values = kept[:, group.slots, :, : group.seen]
-            parts.append(_attend_in_blocks(take(query, group.take), keys, values, group.places, scaling))
+            parts.append(_attend_in_blocks(take(query, group.flat), keys, values, group.places, scaling))
         return in_order(parts, self.order)
 
 
 class Cache:
-    """Keys and values of ``slots`` rows, up to ``capacity`` tokens each; places written twice keep the last."""
+    """Keys and values of ``slots`` rows, up to ``capacity`` tokens each.
+
+    Writing to a place again replaces what was there: this is how rejected draft tokens disappear.
+    """
 
     def __init__(self, slots: int, capacity: int) -> None:
         self.slots, self.capacity = slots, capacity
-        self.layers: dict[int, torch.Tensor] = {}  # of a layer: (2, slots, heads, capacity, head size)
+        self.layers: dict[int, torch.Tensor] = {}  # of each layer (2, slots, key heads, capacity, head size)
 
     def write(self, layer: int, step: RaggedPass, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Keep keys and values of shape (1, heads, tokens, head size); all that is kept of the layer."""
+        """Store the keys and values of one layer and pass, both of shape (1, key heads, tokens, head size).
+
+        Returns:
+            Everything stored for the layer: (2, slots, key heads, capacity, head size), keys first.
+        """
         if layer not in self.layers:
             shape = (2, self.slots, key.shape[1], self.capacity, key.shape[3])
             self.layers[layer] = key.new_zeros(shape)
@@ -97,12 +115,12 @@ class Cache:
         return kept
 
     def share(self, tokens: int) -> None:
-        """Give every slot the first ``tokens`` of slot 0."""
+        """Copy the first ``tokens`` of slot 0 to every slot."""
         for kept in self.layers.values():
             kept[:, 1:, :, :tokens] = kept[:, :1, :, :tokens]
 
     def reserve(self, capacity: int) -> None:
-        """Make room for ``capacity`` tokens a slot, and some to grow into."""
+        """Make room for at least ``capacity`` tokens a slot."""
         if capacity > self.capacity:
             capacity += GROWTH_TOKENS
             for layer, kept in self.layers.items():
@@ -113,9 +131,11 @@ class Cache:
 
 
 def run(base: PreTrainedModel, cache: Cache, feeds: Sequence[Feed], places: Sequence[int]) -> torch.Tensor:
-    """Last hidden states at flat ``places`` of all new tokens in the order of ``feeds``: (places, hidden size).
+    """One pass over the new tokens: last hidden states at some of them, (places, hidden size).
 
-    ``base``: after `sft.engine.attention.use_packed_attention`.
+    Args:
+        base: after `sft.engine.attention.use_packed_attention`.
+        places: indices into the new tokens of all ``feeds``, concatenated in order.
     """
     cache.reserve(max(feed.place + len(feed.token_ids) for feed in feeds))
     token_ids = [token_id for feed in feeds for token_id in feed.token_ids]
@@ -136,15 +156,15 @@ def _lay_out(cache: Cache, feeds: Sequence[Feed], device: torch.device) -> Ragge
     groups, offset = [], 0
     for members in by_width.values():
         width = max(len(feed.token_ids) for _, feed in members)
-        take = torch.empty((len(members), width), dtype=torch.long)
+        flat = torch.empty((len(members), width), dtype=torch.long)
         for row, (first, feed) in enumerate(members):
             count = len(feed.token_ids)
-            take[row] = torch.arange(first, first + width).clamp_(max=first + count - 1)
+            flat[row] = torch.arange(first, first + width).clamp_(max=first + count - 1)
             order[first : first + count] = torch.arange(offset, offset + count)
             offset += width
-        at = torch.tensor(places)[take]
+        at = torch.tensor(places)[flat]
         chosen = _slots([feed.slot for _, feed in members], device)
-        groups.append(Group(chosen, take.to(device), at.to(device), int(at.max()) + 1))
+        groups.append(Group(chosen, flat.to(device), at.to(device), int(at.max()) + 1))
     return RaggedPass(
         cache, torch.tensor(slots, device=device), torch.tensor(places, device=device), groups, order.to(device)
     )
@@ -152,14 +172,14 @@ def _lay_out(cache: Cache, feeds: Sequence[Feed], device: torch.device) -> Ragge
 
 def _slots(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:
     if list(slots) == list(range(slots[0], slots[0] + len(slots))):
-        return slice(slots[0], slots[0] + len(slots))  # a view instead of a copy
+        return slice(slots[0], slots[0] + len(slots))  # indexing by a slice copies nothing
     return torch.tensor(slots, device=device)
 
 
 def _attend_in_blocks(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """(rows, heads, width, head size): each query sees the keys up to its own place."""
+    """Attention of each query to the keys up to its own place: (rows, heads, width, head size)."""
     blocks = []
     for start in range(0, query.shape[2], QUERY_BLOCK_TOKENS):
         block = slice(start, start + QUERY_BLOCK_TOKENS)

@@ -18,8 +18,8 @@ from sft.files import TASK_FILE, file_hash
 from sft.model.hub import DEFAULT_MODEL, resolve_model
 from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
 from sft.prediction.rows import DEFAULT, RowSettings, to_output, to_record
-from sft.tasks.classification import options_from_flag
 from sft.tasks.evaluation import Tally, at_least
+from sft.tasks.options import options_from_flag
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
 
@@ -82,9 +82,7 @@ def load_for_prediction(
         threshold,
         not constrained,
     )
-    base = model_name_or_path or settings.base_model or "qwen/Qwen2.5-1.5B-Instruct"
-    folder = resolve_model(base, Path("qwen"))
-    base = model_name_or_path or settings.get("base_model") or DEFAULT_MODEL
+    base = model_name_or_path or settings.base_model or DEFAULT_MODEL
     folder = resolve_model(base)
     device = default_device()
     wanted = dtype or settings.dtype or "auto"

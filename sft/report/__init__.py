@@ -1,1 +1,1 @@
-"""``report.html``: what it says of a run or of predictions, and how it is put on one page."""
+"""What people read about a run: ``report.html``, ``loss.png``, the model card, notebook views."""

@@ -1,4 +1,4 @@
-"""Where the marks of a report's charts go, in the units of their SVG; the template draws them."""
+"""Coordinates of the charts in a report, in SVG units; the page's template draws them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 30  # margins
 SQUARE, SQUARE_MARGIN = 300, 46
 MOST_BARS = 40
-FEW_POINTS = 40  # of a curve with no more, each is marked
-MOST_POINTS = 600  # of one curve; of a longer one every second, third, … is drawn
+FEW_POINTS = 40  # a curve with at most this many points gets a mark at each
+MOST_POINTS = 600  # a longer curve is thinned to every second, third, … point
 
 Curve = list[tuple[int, float | None]]  # (step, value); None is a gap
-Ticks = list[tuple[float, str]]  # (place, what is written there)
+Ticks = list[tuple[float, str]]  # (coordinate, label)
 
 
 def curves_of(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Curve]:
-    """The points of each name that has any in the rows of ``metrics.jsonl``; None stands for a NaN."""
+    """The points of each named metric in the rows of ``metrics.jsonl``; metrics without a number are left out.
+
+    A value of None stands for NaN and leaves a gap in the curve.
+    """
     curves = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
     return {name: points for name, points in curves.items() if any(value is not None for _, value in points)}
 
 
 def line_chart(curves: dict[str, Curve], at_least: tuple[float, float] | None = None) -> dict | None:
-    """Curves over steps: axes, paths, marks, and what hovering reads; None without a curve.
+    """Axes, paths, marks and hover values of curves over steps; None without a curve.
 
     Args:
-        at_least: what the vertical axis covers whatever the values are.
+        at_least: a range that the vertical axis always covers.
     """
     if not curves:
         return None
@@ -50,7 +53,7 @@ def line_chart(curves: dict[str, Curve], at_least: tuple[float, float] | None = 
 
 
 def histogram(lengths: Sequence[int], cut: int) -> dict | None:
-    """Bars of how many rows have a length in tokens, and where the cut is; None without a row."""
+    """A histogram of lengths in tokens, with a line at ``cut``; None without a row."""
     import numpy as np
 
     if not lengths:
@@ -79,7 +82,7 @@ def histogram(lengths: Sequence[int], cut: int) -> dict | None:
 
 
 def reliability(bins: Sequence[dict]) -> dict:
-    """A square diagram: accuracy by confidence, marks as large as their bins are full."""
+    """A square diagram of accuracy by confidence; the more rows a bin has, the larger its mark."""
     most = max(bin_["rows"] for bin_ in bins)
     x_of, x_ticks = _axis(0, 1, SQUARE_MARGIN, SQUARE - RIGHT)
     y_of, y_ticks = _axis(0, 1, SQUARE - SQUARE_MARGIN, TOP)
@@ -111,9 +114,12 @@ def _frame(width: int, height: int, left: int, bottom: int, x_ticks: Ticks, y_ti
 def _axis(
     low: float, high: float, start: float, end: float, *, whole: bool = False, inside: bool = False
 ) -> tuple[Callable[[float], float], Ticks]:
-    """Where a value lies between ``start`` and ``end``, and the ticks, at round numbers.
+    """A function from a value to its coordinate between ``start`` and ``end``, and ticks at round numbers.
 
-    The axis ends at the ticks around ``low`` and ``high``; with ``inside`` at these themselves.
+    Args:
+        low, high: the smallest and largest value.
+        whole: put ticks at whole numbers only.
+        inside: end the axis at ``low`` and ``high``; otherwise it ends at the ticks around them.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -138,7 +144,7 @@ def _thinned(points: Curve) -> Curve:
 
 
 def _path(points: Sequence[tuple[float, float | None]]) -> str:
-    """An SVG path through the points, interrupted where one is None."""
+    """An SVG path through the points, with a gap where a value is None."""
     parts, pen_down = [], False
     for x, y in points:
         if y is not None:

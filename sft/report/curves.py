@@ -13,7 +13,7 @@ from sft.tracking.metrics_log import read_metrics
 
 logger = logging.getLogger(__name__)
 
-# Fonts with Chinese glyphs that Linux, Windows and macOS bring or people install.
+# Fonts with Chinese glyphs that come with Linux, Windows or macOS, or are often installed.
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans SC",
@@ -44,9 +44,10 @@ LABELS = {
 
 
 def draw_loss_curve(metrics_path: Path, png_path: Path) -> None:
-    """Draw training and validation loss by step, and under them the generated metrics when there are any.
+    """Draw training and validation loss by step, and below them the validation scores if there are any.
 
-    Labels are Chinese when a font can show them, else English. Without any loss in the rows nothing is written.
+    Labels are Chinese if a font with Chinese glyphs is installed, otherwise English. Without any loss, no file is
+    written.
 
     Raises:
         InputError: ``png_path`` cannot be written.
@@ -77,7 +78,7 @@ def _draw(axes, curves: dict[str, Curve], title: str, language: int) -> None:
     for name, points in curves.items():
         steps = [step for step, _ in points]
         values = [float("nan") if value is None else value for _, value in points]
-        marker = "" if name == "loss" and len(points) > 1 else "o"  # a line needs two points to be seen
+        marker = "" if name == "loss" and len(points) > 1 else "o"  # a single point draws no line
         axes.plot(steps, values, marker=marker, markersize=4, label=LABELS[name][language])
     axes.set_ylabel(title)
     axes.grid(alpha=0.3)
@@ -86,11 +87,11 @@ def _draw(axes, curves: dict[str, Curve], title: str, language: int) -> None:
 
 @functools.cache
 def _chinese_font() -> str | None:
-    """The first installed font with Chinese glyphs; without one, a warning and None, once a process."""
+    """The first installed font with Chinese glyphs; None, with a warning, if there is none. Found once a process."""
     from matplotlib.font_manager import fontManager
 
-    for look_again in (False, True):
-        if look_again:
+    for refresh in (False, True):
+        if refresh:
             _add_new_fonts(fontManager)
         installed = {font.name for font in fontManager.ttflist}
         for name in CHINESE_FONTS:
@@ -101,7 +102,7 @@ def _chinese_font() -> str | None:
 
 
 def _add_new_fonts(font_manager) -> None:
-    """Add the fonts installed since matplotlib made its list, which it keeps from its first run on this machine."""
+    """Add fonts that were installed after matplotlib made its list, which it caches on its first run."""
     from matplotlib.font_manager import findSystemFonts
 
     known = {Path(font.fname) for font in font_manager.ttflist}
@@ -109,5 +110,5 @@ def _add_new_fonts(font_manager) -> None:
         if Path(path) not in known:
             try:
                 font_manager.addfont(path)
-            except (OSError, RuntimeError, ValueError):  # a font that FreeType cannot read; as matplotlib does
+            except (OSError, RuntimeError, ValueError):  # FreeType cannot read it; matplotlib skips it too
                 continue

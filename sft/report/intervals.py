@@ -1,7 +1,7 @@
 """95 % bootstrap intervals of scores, over rows (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
 
-The scores are functions of counts summed over rows, so rows with the same counts are drawn together: a resample of
-the rows is one multinomial draw over the distinct kinds of row, which is the same distribution and far quicker.
+Scores depend only on counts summed over rows, so rows with the same counts are drawn together: one resample is one
+multinomial draw over the distinct kinds of row. The distribution is the same, and this is much faster.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 _DRAWS_AT_ONCE = 1 << 22  # 32 MB of counts
 
-# (resamples, kinds of row), how many rows of each kind → the scores by name, each of shape (resamples,)
+# Counts of shape (resamples, kinds of row) → scores by name, each of shape (resamples,)
 Scores = Callable[["np.ndarray"], "dict[str, np.ndarray]"]
 
 
@@ -28,10 +28,11 @@ class Estimate(NamedTuple):
 
 
 def with_intervals(rows: Sequence[int], scores: Scores, seed: int = 42) -> dict[str, Estimate]:
-    """Each score over the rows as they are, with the 2.5th and 97.5th percentile over resamples of them.
+    """Each score of the given rows, with its 2.5th and 97.5th percentile over resamples.
 
     Args:
-        rows: how many rows there are of each kind; at least one row in all.
+        rows: the number of rows of each kind; at least one row in total.
+        scores: computes the scores from counts.
     """
     import numpy as np
 
@@ -50,12 +51,12 @@ def with_intervals(rows: Sequence[int], scores: Scores, seed: int = 42) -> dict[
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """``part / whole``, and 0 where ``whole`` is 0: precision, recall; and F1, with twice the right ones as part."""
+    """``part / whole``, and 0 where ``whole`` is 0; for precision, recall and F1."""
     import numpy as np
 
     return np.divide(part, whole, out=np.zeros(np.broadcast_shapes(part.shape, whole.shape)), where=whole > 0)
 
 
 def mean_over(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of those ``values`` that are ``counted``; 0 where none is. For macro averages."""
+    """Mean of the ``counted`` values over the last axis, 0 where none is counted; for macro averages."""
     return ratio((values * counted).sum(-1), counted.sum(-1))

@@ -14,17 +14,17 @@ from sft.tasks.metrics import precision_recall_f1
 if TYPE_CHECKING:
     import numpy as np
 
-BINS = 10  # of confidence, of equal width
-MOST_CONFUSED = 20  # labels in the confusion matrix; the rest are one row and column
-MOST_CHARACTERS = 800  # shown of an article
+BINS = 10  # confidence bins of equal width
+MOST_CONFUSED = 20  # labels in the confusion matrix; the rest share one row and column
+MOST_CHARACTERS = 800  # of an article are shown
 _PROBABILITIES_SHOWN = 4
 
 
 class LabelFindings:
-    """Collects rows one at a time; memory does not grow with their number.
+    """Collects predictions row by row; memory does not grow with the number of rows.
 
     Args:
-        labels: the task's labels, in the order of the page; others that turn up come after them.
+        labels: the task's labels, in the order of the page; labels that only appear in the data come after them.
     """
 
     kind = "labels"
@@ -38,11 +38,16 @@ class LabelFindings:
 
     @staticmethod
     def labels_of(gold: dict) -> list[str]:
-        """The labels a row counts for."""
+        """The labels that a gold answer counts for."""
         return [gold["label"]]
 
     def add(self, text: str, gold: dict | None, prediction: dict) -> None:
-        """Take in a row: its text, ``{"label"}`` or None, and ``{"label", "score"?, "scores"?}`` or ``{"error"}``."""
+        """Add one row.
+
+        Args:
+            gold: ``{"label"}``, None if unknown.
+            prediction: ``{"label", "score"?, "scores"?}``, or ``{"error"}``.
+        """
         self.rows += 1
         if "error" in prediction:
             self.failed += 1
@@ -53,8 +58,8 @@ class LabelFindings:
         chances = {
             label: chance for label, chance in prediction.get("scores", {}).items() if _finite(chance) is not None
         }
-        likely = sorted(chances, key=lambda label: -chances[label])[:_PROBABILITIES_SHOWN]
-        likely = [[self._number(label), round(chances[label], 4)] for label in likely]
+        most_likely = sorted(chances, key=lambda label: -chances[label])[:_PROBABILITIES_SHOWN]
+        likely = [[self._number(label), round(chances[label], 4)] for label in most_likely]
         shown_score = score and round(score, 4)
         row = [self.rows, text[:MOST_CHARACTERS], len(text), right, predicted, shown_score, likely, gold is not None]
         if gold is None:
@@ -69,7 +74,7 @@ class LabelFindings:
         if right == predicted:
             self.shown.add(RIGHT, row)
         else:
-            self.shown.add(WRONG, row, priority=score or 0.0)  # the most confident mistakes
+            self.shown.add(WRONG, row, priority=score or 0.0)  # the most confident mistakes first
 
     def _number(self, label: str | None) -> int:
         return -1 if label is None else self.numbers.setdefault(label, len(self.numbers))
@@ -81,7 +86,7 @@ class LabelFindings:
         return with_intervals(list(self.pairs.values()), partial(_scores, list(self.pairs), len(self.numbers)))
 
     def page(self) -> dict:
-        """Everything but the rows and the estimates, for the template."""
+        """What the template shows, except rows and estimates."""
         return {
             "kind": self.kind,
             "labels": list(self.numbers),
@@ -91,7 +96,7 @@ class LabelFindings:
         }
 
     def _by_label(self) -> list[dict]:
-        """Precision, recall, F1 and rows of each label that occurs, the most frequent first."""
+        """Precision, recall, F1 and counts of each label that occurs, the most frequent first."""
         gold, predicted = Counter(), Counter()
         for (right, answer), rows in self.pairs.items():
             gold[right] += rows
@@ -104,7 +109,7 @@ class LabelFindings:
         return sorted(figures, key=lambda figure: -figure["gold"])
 
     def _confusion(self) -> dict | None:
-        """Rows by gold and predicted label, for the most frequent labels; the rest are summed under -2."""
+        """Rows by gold and predicted label, for the most frequent labels; -2 is all others, -1 is no label."""
         if not self.pairs:
             return None
         frequency: Counter[int] = Counter()
@@ -129,7 +134,7 @@ class LabelFindings:
         }
 
     def _calibration(self) -> dict | None:
-        """The reliability diagram's bins, and the expected calibration error (Guo et al. 2017)."""
+        """Bins of the reliability diagram, and expected calibration error (Guo et al. 2017, arXiv 1706.04599)."""
         judged = sum(rows for rows, _, _ in self.bins)
         if not judged:
             return None
@@ -166,12 +171,12 @@ def by_label_figures(label: str, right: int, predicted: int, gold: int) -> dict:
 
 
 def _scores(pairs: list[tuple[int, int]], label_count: int, draws: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy and macro-F1 of each resample; ``draws[:, i]`` rows are of ``pairs[i]``."""
+    """Accuracy and macro-F1 of each resample; ``draws[:, i]`` is the number of rows with ``pairs[i]``."""
     import numpy as np
 
     golds, answers = np.array(pairs).T
     hits = golds == answers
-    gold, predicted, right = np.zeros((3, label_count + 1, len(draws)))  # the last label is the missing one, -1
+    gold, predicted, right = np.zeros((3, label_count + 1, len(draws)))  # the last place, -1, is for no label
     np.add.at(gold, golds, draws.T)
     np.add.at(predicted, answers, draws.T)
     np.add.at(right, golds[hits], draws.T[hits])

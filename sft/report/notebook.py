@@ -1,6 +1,6 @@
-"""What the notebooks look at: sentences with their entities marked, and what the model got wrong, as tables.
+"""Views for the notebooks: sentences with marked entities, and tables of the model's errors.
 
-Rows are those of `predict.py`'s output: ``{"text", "entities" or "label" and "score", "gold"}``.
+Rows are lines of `predict.py`'s output: ``{"text", "entities" or "label" and "score", "gold"}``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from sft.report.strings import STRINGS
 if TYPE_CHECKING:
     import pandas as pd
 
-CHARACTERS_SHOWN = 60  # of a text in a table
+CHARACTERS_SHOWN = 60  # of a text, in a table
 COLOURS = ("#ffd8a8", "#b2f2bb", "#a5d8ff", "#eebefa", "#ffec99", "#99e9f2", "#ffc9c9", "#d0bfff")
 MARK = "background:{};color:#111;border-radius:4px;padding:2px 4px;margin:0 1px"
 
 
 class Marked:
-    """HTML that a notebook shows."""
+    """HTML that a notebook displays."""
 
     def __init__(self, content: str) -> None:
         self._content = content
@@ -31,11 +31,11 @@ class Marked:
 
 
 def marked_entities(rows: Sequence[dict], labels: Sequence[str]) -> Marked:
-    """Sentences with their entities marked, a colour a label; where gold says otherwise, it stands below.
+    """Sentences with their entities marked, one colour for each label. Gold is shown below where it differs.
 
     Args:
-        rows: predictions, or raw rows or records: anything with ``text`` and ``entities`` of start, end and label.
-        labels: the task's labels; they decide the colours.
+        rows: predictions or records: anything with ``text`` and ``entities``, each with start, end and label.
+        labels: the task's labels; their order decides the colours.
     """
     colours = {label: COLOURS[number % len(COLOURS)] for number, label in enumerate(labels)}
     lines = []
@@ -50,7 +50,7 @@ def marked_entities(rows: Sequence[dict], labels: Sequence[str]) -> Marked:
 def _marked(text: str, entities: Sequence[dict], colours: dict[str, str]) -> str:
     parts, last = [], 0
     for entity in sorted(entities, key=lambda entity: (entity["start"], -entity["end"])):
-        if entity["start"] < last:  # inside another one
+        if entity["start"] < last:  # overlaps the previous entity
             continue
         parts.append(html.escape(text[last : entity["start"]]))
         surface, label = text[entity["start"] : entity["end"]], entity["label"]
@@ -61,7 +61,7 @@ def _marked(text: str, entities: Sequence[dict], colours: dict[str, str]) -> str
 
 
 def span_error_table(rows: Sequence[dict]) -> pd.DataFrame:
-    """Every error of predicted spans with its kind, the surest first. Columns: 错误 正确 预测 把握 原文."""
+    """All span errors with their kind, the most confident first. Columns: 错误 正确 预测 把握 原文."""
     import pandas as pd
 
     columns = ["错误", "正确", "预测", "把握", "原文"]
@@ -75,7 +75,7 @@ def span_error_table(rows: Sequence[dict]) -> pd.DataFrame:
 
 
 def wrong_rows(rows: Sequence[dict]) -> list[dict]:
-    """The rows of which any predicted span is wrong or any gold one is missed."""
+    """The rows with a wrong predicted span or a missed gold span."""
     return [row for row in rows if spans_of(row["gold"]) != spans_of(row)]
 
 
@@ -84,7 +84,7 @@ def _shown(text: str, span: Span | None) -> str:
 
 
 def label_error_table(rows: Sequence[dict]) -> pd.DataFrame:
-    """Every row with a wrong label, the surest first. Columns: 预测 正确 把握 正文."""
+    """All rows with a wrong label, the most confident first. Columns: 预测 正确 把握 正文."""
     import pandas as pd
 
     lines = [
@@ -97,7 +97,7 @@ def label_error_table(rows: Sequence[dict]) -> pd.DataFrame:
 
 
 def confusion_table(rows: Sequence[dict]) -> pd.DataFrame:
-    """How often each gold label (a line) was predicted as each label (a column)."""
+    """How often each gold label (row of the table) was predicted as each label (column)."""
     import pandas as pd
 
     gold = pd.Series([row["gold"]["label"] for row in rows], name="正确")

@@ -1,7 +1,7 @@
-"""``report.html``: one self-contained page about a training run, or about predictions. No network, no torch.
+"""``report.html``: one self-contained page about a training run or about predictions. No network, no torch.
 
-Everything that comes from data is escaped by jinja2, in the page and in the JSON that its script reads; and the page's
-content security policy runs that one script and nothing else.
+jinja2 escapes everything that comes from data, in the HTML and in the JSON that the page's script reads. The page's
+content security policy allows that one script and nothing else.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-Fact = tuple[str, object]  # a key of STRINGS; a value as it is, or (key of STRINGS, its arguments)
+Fact = tuple[str, object]  # (key of STRINGS, value); a value is shown as it is, or is (key of STRINGS, arguments)
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-ROWS_BUDGET_BYTES = 1_500_000  # of a page that stays under 2 MB
+ROWS_BUDGET_BYTES = 1_500_000  # for the rows; the whole page stays under 2 MB
 CONVERSION_FIGURES = (
     "read", "converted", "rejected", "merged", "leaked", "repeated", "composed", "conflicts", "texts_on_both_sides",
 )  # fmt: skip
@@ -57,7 +57,7 @@ def check_report_path(path: Path) -> None:
 
 
 def add_lines(findings: Findings, lines: Iterable[bytes]) -> None:
-    """Take in output lines of a prediction, as `sft.prediction.rows.to_output` has them, in JSON."""
+    """Add output lines of `predict.py`, each one JSON object, to ``findings``."""
     for line in lines:
         row = orjson.loads(line)
         findings.add(row.get("text", ""), row.get("gold"), row)
@@ -110,8 +110,8 @@ def write_page(path: Path, page: dict, split: str | None, findings: Findings | N
     """Write a page, whole or not at all.
 
     Args:
-        page: what the template shows beside the findings: kind, name, facts, scores, charts, data, settings.
-        split: the key of what the findings are about.
+        page: what the template shows besides the findings: kind, name, facts, scores, charts, data, settings.
+        split: the key in ``page["scores"]`` of the predictions that the findings are about.
 
     Raises:
         InputError: it cannot be written.
@@ -122,7 +122,7 @@ def write_page(path: Path, page: dict, split: str | None, findings: Findings | N
 
 
 def render(page: dict, split: str | None, findings: Findings | None) -> str:
-    """The page as HTML; see `write_page`."""
+    """The page as HTML; arguments as in `write_page`."""
     environment = _environment()
     found, rows, shown = None, [], {}
     if findings is not None:
@@ -152,7 +152,7 @@ def render(page: dict, split: str | None, findings: Findings | None) -> str:
 
 
 def _for_script(page: dict, found: dict | None, rows: list[list]) -> dict:
-    """What the page's script reads."""
+    """The data that the page's script reads."""
     charts = page["charts"] or {}
     return {
         "strings": STRINGS,
@@ -196,7 +196,7 @@ def _compact_json(value: object) -> str:
 
 
 def _translated(key: str, **arguments: object) -> Markup:
-    """Words in Chinese, with what the page's script needs to say them in English."""
+    """A string in Chinese, with what the page's script needs to show it in English."""
     from markupsafe import Markup
 
     if not arguments:
@@ -210,12 +210,12 @@ def _words(key: str, arguments: dict[str, object]) -> str:
 
 
 def _source(name: str) -> Markup:
-    """A file of ours that goes into the page as it is."""
+    """A file of this folder that goes into the page unescaped."""
     from markupsafe import Markup
 
     return Markup((HERE / name).read_text(encoding="utf-8"))
 
 
 def figure(number: float) -> str:
-    """A count with its thousands set apart."""
+    """A count with thousands separators."""
     return f"{number:,}"

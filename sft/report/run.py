@@ -1,4 +1,4 @@
-"""``report.html`` of a training run: what the page says, put together from what the run left."""
+"""``report.html`` of a training run: its content, from what the run left behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from sft.tasks.classification import Classification
     from sft.tasks.ner import Ner
 
-SPLIT_OF = {"before": "validation", "after": "validation", "test": "test"}  # of each evaluation, in order
+SPLIT_OF = {
+    "before": "validation",
+    "after": "validation",
+    "test": "test",
+}  # evaluation → split, in the order of the page
 SCORE_CURVES = ("eval_f1", "eval_accuracy", "eval_macro_f1", "eval_precision", "eval_recall")
 LINES_NAMED = 20
 # The settings that people compare runs by, under the names of their flags.
@@ -91,12 +95,12 @@ def write_run_report(
     facts: RunFacts,
     settings: Mapping[str, object],
 ) -> None:
-    """Write the page of a run that is otherwise finished.
+    """Write ``report.html`` into ``output_dir``. ``metrics.jsonl`` is read from there.
 
     Args:
-        predictions: of the validation records ``before`` and ``after`` training, and of the ``test`` records, as far
-            as there are any; the last of them is shown row by row.
-        results: what the run prints: ``train_runtime`` in seconds, ``epoch``, ``executed_tokens``,
+        predictions: of the validation records ``before`` and ``after`` training and of the ``test`` records; any of
+            them can be missing. The last one is shown row by row.
+        results: the run's results: ``train_runtime`` in seconds, ``epoch``, ``executed_tokens``,
             ``logical_tokens``, ``peak_memory_bytes``.
         settings: the run's settings by name; those in ``SETTINGS`` are shown.
 
@@ -110,7 +114,9 @@ def write_run_report(
         if evaluation in predictions
     }
     scores = {evaluation: found.estimates() for evaluation, found in findings.items()}
-    if "before" not in scores and (at_start := _scores_at_start(metrics)):  # a resumed run has only these
+    if "before" not in scores and (
+        at_start := _scores_at_start(metrics)
+    ):  # a resumed run has no predictions from before
         scores = {"before": at_start} | scores
     page = {
         "kind": "report_run",
@@ -137,7 +143,7 @@ def _find(task: Classification | Ner, records: Sequence[dict], predictions: Sequ
 
 
 def _scores_at_start(metrics: Sequence[dict]) -> dict[str, tuple[float, None, None]]:
-    """Scores of the evaluation before the first step, without intervals."""
+    """Scores of the evaluation before the first step; (value, None, None), as there is no interval."""
     first = next((row for row in metrics if row["step"] == 0 and "eval_loss" in row), {})
     names = ("f1", "precision", "recall", "accuracy", "macro_f1")
     return {name: (first[f"eval_{name}"], None, None) for name in names if first.get(f"eval_{name}") is not None}
@@ -160,7 +166,7 @@ def _facts(data: RunData, results: Mapping[str, float], facts: RunFacts) -> list
 
 
 def _describe_data(task: Classification | Ner, data: RunData) -> dict:
-    """Lengths with the cut, label balance, and what conversion did."""
+    """Lengths, label balance, and the conversion's report."""
     ordered, max_length = sorted(data.lengths.tokens), data.lengths.max_length
     labels_of = findings_of(task).labels_of
     counts = {
@@ -186,7 +192,7 @@ def _describe_data(task: Classification | Ner, data: RunData) -> dict:
 
 
 def _shortened(lengths: Lengths) -> tuple[str, dict[str, str]]:
-    """What to say about rows that were too long: a key of the strings, and what it needs."""
+    """What to say about rows that were too long: a key of STRINGS and its arguments."""
     shortened = lengths.shortened_lines
     if not shortened:
         return "none_cut", {}

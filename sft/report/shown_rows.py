@@ -1,4 +1,4 @@
-"""Which rows of a long stream a report shows: bounded memory, the same choice every time, and an account of it."""
+"""Which rows of a long stream a report shows. Memory is bounded, and the choice is deterministic."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import heapq
 import random
 from collections.abc import Callable
 
-MOST_KEPT = 4000  # of each group, while rows come in
+MOST_KEPT = 4000  # rows of each group in memory
 WRONG, RIGHT, UNJUDGED = "wrong", "right", "unjudged"
-_SHARE_OF_WRONG = 0.85  # of the bytes, where both groups have more rows than there is room for
+_SHARE_OF_WRONG = 0.85  # of the bytes, if both groups have more rows than fit
 
 
 class ShownRows:
-    """Keeps at most ``MOST_KEPT`` rows of each group: those of the highest priority, else a sample."""
+    """Keeps at most ``MOST_KEPT`` rows of each group: those with the highest priority, or a random sample."""
 
     def __init__(self, seed: int = 42) -> None:
         self._random = random.Random(seed)
@@ -20,7 +20,7 @@ class ShownRows:
         self.seen = dict.fromkeys(self._kept, 0)
 
     def add(self, group: str, row: list, priority: float | None = None) -> None:
-        """Take in one row; without ``priority`` every row of the group has the same chance to be shown."""
+        """Add one row. Without ``priority`` every row of the group is equally likely to be kept."""
         self.seen[group] += 1
         entry = (self._random.random() if priority is None else priority, -sum(self.seen.values()), row)
         kept = self._kept[group]
@@ -30,11 +30,11 @@ class ShownRows:
             heapq.heappushpop(kept, entry)
 
     def chosen(self, budget_bytes: int, size_bytes: Callable[[list], int]) -> tuple[list[list], dict[str, dict]]:
-        """The rows to show, in their order in the stream, and ``{group: {"seen", "shown"}}``.
+        """The rows to show, in the order of the stream, and ``{group: {"seen", "shown"}}``.
 
         Args:
-            budget_bytes: what all rows together may take.
-            size_bytes: what a row takes.
+            budget_bytes: the most that all rows together may take.
+            size_bytes: the size of one row.
         """
         chosen: list[tuple[int, list]] = []
         shown = {}

@@ -1,4 +1,4 @@
-"""What is wrong with predicted spans: one definition of how they are matched with the gold ones."""
+"""Kinds of error in predicted spans, and how predicted spans are paired with gold ones."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
-# In the order in which gold and predicted spans are paired; a span is in one pair at most.
+# Spans are paired in this order; a span is in at most one pair.
 PAIRED_KINDS = (
     "wrong_label",  # the same ends, another label
     "wrong_boundary",  # the same label, overlapping with other ends
     "wrong_both",  # overlapping, with other ends and another label
 )
-MISSED, INVENTED = "missed", "invented"  # a gold span, a predicted span, that is in no pair
+MISSED, INVENTED = "missed", "invented"  # a gold span and a predicted span without a pair
 KINDS = (MISSED, INVENTED, *PAIRED_KINDS)
 
 Span = tuple[int, int, str]  # start, end (exclusive), label
 
 
 class SpanError(NamedTuple):
-    """One error; ``gold`` is None where it is invented, ``predicted`` where it is missed."""
+    """One error; ``gold`` is None for an invented span, ``predicted`` is None for a missed one."""
 
     kind: str
     gold: Span | None
@@ -37,11 +37,11 @@ def spans_of(result: dict) -> list[Span]:
 
 
 def span_errors(gold: Sequence[Span], predicted: Sequence[Span]) -> list[SpanError]:
-    """The errors of one row, from left to right; spans that agree in ends and label are none.
+    """The errors of one row, from left to right. A predicted span with gold ends and label is right.
 
-    Of the spans left over, those with the same ends are paired first, then overlapping ones of the same label, then
-    overlapping ones; within each kind the larger overlap first, then the leftmost. So, with a span counted once,
-    gold = right + pairs + missed, and predicted = right + pairs + invented.
+    The remaining spans are paired: first those with the same ends, then overlapping ones with the same label, then
+    other overlapping ones. Within a kind, the larger overlap comes first, then the leftmost. Every span counts once:
+    gold = right + pairs + missed, predicted = right + pairs + invented.
     """
     right = set(gold) & set(predicted)
     gold_left = sorted(set(gold) - right)

@@ -16,17 +16,17 @@ from sft.report.span_errors import KINDS, Span, span_errors, span_of, spans_of
 if TYPE_CHECKING:
     import numpy as np
 
-MOST_CHARACTERS = 2000  # shown of a text
+MOST_CHARACTERS = 2000  # of a text are shown
 
-# For each label with any: (label, right, predicted, gold) of one row
+# (label, right, predicted, gold) of one row, for each label that the row has
 RowCounts = tuple[tuple[int, int, int, int], ...]
 
 
 class SpanFindings:
-    """Collects rows one at a time; memory grows only with the number of different counts a row can have.
+    """Collects predictions row by row; memory grows only with the number of different counts that rows have.
 
     Args:
-        labels: the task's labels, in the order of the page; others that turn up come after them.
+        labels: the task's labels, in the order of the page; labels that only appear in the data come after them.
     """
 
     kind = "spans"
@@ -35,17 +35,24 @@ class SpanFindings:
         self.numbers = {label: number for number, label in enumerate(labels)}
         self.rows = self.failed = 0
         self.row_counts: Counter[RowCounts] = Counter()
-        self.errors: Counter[tuple[str, str]] = Counter()  # (kind, label); the gold label where there is one
-        self.rows_with: Counter[str] = Counter()  # kind → rows that have it
+        self.errors: Counter[tuple[str, str]] = (
+            Counter()
+        )  # by (kind, label): the gold label, or for an invented span the predicted one
+        self.rows_with: Counter[str] = Counter()  # by kind
         self.shown = ShownRows()
 
     @staticmethod
     def labels_of(gold: dict) -> list[str]:
-        """The labels a row counts for."""
+        """The labels that a gold answer counts for."""
         return [entity["label"] for entity in gold["entities"]]
 
     def add(self, text: str, gold: dict | None, prediction: dict) -> None:
-        """Take in one row: its text, ``{"entities"}`` or None, and ``{"entities"}`` or ``{"error"}``."""
+        """Add one row.
+
+        Args:
+            gold: ``{"entities"}``, None if unknown.
+            prediction: ``{"entities"}``, each with an optional ``score``, or ``{"error"}``.
+        """
         self.rows += 1
         if "error" in prediction:
             self.failed += 1
@@ -90,7 +97,7 @@ class SpanFindings:
         return tuple((label, *counts[label]) for label in sorted(counts))
 
     def estimates(self) -> dict[str, Estimate]:
-        """F1 and its like, as `sft.tasks.metrics.span_metrics` defines them, with intervals; empty without gold."""
+        """The scores of `sft.tasks.metrics.span_metrics` over all labels, with intervals; empty without gold."""
         if not self.row_counts:
             return {}
         return with_intervals(
@@ -98,7 +105,7 @@ class SpanFindings:
         )
 
     def page(self) -> dict:
-        """Everything but the rows and the estimates, for the template."""
+        """What the template shows, except rows and estimates."""
         return {
             "kind": self.kind,
             "labels": list(self.numbers),
@@ -107,7 +114,7 @@ class SpanFindings:
         }
 
     def _by_label(self) -> list[dict]:
-        """Precision, recall, F1 and spans of each label that occurs, the most frequent first."""
+        """Precision, recall, F1 and counts of each label that occurs, the most frequent first."""
         totals = {number: [0, 0, 0] for number in self.numbers.values()}
         for counts, rows in self.row_counts.items():
             for label, *figures in counts:
@@ -118,7 +125,7 @@ class SpanFindings:
         return sorted(figures, key=lambda figure: -figure["gold"])
 
     def _errors(self) -> dict | None:
-        """How many errors there are of each kind, by label and in all, and in how many rows."""
+        """The number of errors of each kind, in total, by label, and in how many rows; None without gold."""
         if not self.row_counts:
             return None
         labels = [label for label in self.numbers if any(self.errors[kind, label] for kind in KINDS)]
@@ -141,7 +148,7 @@ def _rounded(score: float | None) -> float | None:
 
 
 def _scores(kinds: list[RowCounts], label_count: int, draws: np.ndarray) -> dict[str, np.ndarray]:
-    """Micro precision, recall, F1 and macro-F1 of each resample; ``draws[:, i]`` rows have the counts ``kinds[i]``."""
+    """Micro scores and macro-F1 of each resample; ``draws[:, i]`` is the number of rows with ``kinds[i]``."""
     import numpy as np
 
     features = np.zeros((len(kinds), label_count, 3))

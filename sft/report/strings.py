@@ -1,10 +1,10 @@
-"""Every word of a report that is not data: Chinese, which it opens in, and English."""
+"""All text of a report that is not data: (Chinese, English). A page opens in Chinese."""
 
 from __future__ import annotations
 
 from sft.tasks.metrics import METRIC_NAMES
 
-_SCORES = {  # headings here begin with a capital letter
+_SCORES = {  # with a capital letter, as headings
     name: (chinese, english[0].upper() + english[1:])
     for name, (chinese, english) in METRIC_NAMES.items()
     if name != "loss"  # here it is the training loss

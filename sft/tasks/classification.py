@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar
 
-from sft.errors import InputError, RowError
+from sft.errors import RowError
 from sft.tasks import metrics
-from sft.text import clean_text, read_literal
+from sft.tasks.options import clean_label, read_options
+from sft.text import clean_text
 
 SYSTEM_PROMPT = (
     "你是一个文本分类领域的专家，你会接收到几个分类选项和一段文本，请从选项中选出文本的正确类型，只输出类型本身。"
@@ -56,13 +54,13 @@ class Classification:
         label = raw.get("output")
         if type(label) is not str:
             raise RowError("output", "缺少标签" if label is None else f"应是字符串，实际是 {type(label).__name__}")
-        label = _clean_label(label)
+        label = clean_label(label)
         if not label:
             raise RowError("output", "标签是空的")
         category = raw.get("category")
         if category is None or category == "":
             return {"text": text, "label": label}
-        options = _read_category(category)
+        options = read_options(category)
         if label not in options:
             raise RowError("output", f"标签 {label!r} 不在选项 {'、'.join(options)} 里")
         return {"text": text, "options": options, "label": label}
@@ -77,7 +75,7 @@ class Classification:
             options = row.get("options")
             options = list(options) if isinstance(options, tuple) else options
             row = {"text": row["text"], "category": options, "output": row.get("label")}
-        options = {"options": _read_category(row["category"])} if row.get("category") else {}
+        options = {"options": read_options(row["category"])} if row.get("category") else {}
         if row.get("output") is None:
             return options
         try:
@@ -168,50 +166,3 @@ class Classification:
     def metrics(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
         """Accuracy, macro-F1 and per-label F1; a missing label counts as wrong."""
         return metrics.label_metrics(counts)
-
-
-def options_from_flag(value: str) -> tuple[str, ...]:
-    """The labels of ``体育,军事`` (or 、 or a JSON list).
-
-    Raises:
-        InputError: an empty label, or one that stands twice.
-    """
-    try:
-        parts = read_literal(value) if value.lstrip().startswith("[") else re.split("[,，、]", value)
-        options = _clean_options(parts)
-    except (RowError, ValueError) as error:
-        raise InputError(f"--options：读不出选项 {value[:60]!r}；应如 体育,军事,经济") from error
-    if len(options) < len(parts):
-        raise InputError("--options：有重复的标签；应如 体育,军事,经济")
-    return options
-
-
-def _read_category(category: object) -> tuple[str, ...]:
-    """The options of a row: a list, or one written as a string."""
-    return _read_options(category) if type(category) is str else _clean_options(category)
-
-
-@lru_cache(maxsize=1 << 16)  # the same few labels in ever new order: 1,427 lists in 4,000 rows of court data
-def _read_options(category: str) -> tuple[str, ...]:
-    """The options of a JSON list or a Python list written as a string, such as ``"['Military', 'Space']"``."""
-    try:
-        return _clean_options(read_literal(category))
-    except ValueError:
-        raise RowError("category", f"不是列表：{category[:60]!r}") from None
-
-
-def _clean_options(options: object) -> tuple[str, ...]:
-    if type(options) is not list:
-        raise RowError("category", f"应是列表，实际是 {type(options).__name__}")
-    try:
-        cleaned = tuple(dict.fromkeys(map(_clean_label, options)))
-    except TypeError:
-        raise RowError("category", "列表里应只有字符串") from None
-    if not cleaned or "" in cleaned:
-        raise RowError("category", "选项是空的")
-    return cleaned
-
-
-@lru_cache(maxsize=4096)
-def _clean_label(label: str) -> str:
-    return unicodedata.normalize("NFC", label).strip()

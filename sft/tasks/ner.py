@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -13,12 +12,10 @@ from typing import ClassVar
 
 from sft.errors import RowError
 from sft.tasks import metrics
+from sft.tasks.entity_lines import NO_ENTITY, entity_line, read_entity
 from sft.text import clean_text, shifted_offsets
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
-NO_ENTITY = "没有找到任何实体"
-_quoted = json.JSONEncoder(ensure_ascii=False).encode  # of a string; five times faster than json.dumps
-
 PROBLEMS = ("invalid", "unknown_label", "invented", "repeated", "out_of_order")  # see `Ner.parse`
 
 SENTENCE_END = re.compile(r"[。！？!?…\n]+[”’」』）)\"']*")
@@ -35,11 +32,6 @@ def system_prompt(labels: Sequence[str]) -> str:
         "要求：1. 每一行都必须是正确的 json 字符串；2. 实体必须是句子中的原文；"
         f"3. 找不到任何实体时，输出“{NO_ENTITY}”。"
     )
-
-
-def entity_line(text: str, label: str) -> str:
-    """One entity as one line of the answer."""
-    return f'{{"entity_text": {_quoted(text)}, "entity_label": {_quoted(label)}}}'
 
 
 @dataclass(frozen=True)
@@ -177,7 +169,7 @@ class Ner:
         text, cursor = record["text"], 0
         lines = [] if answer.strip() == NO_ENTITY else answer.strip().split("\n")
         for number, line in enumerate(lines):
-            entity = _read_entity(line)
+            entity = read_entity(line)
             if entity is None:
                 problems["invalid"] += 1
                 continue
@@ -298,20 +290,6 @@ def _compare_surface(given: object, surface: str, text: str, start: int, end: in
         return
     hint = "；end_idx 应不含最后一个字" if text[start : end + 1] == given else ""
     raise RowError("entity_text", f"{given!r} 与文本 {start} 到 {end} 处的 {surface!r} 不符{hint}")
-
-
-def _read_entity(line: str) -> tuple[str, str] | None:
-    """``(text, label)`` of one answer line, None when it is not the agreed JSON object."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):  # no JSON, or an integer of thousands of digits
-        return None
-    if not isinstance(value, dict) or set(value) != {"entity_text", "entity_label"}:
-        return None
-    surface, label = value["entity_text"], value["entity_label"]
-    if not isinstance(surface, str) or not isinstance(label, str) or not surface:
-        return None
-    return surface, label
 
 
 def _first_free(surface: str, text: str, taken: Sequence[dict]) -> int | None:

@@ -69,11 +69,15 @@ class TaskSettings:
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise InputError(f"{path}：{name} 的类型不对（{str(value)[:60]!r}）；请重新转换或训练")
 
-    def to_bytes(self) -> bytes:
+    def to_json(self) -> dict:
         """The content of the file; what training has not set yet is left out."""
         added = {field.name: getattr(self, field.name) for field in _added_fields()}
         known = {name: value for name, value in added.items() if value is not None}
-        return json_bytes({"format_version": FORMAT_VERSION, **self.task.settings(), **known})
+        return {"format_version": FORMAT_VERSION, **self.task.settings(), **known}
+
+    def to_bytes(self) -> bytes:
+        """The file as bytes."""
+        return json_bytes(self.to_json())
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all.

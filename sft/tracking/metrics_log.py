@@ -1,4 +1,4 @@
-"""The rows of ``metrics.jsonl``: what training reported, one JSON line for each report, whole at any moment."""
+"""``metrics.jsonl``: everything that training logged, one JSON line for each log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _plain(value: object) -> int | float | str | bool | None:
 
 
 def append_row(path: Path, row: Mapping[str, object]) -> None:
-    """Append one row; it is on its way to the disk when this returns.
+    """Append one row; it is handed to the operating system when this returns.
 
     Raises:
         RunError: it cannot be written.
@@ -44,7 +44,7 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows so far; none when there is no file. A last line cut off by a kill is left out."""
+    """The rows so far; empty if there is no file. A line that was cut off when a run was killed is skipped."""
     if not path.is_file():
         return []
     rows = []
@@ -57,7 +57,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def keep_rows(path: Path, last_step: int) -> None:
-    """Drop the rows beyond ``last_step``: the resumed run will write them again.
+    """Drop the rows after ``last_step``: the resumed run writes them again.
 
     Raises:
         InputError: it cannot be written.

@@ -1,4 +1,4 @@
-"""A run's metrics and sample predictions → SwanLab once more: of one trained offline or on another machine.
+"""Send a finished run's metrics and sample predictions to SwanLab again: after training offline or elsewhere.
 
 python -m sft.tracking.replay output/Qwen2
 python -m sft.tracking.replay output/Qwen2 --swanlab_mode cloud --swanlab_experiment 新机器
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; the flags are the training scripts' own."""
+    """Parse the command line; the flags have the names of the training scripts."""
     parser = Parser(
         prog="python -m sft.tracking.replay",
         description="把训练留下的 metrics.jsonl 再记进 SwanLab 一次：离线训练的、没用 SwanLab 的、从别的机器拷来的",
@@ -52,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None, log_dir: Path) -> None:
-    """Report every row of ``output_dir/metrics.jsonl`` as training did, each at its own step, as one new experiment.
+    """Send every row of ``output_dir/metrics.jsonl`` as training did, each at its own step, as a new experiment.
 
     Raises:
         InputError: there are no rows.
-        RunError: SwanLab took none of them, or not all.
+        RunError: SwanLab did not take all of them.
     """
     path = output_dir / METRICS_FILE
     rows = read_metrics(path)
@@ -83,7 +83,7 @@ def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None,
 
 
 def settings_of(output_dir: Path) -> dict:
-    """What a finished run left of its settings; of an unfinished one only where it is."""
+    """The settings in a finished run's ``task.json``, and the output folder; only the latter if unfinished."""
     task_file = output_dir / TASK_FILE
     settings = read_json(task_file) if task_file.is_file() else {}
     return {name: value for name, value in settings.items() if name != "system_prompt"} | {

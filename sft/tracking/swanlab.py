@@ -1,6 +1,6 @@
-"""SwanLab as a guest of the run: which mode, the start, the end. A fault of the tracker's never stops training.
+"""Tracking a run with SwanLab: choose a mode, start, log, finish. An error in SwanLab never stops training.
 
-SwanLab's own Trainer callback is used; the one in transformers fails with the SwanLab of today. Nothing here listens
+This uses SwanLab's own Trainer callback; the one in transformers fails with the current SwanLab. Nothing here listens
 on a port, asks for a login, or writes to stdout.
 """
 
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 PROJECT = "chinese-llm-sft"  # the default project name
 MODES = ("auto", "cloud", "local", "offline", "disabled")
-# What to try when a mode does not start.
+# Modes to try in turn if the first does not start.
 FALLBACKS = {"cloud": ("cloud", "local", "offline"), "local": ("local", "offline"), "offline": ("offline",)}
-SAMPLES = "预测样例"  # what sample predictions are called
+SAMPLES = "预测样例"  # the name of the sample predictions
 PROJECT_NAME = re.compile(r"[0-9A-Za-z_\-+.]{1,100}")
 PROBE_SECONDS = 5
 START_SECONDS = 40
@@ -37,17 +37,17 @@ FINISH_SECONDS = 60
 
 
 class StillRunning(Exception):
-    """A call of SwanLab's that did not return in time; it goes on in its thread."""
+    """A call of SwanLab did not return in time; it still runs in its thread."""
 
 
 class Tracking:
-    """One tracked run. Every method is safe to call at any time, whatever SwanLab does; off, they do nothing.
+    """One tracked run. Every method is safe to call at any time and never raises; when disabled, it does nothing.
 
     Attributes:
-        mode: ``cloud``, ``local``, ``offline`` or ``disabled``: where the run is really recorded.
-        where: the same for a person, with what to type to see it.
+        mode: ``cloud``, ``local``, ``offline`` or ``disabled``: where the run is actually recorded.
+        where: the same in words, with the command that shows it.
         callback: for ``trainer.add_callback``.
-        is_logging: whether SwanLab still takes what it is given.
+        is_logging: False when disabled, finished, or after an error in SwanLab.
     """
 
     def __init__(self, mode: str, log_dir: Path, callback: TrainerCallback | None = None) -> None:
@@ -63,27 +63,27 @@ class Tracking:
         self._finished = mode == "disabled"
 
     def log_texts(self, name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
-        """Log ``(caption, text)`` pairs, such as sample predictions, under one name."""
+        """Log ``(caption, text)`` pairs, for example sample predictions, under one name."""
         self.attempt(_log_texts, name, texts, step)
 
     def replay(self, rows: Sequence[dict]) -> None:
-        """Log rows of a ``metrics.jsonl`` again, each at its own step."""
+        """Log rows of ``metrics.jsonl``, each at its own step."""
         self.attempt(_replay, rows)
 
     def attempt(self, action: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        """Call a function of SwanLab's; what it raises is reported once and switches the tracker off."""
+        """Call a function of SwanLab; an exception is logged once and switches tracking off."""
         if not self.is_logging:
             return
         try:
             action(*args, **kwargs)
-        except Exception as error:  # whatever it is, hours of training are worth more than their curve
+        except Exception as error:  # any error: hours of training are worth more than their curve
             self.is_logging = False
             logger.warning("SwanLab 出错，此后不再记录（训练继续，指标照常写入 metrics.jsonl）：%s", _with_type(error))
 
     def finish(self, state: str = "success") -> None:
-        """Close the run as ``success``, ``crashed`` or ``aborted``; later calls do nothing.
+        """End the run as ``success``, ``crashed`` or ``aborted``; later calls do nothing.
 
-        Not for use inside a signal handler: raise there, and call this where the exception is handled.
+        Do not call this in a signal handler: raise there, and call this where the exception is handled.
         """
         self.is_logging = False
         if self._finished:
@@ -91,27 +91,27 @@ class Tracking:
         self._finished = True
         reason = None if state == "success" else state  # without a reason the local dashboard shows success
         try:
-            _call(_finish, FINISH_SECONDS, state, reason)
+            _call_in_thread(_finish, FINISH_SECONDS, state, reason)
         except StillRunning:
             logger.warning("SwanLab %d 秒内没有收尾，不再等它", FINISH_SECONDS)
-        except Exception as error:  # as in attempt
+        except Exception as error:  # any error, as in attempt
             logger.warning("SwanLab 没能正常收尾：%s", _with_type(error))
 
 
 def start_tracking(
     *, mode: str, project: str, experiment: str | None, log_dir: Path, config: dict, metrics_path: Path
 ) -> Tracking:
-    """Start a SwanLab run as ``--swanlab_mode`` asks, or the nearest that works, and say on the log why it is another.
+    """Start a SwanLab run in the mode that was asked for, or the nearest one that works; the log says why.
 
     Args:
         mode: one of ``MODES``.
-        project, experiment: the names SwanLab shows; without an experiment name SwanLab makes one up.
-        log_dir: where runs are kept, ``swanlog`` by default of SwanLab's.
-        config: the run's settings, shown beside its curves; those that are None are left out.
-        metrics_path: the run's ``metrics.jsonl``; a resumed run shows its rows again.
+        project, experiment: the names that SwanLab shows; None lets SwanLab choose an experiment name.
+        log_dir: where SwanLab keeps runs on this machine.
+        config: the run's settings, shown beside its curves; values of None are left out.
+        metrics_path: the run's ``metrics.jsonl``; a resumed run sends its rows again.
 
     Raises:
-        InputError: no such mode, or a project name SwanLab does not take.
+        InputError: no such mode, or a project name that SwanLab does not accept.
     """
     if mode not in MODES:
         raise InputError(f"--swanlab_mode {mode}：应是 {'、'.join(MODES)} 之一")
@@ -123,7 +123,7 @@ def start_tracking(
         return _untracked(log_dir)
     try:
         resolved, reason = resolve_mode(mode)
-    except Exception as error:  # as in Tracking.attempt: SwanLab is missing, or its settings are broken
+    except Exception as error:  # any error: SwanLab is missing, or its settings are broken
         logger.warning("SwanLab 用不了，本次只记 metrics.jsonl：%s", _with_type(error))
         return _untracked(log_dir)
     if reason:
@@ -133,8 +133,8 @@ def start_tracking(
             return _start(candidate, project, experiment, log_dir, config, metrics_path)
         except StillRunning:
             logger.warning("SwanLab %d 秒内没有启动（%s）", START_SECONDS, candidate)
-            break  # it holds SwanLab's lock; another attempt would wait for it
-        except Exception as error:  # as in Tracking.attempt
+            break  # the call still holds SwanLab's lock; another one would wait for it
+        except Exception as error:  # any error, as in Tracking.attempt
             logger.warning("SwanLab 启动失败（%s）：%s", candidate, _with_type(error))
     if resolved != "disabled":
         logger.warning("SwanLab 用不了，本次只记 metrics.jsonl")
@@ -142,11 +142,11 @@ def start_tracking(
 
 
 def resolve_mode(requested: str) -> tuple[str, str]:
-    """The mode to use for ``requested``, and why it is another one than was wanted (empty when it is not).
+    """The mode to use for ``requested``, and the reason if it is a different one (otherwise empty).
 
-    ``auto`` is what SwanLab was configured to (``SWANLAB_MODE``, ``swanlab local`` …), else cloud when logged in, else
-    local. Cloud needs a login and an answer from the server within five seconds, local needs swanboard; otherwise the
-    next one takes its place.
+    ``auto`` is the mode that SwanLab is configured to use (``SWANLAB_MODE``, ``swanlab local`` …); otherwise cloud if
+    logged in, otherwise local. Cloud needs a login and an answer from the server within five seconds, otherwise it
+    becomes local. Local needs swanboard, otherwise it becomes offline.
     """
     import swanlab
 
@@ -167,14 +167,14 @@ def resolve_mode(requested: str) -> tuple[str, str]:
 
 
 def _configured_mode(settings) -> str | None:
-    """The mode the user gave to SwanLab itself, None when it is only SwanLab's default."""
+    """The mode that the user set in SwanLab itself; None if it is SwanLab's default."""
     if "mode" not in settings.model_fields_set:
         return None
     return "cloud" if settings.mode == "online" else settings.mode
 
 
 def _dashboard_installed() -> bool:
-    """Whether swanboard is there in the version that SwanLab insists on; in local mode it says so only by failing."""
+    """Whether swanboard is installed in the version that SwanLab requires. SwanLab itself only fails without it."""
     from importlib import metadata  # slow to import; the flags of training need only the names above
 
     try:
@@ -196,10 +196,10 @@ def _start(mode: str, project: str, experiment: str | None, log_dir: Path, confi
 
     from sft.tracking.callbacks import TrackingCallback
 
-    _call(_init, START_SECONDS, mode, project, experiment, log_dir, config)
-    swanlab.get_run()  # raises when init did not leave a run behind
+    _call_in_thread(_init, START_SECONDS, mode, project, experiment, log_dir, config)
+    swanlab.get_run()  # raises if init did not start a run
     tracking = Tracking(mode, log_dir)
-    # The settings shown are `config`: all of transformers', two hundred, would bury them.
+    # Show `config` only: the two hundred settings of transformers would hide it.
     tracking.callback = TrackingCallback(SwanLabCallback(log_config=False), tracking.attempt, metrics_path)
     return tracking
 
@@ -209,8 +209,8 @@ def _init(mode: str, project: str, experiment: str | None, log_dir: Path, config
 
     settings = swanlab.Settings(
         interactive=False,
-        terminal={"proxy_type": "stderr"},  # logs are on stderr; stdout belongs to results
-        probe={"git": False},  # the address of a git remote can hold a password
+        terminal={"proxy_type": "stderr"},  # logs go to stderr; stdout is for results
+        probe={"git": False},  # a git remote's URL can contain a password
     )
     swanlab.init(
         mode=mode,
@@ -232,7 +232,7 @@ def _finish(state: str, reason: str | None) -> None:
 def _log_texts(name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
     import swanlab
 
-    # Texts without captions break the local dashboard's page: it shows none of them.
+    # Without captions the local dashboard shows none of the texts.
     swanlab.log({name: [swanlab.Text(text, caption=caption) for caption, text in texts]}, step=step)
 
 
@@ -245,24 +245,24 @@ def _replay(rows: Sequence[dict]) -> None:
 
 
 def _quiet_stdout(swanlab) -> None:
-    """Send SwanLab's own messages to stderr for as long as the process lives."""
+    """Send SwanLab's own messages to stderr, until the process ends."""
     swanlab.pkg.console.c.stderr = True
 
 
-def _call(action: Callable[..., object], seconds: float, *args: Any) -> None:
-    """Call ``action`` in a thread for at most ``seconds``.
+def _call_in_thread(action: Callable[..., object], seconds: float, *args: Any) -> None:
+    """Call ``action`` in a thread and wait for at most ``seconds``.
 
-    A thread also keeps SwanLab's hands off the signal handlers, which it replaces when started in the main one.
+    SwanLab replaces signal handlers only when it is started in the main thread, so it is started in another.
 
     Raises:
-        StillRunning: it has not returned in time.
+        StillRunning: it did not return in time.
     """
     outcome: futures.Future = futures.Future()
 
     def work() -> None:
         try:
             outcome.set_result(action(*args))
-        except BaseException as error:  # handed to the caller, who decides
+        except BaseException as error:  # raised again in the caller's thread
             outcome.set_exception(error)
 
     with redirect_stdout(sys.stderr):

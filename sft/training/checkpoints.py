@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 MICRO_BATCH = "max_tokens_per_micro_batch"
 
 
-def seal(folder: Path, run: dict) -> None:
+def write_manifest(folder: Path, run: dict) -> None:
     """Flush every file of ``folder`` to disk and write its manifest, last."""
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -34,7 +34,7 @@ def seal(folder: Path, run: dict) -> None:
     write_json(folder / MANIFEST, {"run": run, "files": files})
 
 
-def fault(folder: Path) -> str | None:
+def problem(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None when it is whole."""
     try:
         manifest = orjson.loads((folder / MANIFEST).read_bytes())
@@ -54,7 +54,7 @@ def newest_whole(output_dir: Path) -> Path | None:
     """The checkpoint with the most steps that is whole; damaged ones are named in the log and passed over."""
     found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _step(path))]
     for _, path in sorted(found, reverse=True):
-        reason = fault(path)
+        reason = problem(path)
         if reason is None:
             return path
         logger.warning("%s：%s，跳过", path, reason)
@@ -65,11 +65,13 @@ def _step(path: Path) -> re.Match | None:
     return re.fullmatch(r"checkpoint-(\d+)", path.name)
 
 
-def to_resume(resume_from_checkpoint: str, output_dir: Path, run: dict) -> Path | None:
+def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict) -> Path | None:
     """The checkpoint that ``--resume_from_checkpoint`` (``true`` or a path) means, checked against this run.
 
-    ``run``'s micro-batch size, which decides rounding but not mathematics, becomes that of the checkpoint.
-    None when ``true`` finds no whole checkpoint: a run killed before its first one starts over, said in the log.
+    None when ``true`` finds no whole checkpoint: a run killed before its first one starts over; the log says so.
+
+    Args:
+        identity: what decides the result of this run, see `sft.training.run.run_identity`.
 
     Raises:
         InputError: the one named is damaged, or it belongs to other data, another model or other settings.
@@ -81,14 +83,24 @@ def to_resume(resume_from_checkpoint: str, output_dir: Path, run: dict) -> Path 
             return None
     else:
         checkpoint = Path(resume_from_checkpoint)
-        reason = fault(checkpoint)
+        reason = problem(checkpoint)
         if reason is not None:
             raise InputError(f"{checkpoint}：{reason}，不能续训；用 --resume_from_checkpoint true 选最新的完整检查点")
-    saved = read_json(checkpoint / MANIFEST)["run"]
-    run[MICRO_BATCH] = saved.get(MICRO_BATCH, run.get(MICRO_BATCH))  # another machine's memory changes nothing
-    if changed := differences(saved, run):
+    saved = saved_run(checkpoint)
+    saved.pop(MICRO_BATCH, None)  # it decides rounding, not mathematics; `open_run` takes it over
+    if changed := differences(saved, identity):
         raise InputError(f"{checkpoint}：与这次运行不一致（{changed}）；请改回原来的设置，或去掉续训从头开始")
     return checkpoint
+
+
+def saved_run(checkpoint: Path) -> dict:
+    """What the checkpoint's manifest says about its run."""
+    return read_json(checkpoint / MANIFEST)["run"]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was taken."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def remove_leftovers(output_dir: Path) -> None:

@@ -1,12 +1,117 @@
-"""How much memory this process has taken at most."""
+"""Memory of a training step: how much it will take, how many tokens fit at once, how much it took."""
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import torch
+from safetensors import safe_open
+
+from sft.engine.loss import CHUNK_LOGITS
+from sft.training.arguments import Arguments
+
+# One long row must fit anyway; above the larger figure a bigger micro-batch is no faster.
+MICRO_BATCH_TOKENS = (1024, 16384)
+CPU_MICRO_BATCH_TOKENS = 4096
+# glibc gives larger blocks back to the system at once, and every new tensor then pays for fresh pages: a quarter
+# slower at 1.5B.
+CPU_REUSED_BYTES = 2**25
+HEAD = "lm_head"  # if this layer is trained, all of its logits exist at once
+UNIT_TOKENS = 4096  # the size of micro-batch from which the memory of one token is worked out
+
+
+class ModelShape(NamedTuple):
+    """The sizes of a model that decide how much memory a step takes."""
+
+    parameters: int
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocabulary_size: int
+
+
+class StepKind(NamedTuple):
+    """How a step computes.
+
+    Attributes:
+        itemsize: bytes of one number of the model.
+        recompute: activations are computed again in the backward pass (gradient checkpointing).
+        whole_head: the logits of all supervised tokens exist at once, not those of one chunk.
+    """
+
+    itemsize: int
+    recompute: bool
+    whole_head: bool
+
+
+def shape_of(folder: Path) -> ModelShape:
+    """The shape of the model in ``folder``, from its config and the headers of its weights."""
+    config = json.loads((folder / "config.json").read_bytes())
+    parameters = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return ModelShape(
+        parameters,
+        config["num_hidden_layers"],
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["vocab_size"],
+    )
+
+
+def step_kind(dtype: torch.dtype, arguments: Arguments) -> StepKind:
+    """How the steps of a run compute."""
+    training = arguments.training
+    recompute = bool(training.gradient_checkpointing or training.activation_checkpointing)
+    return StepKind(dtype.itemsize, recompute, HEAD in arguments.lora.lora_target_modules)
+
+
+def estimate_memory_bytes(shape: ModelShape, kind: StepKind, tokens: int, supervised_tokens: int) -> float:
+    """Rough peak of one micro-batch: weights, kept activations, and logits of supervised tokens.
+
+    A layer keeps about 16 hidden-sized and 5 intermediate-sized tensors a token. With recomputation each layer keeps
+    one hidden-sized tensor, and one layer at a time everything. Logits exist for one chunk of supervised tokens at a
+    time (``whole_head``: for all of them), three times over: as computed, in float32, and as a gradient.
+    """
+    logits = supervised_tokens * shape.vocabulary_size
+    if not kind.whole_head:
+        logits = min(logits, CHUNK_LOGITS)
+    layer_bytes = tokens * kind.itemsize * (16 * shape.hidden_size + 5 * shape.intermediate_size)
+    if kind.recompute:
+        activations = layer_bytes + shape.layers * tokens * kind.itemsize * shape.hidden_size
+    else:
+        activations = shape.layers * layer_bytes
+    return shape.parameters * kind.itemsize + activations + logits * (kind.itemsize + 4 + 4)
+
+
+def fitting_tokens(shape: ModelShape, kind: StepKind, device: torch.device) -> int:
+    """How many tokens of one micro-batch fit beside the weights; on a CPU at most the number that is fastest."""
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return tokens_that_fit(free_bytes, shape, kind)
+    free_bytes = psutil.virtual_memory().available
+    return min(tokens_that_fit(free_bytes, shape, kind), fastest_on_cpu_tokens(shape.intermediate_size))
+
+
+def tokens_that_fit(free_bytes: int, shape: ModelShape, kind: StepKind) -> int:
+    """How many tokens of one micro-batch, a quarter supervised, fit into ``free_bytes`` beside the weights.
+
+    Only 60 % of the room is counted on.
+    """
+    unit_bytes = estimate_memory_bytes(shape._replace(parameters=0), kind, UNIT_TOKENS, UNIT_TOKENS // 4)
+    tokens = 0.6 * (free_bytes - shape.parameters * kind.itemsize) / (unit_bytes / UNIT_TOKENS)
+    return int(min(max(tokens, MICRO_BATCH_TOKENS[0]), MICRO_BATCH_TOKENS[1]))
+
+
+def fastest_on_cpu_tokens(intermediate_size: int) -> int:
+    """The micro-batch, in tokens, that a CPU computes fastest: the widest float32 tensor must stay reusable."""
+    return min(max(CPU_REUSED_BYTES // (4 * intermediate_size), MICRO_BATCH_TOKENS[0]), CPU_MICRO_BATCH_TOKENS)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

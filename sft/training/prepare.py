@@ -1,21 +1,33 @@
-"""The records of a training run: the task they are of, and which are trained on, validated on, tested on."""
+"""Everything a run needs, read and checked before anything is written and before the weights are read."""
 
 from __future__ import annotations
 
 import logging
 import random
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+import sft
 from sft.data.records import read_task_records
-from sft.engine.batches import EncodedRow
+from sft.engine.attention import can_express
+from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching
 from sft.errors import InputError
+from sft.model.encoding import LengthReport, encode_rows
+from sft.model.hub import resolve_model
+from sft.model.loading import load_config, load_tokenizer, resolve_dtype
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 
 logger = logging.getLogger(__name__)
+
+LEAST_NEW_TOKENS = 64  # that predictions may have, however short the answers of the training rows are
 
 Numbered = list[tuple[int, dict]]  # records with their line numbers
 
@@ -28,11 +40,96 @@ class Splits(NamedTuple):
     test: Numbered
 
 
+class EncodedSplits(NamedTuple):
+    """The same records as token ids; a record that was too long may have become several rows."""
+
+    train: list[EncodedRow]
+    validation: list[EncodedRow]
+    test: list[EncodedRow]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run is made of.
+
+    Attributes:
+        settings: the task, and what `predict.py` will have to know besides.
+        splits: the records to train, validate and test on.
+        rows: the same, encoded.
+        lengths: what encoding did to the training rows.
+        tokenizer: of the base model.
+        base_folder: the base model.
+        dtype: the numbers it is loaded in.
+        batching: how rows become a batch.
+        validates: whether validation was asked for; there may be no validation rows all the same.
+        arguments: the flags.
+    """
+
+    settings: TaskSettings
+    splits: Splits
+    rows: EncodedSplits
+    lengths: LengthReport
+    tokenizer: PreTrainedTokenizerBase
+    base_folder: Path
+    dtype: torch.dtype
+    batching: Batching
+    validates: bool
+    arguments: Arguments
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.settings.task
+
+
+def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
+    """Read and check everything; a base model that is not there is downloaded, nothing else is written.
+
+    Raises:
+        InputError: something the user gave is wrong.
+        RunError: the base model could not be downloaded.
+    """
+    data, training = arguments.data, arguments.training
+    task = read_task(task_type, Path(data.train_file))
+    splits = read_splits(task, arguments)
+    base_folder = resolve_model(arguments.model.model_name_or_path)
+    tokenizer = load_tokenizer(base_folder)
+    rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
+    require_supervision(rows, data.train_file)
+    validation, test = (encode_rows(records, task, tokenizer, data.max_length)[0] for records in splits[1:])
+    logger.info("%s", describe_lengths(lengths, data.max_length))
+    dtype = resolve_dtype(arguments.model.dtype, training.device)
+    settings = TaskSettings(
+        task,
+        base_model=str(arguments.model.model_name_or_path),
+        dtype=str(dtype).removeprefix("torch."),
+        max_length=data.max_length,
+        max_new_tokens=max(LEAST_NEW_TOKENS, 2 * max(len(row.answer_ids) for row in rows)),
+        version=sft.__version__,
+    )
+    longest_tokens = max(len(row) for row in rows)
+    batching = choose_batching(load_config(base_folder), data.batching, longest_tokens, tokenizer.pad_token_id)
+    validates = training.eval_strategy != "no"
+    settle_training_arguments(arguments, dtype, bool(splits.validation))
+    return Prepared(
+        settings=settings,
+        splits=splits,
+        rows=EncodedSplits(rows, validation, test),
+        lengths=lengths,
+        tokenizer=tokenizer,
+        base_folder=base_folder,
+        dtype=dtype,
+        batching=batching,
+        validates=validates,
+        arguments=arguments,
+    )
+
+
 def read_task(task_type: type[Task], train_file: Path) -> Task:
     """The task as conversion wrote it beside the training records.
 
     Raises:
-        InputError: there is no such file, or it is another task's or of another format version.
+        InputError: there is no such file, it is another task's, or see `TaskSettings.read`.
     """
     path = settings_path(train_file)
     if not train_file.is_file():
@@ -60,7 +157,7 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
 
 
 def hold_out(train: Numbered, ratio: float, most: int, seed: int) -> tuple[Numbered, Numbered]:
-    """A slice of ``train``, by text, for validation; the same for the same seed whatever the order of the rows."""
+    """Split ``train`` into training and validation by text; the order of the rows does not matter, only the seed."""
     texts = sorted({record["text"] for _, record in train})
     count = min(most, int(len(texts) * ratio))
     held = set(random.Random(seed).sample(texts, count))
@@ -79,13 +176,58 @@ def find_test_file(test_file: str | None, train_file: Path) -> Path | None:
 
 
 def require_supervision(rows: Sequence[EncodedRow], train_file: str) -> None:
-    """Every row must teach something, and there must be rows.
+    """Refuse data that teaches nothing.
 
     Raises:
-        InputError: no rows, or a row without supervised tokens.
+        InputError: there are no rows, or a row has no supervised tokens.
     """
     if not rows:
         raise InputError(f"{train_file}：没有训练数据；请检查转换结果，或减小 --validation_ratio")
     for row in rows:
         if not row.answer_ids:
             raise InputError(f"{train_file}:{row.line}：没有任何需要学习的词元；请重新转换数据")
+
+
+def describe_lengths(report: LengthReport, max_length: int) -> str:
+    """One line about lengths in tokens, and what was cut or split."""
+    lengths = sorted(report.lengths)
+    long = lengths[int(0.95 * (len(lengths) - 1))]
+    line = f"长度（词元）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
+    if report.shortened_rows:
+        line += f"；{len(report.shortened_rows)} 条超过 --max_length {max_length}"
+        if report.dropped_tokens:
+            line += f"，只截正文，共截去 {report.dropped_tokens} 个词元"
+        else:
+            line += f"，按句拆成 {report.pieces} 条"
+    return line
+
+
+def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int, pad_id: int) -> Batching:
+    """How rows become a batch.
+
+    Raises:
+        InputError: ``--batching prefix_tree`` with a model whose attention a tree cannot express.
+    """
+    if batching == "padded":
+        return PaddedBatching(pad_id)
+    if can_express(config, longest_tokens):
+        return PrefixTreeBatching()
+    reason = f"{config.model_type} 的注意力不能用前缀树表示"
+    if batching == "prefix_tree":
+        raise InputError(f"--batching prefix_tree：{reason}；请用 auto 或 padded")
+    logger.info("%s，按补齐的方式训练", reason)
+    return PaddedBatching(pad_id)
+
+
+def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, has_validation: bool) -> None:
+    """Set transformers' arguments that follow from the rest. The only place that changes what was parsed."""
+    training = arguments.training
+    training.fp16 = dtype == torch.float16  # autocast and loss scaling; bfloat16 and float32 need neither
+    training.dataloader_pin_memory = training.device.type == "cuda"
+    training.length_column_name = "length"
+    training.restore_callback_states_from_checkpoint = True  # early stopping goes on counting
+    if not has_validation:
+        training.eval_strategy = "no"
+        training.eval_on_start = False
+        training.load_best_model_at_end = False
+        training.metric_for_best_model = None

@@ -1,31 +1,19 @@
-"""What a run would see and cost, before it runs: rows as the model sees them, lengths, steps, memory, time."""
+"""``--preview`` and ``--dry_run``: what a run would see and cost, before it runs."""
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from sft.engine.batches import Batching, EncodedRow, split_rows
-from sft.engine.loss import CHUNK_LOGITS
-from sft.model.encoding import LengthReport
-from sft.training.arguments import Arguments
-
-# One long row must fit anyway; beyond the larger figure a bigger micro-batch is no faster.
-MICRO_BATCH_TOKENS = (1024, 16384)
-CPU_MICRO_BATCH_TOKENS = 4096
-# Larger blocks glibc gives back at once, and every new tensor pays for fresh pages: slower by a quarter at 1.5B.
-CPU_REUSED_BYTES = 2**25
-HEAD = "lm_head"  # a layer whose logits exist whole when it is trained
+from sft.training.memory import estimate_memory_bytes, fitting_tokens, shape_of, step_kind
+from sft.training.prepare import Prepared
 
 
 def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -38,43 +26,27 @@ def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) ->
         )
 
 
-def describe_lengths(report: LengthReport, max_length: int) -> str:
-    """One line about lengths in tokens, and what was cut or split."""
-    lengths = sorted(report.lengths)
-    long = lengths[int(0.95 * (len(lengths) - 1))]
-    line = f"长度（词元）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
-    if report.shortened_rows:
-        line += f"；{len(report.shortened_rows)} 条超过 --max_length {max_length}"
-        if report.dropped_tokens:
-            line += f"，只截正文，共截去 {report.dropped_tokens} 个词元"
-        else:
-            line += f"，按句拆成 {report.pieces} 条"
-    return line
-
-
-def show_plan(
-    rows: Sequence[EncodedRow], base_folder: Path, dtype: torch.dtype, batching: Batching, arguments: Arguments
-) -> None:
+def show_plan(prepared: Prepared) -> None:
     """Write steps, tokens, what sharing saves, and estimated memory and time to stdout."""
+    rows, arguments, batching = prepared.rows.train, prepared.arguments, prepared.batching
     training = arguments.training
     steps, epochs = planned_steps(len(rows), training)
     share = executed_share(rows, training.per_device_train_batch_size, batching, training.seed)
     tokens = share * sum(len(row) for row in rows) * epochs
-    shape = shape_of(base_folder)
-    recompute = bool(training.gradient_checkpointing or training.activation_checkpointing)
-    max_tokens = arguments.data.max_tokens_per_micro_batch or fitting_tokens(shape, dtype, arguments)
-    largest_tokens, supervised_tokens = largest_piece(rows, training.per_device_train_batch_size, batching, max_tokens)
-    whole_head = HEAD in arguments.lora.lora_target_modules
-    memory = estimate_memory_bytes(*shape, dtype.itemsize, largest_tokens, supervised_tokens, recompute, whole_head)
-    flops = (6 if recompute else 4) * shape[0] * tokens  # frozen base: forward and the gradient of inputs only
-    seconds = flops / (0.5 * measure_flops(training.device, dtype))  # half the matrix rate is what training reaches
+    shape, kind = shape_of(prepared.base_folder), step_kind(prepared.dtype, arguments)
+    max_tokens = arguments.data.max_tokens_per_micro_batch or fitting_tokens(shape, kind, training.device)
+    largest = largest_micro_batch(rows, training.per_device_train_batch_size, batching, max_tokens)
+    memory = estimate_memory_bytes(shape, kind, *largest)
+    # The base is frozen: forward, and backward for the gradient of inputs only.
+    flops = (6 if kind.recompute else 4) * shape.parameters * tokens
+    seconds = flops / (0.5 * measure_flops(training.device, prepared.dtype))  # training reaches half the matrix rate
     sys.stdout.write(
         f"数据      {len(rows)} 条，{sum(len(row) for row in rows)} 个词元，"
         f"其中学习 {sum(len(row.answer_ids) for row in rows)} 个\n"
         f"步数      {steps}（每步 {rows_a_step(training)} 条）\n"
         f"批处理    {batching.description}，"
         f"实际计算的词元是数据的 {share:.0%}，一次前向最多 {max_tokens} 个\n"
-        f"数值      {str(dtype).removeprefix('torch.')}，{training.device}\n"
+        f"数值      {prepared.settings.dtype}，{training.device}\n"
         f"内存估计  {memory / 1e9:.1f} GB\n"
         f"时间估计  {seconds / 60:.1f} 分钟（按本机矩阵乘法速度的一半估算，不含验证）\n"
         "检查通过，没有开始训练\n"
@@ -101,53 +73,13 @@ def executed_share(rows: Sequence[EncodedRow], batch_rows: int, batching: Batchi
     return sum(map(batching.tokens, batches)) / sum(len(row) for row in shuffled)
 
 
-def largest_piece(rows: Sequence[EncodedRow], batch_rows: int, batching: Batching, max_tokens: int) -> tuple[int, int]:
-    """Executed and supervised tokens of the largest micro-batch that could come up: one of the longest rows."""
+def largest_micro_batch(
+    rows: Sequence[EncodedRow], batch_rows: int, batching: Batching, max_tokens: int
+) -> tuple[int, int]:
+    """Executed and supervised tokens of the largest micro-batch that can come up: one of the longest rows."""
     pieces = split_rows(sorted(rows, key=len)[-batch_rows:], max_tokens, batching)
     largest = max(pieces, key=batching.tokens)
     return batching.tokens(largest), sum(len(row.answer_ids) for row in largest)
-
-
-def shape_of(folder: Path) -> tuple[int, int, int, int, int]:
-    """``(parameters, layers, hidden size, intermediate size, vocabulary)`` from config and weight headers."""
-    config = json.loads((folder / "config.json").read_bytes())
-    parameters = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as weights:
-            parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    return (
-        parameters,
-        config["num_hidden_layers"],
-        config["hidden_size"],
-        config["intermediate_size"],
-        config["vocab_size"],
-    )
-
-
-def estimate_memory_bytes(
-    parameters: int,
-    layers: int,
-    hidden: int,
-    intermediate: int,
-    vocabulary: int,
-    itemsize: int,
-    tokens: int,
-    supervised_tokens: int,
-    recompute: bool,
-    whole_head: bool,
-) -> float:
-    """Rough peak of one micro-batch: weights, kept activations, and logits where there is an answer.
-
-    A layer keeps about 16 hidden-sized and 5 intermediate-sized tensors a token; with recomputation one hidden-sized
-    tensor a layer, and one layer whole. Logits exist for one chunk of answers at a time (``whole_head``: for all),
-    three times over: as they are, in float32, and as a gradient.
-    """
-    logits = supervised_tokens * vocabulary
-    if not whole_head:
-        logits = min(logits, CHUNK_LOGITS)
-    layer_bytes = tokens * itemsize * (16 * hidden + 5 * intermediate)
-    activations = layer_bytes + layers * tokens * itemsize * hidden if recompute else layers * layer_bytes
-    return parameters * itemsize + activations + logits * (itemsize + 4 + 4)
 
 
 def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -157,36 +89,6 @@ def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
     left @ right
     start, repeats = time.perf_counter(), 0
     while time.perf_counter() - start < 0.3:
-        (left @ right)[0, 0].item()  # waits for a device that works on its own
+        (left @ right)[0, 0].item()  # waits for the device
         repeats += 1
     return 2 * size**3 * repeats / (time.perf_counter() - start)
-
-
-def fitting_tokens(shape: tuple[int, int, int, int, int], dtype: torch.dtype, arguments: Arguments) -> int:
-    """How many tokens of one micro-batch fit beside the weights, a quarter supervised; on CPU no more than pay."""
-    training = arguments.training
-    if training.device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(training.device)
-    else:
-        import psutil
-
-        free_bytes = psutil.virtual_memory().available
-    recompute = bool(training.gradient_checkpointing or training.activation_checkpointing)
-    whole_head = HEAD in arguments.lora.lora_target_modules
-    tokens = tokens_that_fit(free_bytes, shape, dtype.itemsize, recompute, whole_head)
-    return tokens if training.device.type == "cuda" else min(tokens, fastest_on_cpu_tokens(shape[3]))
-
-
-def fastest_on_cpu_tokens(intermediate: int) -> int:
-    """How many tokens of one micro-batch a CPU gets through fastest: the widest float32 tensor stays reusable."""
-    return min(max(CPU_REUSED_BYTES // (4 * intermediate), MICRO_BATCH_TOKENS[0]), CPU_MICRO_BATCH_TOKENS)
-
-
-def tokens_that_fit(
-    free_bytes: int, shape: tuple[int, int, int, int, int], itemsize: int, recompute: bool, whole_head: bool
-) -> int:
-    """How many tokens of one micro-batch fit into ``free_bytes`` beside the weights, with room to spare."""
-    unit = 4096
-    unit_bytes = estimate_memory_bytes(0, *shape[1:], itemsize, unit, unit // 4, recompute, whole_head)
-    tokens = 0.6 * (free_bytes - shape[0] * itemsize) / (unit_bytes / unit)
-    return int(min(max(tokens, MICRO_BATCH_TOKENS[0]), MICRO_BATCH_TOKENS[1]))

@@ -11,13 +11,13 @@ import torch
 from peft import PeftModel
 
 from sft.console import duration
-from sft.engine.batches import Batching, EncodedRow
 from sft.files import ADAPTER_FILE, LOSS_CURVE_FILE, METRICS_FILE, REPORT_FILE
 from sft.tasks.metrics import METRIC_NAMES
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
-from sft.training.prepare import Splits
+from sft.training.prepare import Prepared
 from sft.training.preview import planned_steps, rows_a_step
+from sft.training.run import Run
 
 # The headline figures of both tasks, in the order they are told.
 FIGURES = {name: chinese for name, (chinese, _) in METRIC_NAMES.items()} | {"f1": "F1"}
@@ -26,42 +26,32 @@ LABELS_SHOWN = 8
 LINE = "─" * 12
 
 
-def before_training(
-    task: Task,
-    rows: Sequence[EncodedRow],
-    splits: Splits,
-    model: PeftModel,
-    batching: Batching,
-    checkpoint: Path | None,
-    tracked: str,
-    arguments: Arguments,
-) -> str:
+def before_training(prepared: Prepared, run: Run, model: PeftModel, tracked_where: str) -> str:
     """What is about to happen: task, model, rows, steps, numbers, where it is written.
 
     Args:
-        rows: the training rows, encoded.
-        checkpoint: what is resumed from, None for a new run.
-        tracked: where SwanLab records, for a person.
+        tracked_where: where SwanLab records, for a person.
     """
+    arguments, splits = prepared.arguments, prepared.splits
     training = arguments.training
     trained, parameters = model.get_nb_trainable_parameters()
-    lengths = sorted(len(row) for row in rows)
-    steps, epochs = planned_steps(len(rows), training)
+    lengths = sorted(len(row) for row in prepared.rows.train)
+    steps, epochs = planned_steps(len(lengths), training)
     dtype = str(next(model.get_base_model().parameters()).dtype).removeprefix("torch.")
     lines = {
-        "任务": f"{task.title}：{shown_labels(task.labels)}",
+        "任务": f"{prepared.task.title}：{shown_labels(prepared.task.labels)}",
         "模型": f"{arguments.model.model_name_or_path}（{count(parameters - trained)}参数），"
         f"LoRA r={arguments.lora.lora_r} 训练其中 {count(trained)}",
-        "数据": f"训练 {len(rows):,} 条，验证 {len(splits.validation):,} 条，测试 {len(splits.test):,} 条；"
+        "数据": f"训练 {len(lengths):,} 条，验证 {len(splits.validation):,} 条，测试 {len(splits.test):,} 条；"
         f"一条 {statistics.median(lengths):.0f} 个词元（中位数），最长 {lengths[-1]:,}",
         "计划": f"{steps:,} 步，每步 {rows_a_step(training)} 条，共 {epochs:.3g} 轮，"
         f"约 {count(sum(lengths) * epochs)}词元",
-        "数值": f"{dtype}，{device_name(training.device)}，{batching.title}批处理",
+        "数值": f"{dtype}，{device_name(training.device)}，{prepared.batching.title}批处理",
         "输出": training.output_dir,
-        "曲线": tracked,
+        "曲线": tracked_where,
     }
-    if checkpoint is not None:
-        lines["续训"] = f"从 {checkpoint} 接着"
+    if run.checkpoint is not None:
+        lines["续训"] = f"从 {run.checkpoint} 接着"
     return table("将要训练", lines)
 
 

@@ -1,0 +1,28 @@
+"""The words and the line format of an answer that lists entities: one JSON object a line, or one fixed sentence."""
+
+from __future__ import annotations
+
+import json
+
+NO_ENTITY = "没有找到任何实体"
+
+_quoted = json.JSONEncoder(ensure_ascii=False).encode  # of a string; five times faster than json.dumps
+
+
+def entity_line(text: str, label: str) -> str:
+    """One entity as one line of the answer."""
+    return f'{{"entity_text": {_quoted(text)}, "entity_label": {_quoted(label)}}}'
+
+
+def read_entity(line: str) -> tuple[str, str] | None:
+    """``(text, label)`` of one answer line; None if the line is not the agreed JSON object."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):  # not JSON, or an integer of thousands of digits
+        return None
+    if not isinstance(value, dict) or set(value) != {"entity_text", "entity_label"}:
+        return None
+    surface, label = value["entity_text"], value["entity_label"]
+    if not isinstance(surface, str) or not isinstance(label, str) or not surface:
+        return None
+    return surface, label

@@ -1,0 +1,126 @@
+"""The Trainer's callbacks of this project: log lines, the progress bar, and what stops a run."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import torch
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sft.errors import RunError
+from sft.tracking.callbacks import OF_ONE_LABEL
+
+logger = logging.getLogger(__name__)
+
+MOST_LINES_NAMED = 20
+
+
+class LogLines(TrainerCallback):
+    """Logs one line for each log of the Trainer."""
+
+    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
+        if state.is_world_process_zero and logs:
+            logger.info("%s", log_line(state, logs))
+
+
+class ProgressOnStderr(ProgressCallback):
+    """transformers' progress bar with rows a second; logs go above it, to stderr, because stdout is for results."""
+
+    def on_train_begin(self, args, state: TrainerState, control, **kwargs) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("训练", refresh=False)
+            self.training_bar.unit = "步"
+            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step  # not 0 if resumed
+
+    def on_step_end(self, args, state: TrainerState, control, **kwargs) -> None:
+        if self.training_bar is not None:
+            steps_a_second = self.training_bar.format_dict["rate"] or 0
+            rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            self.training_bar.set_postfix_str(f"{steps_a_second * rows_a_step:.1f}条/s", refresh=False)
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
+        if self.training_bar is not None and logs and logger.isEnabledFor(logging.INFO):
+            self.training_bar.write(log_line(state, logs), file=sys.stderr)
+
+
+def log_line(state: TrainerState, logs: dict[str, float]) -> str:
+    """One log of the Trainer as a line of text, without the metrics of each label."""
+    kept = {name: value for name, value in logs.items() if not OF_ONE_LABEL.match(name) and name != "total_flos"}
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in kept.items()}
+    return f"[{state.global_step}/{state.max_steps}] " + "  ".join(f"{name} {value}" for name, value in shown.items())
+
+
+class StopOnNonFinite(TrainerCallback):
+    """Stops the run before a NaN or Inf reaches the weights, and names the lines of the step's rows.
+
+    Args:
+        adapter: the trained parameters.
+    """
+
+    def __init__(self, adapter: Sequence[torch.nn.Parameter]) -> None:
+        self._adapter = adapter
+        self._lines: list[int] = []  # of the rows of this step so far
+
+    def check_loss(self, loss: torch.Tensor, lines: Sequence[int], step: int) -> None:
+        """Look at the loss of a micro-batch.
+
+        Raises:
+            RunError: it is NaN or Inf.
+        """
+        self._lines += lines
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"第 {step} 步的损失是 {loss.item()}，已停止；"
+                f"这一批是训练集第 {_listed(lines)} 行；可试 --dtype float32 或更小的 --learning_rate"
+            )
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_
+    ) -> None:
+        lines, self._lines = self._lines, []
+        if args.fp16:
+            return  # the loss scaler expects Inf now and then, and skips the step itself
+        gradients = [parameter.grad for parameter in self._adapter if parameter.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise RunError(
+                f"第 {state.global_step + 1} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_listed(lines)} 行；"
+                "可试 --dtype float32 或更小的 --learning_rate"
+            )
+
+
+def _listed(lines: Sequence[int]) -> str:
+    return "、".join(str(line) for line in sorted(set(lines))[:MOST_LINES_NAMED])
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one kills as usual."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def on_train_begin(self, args, state, control, **_) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        logger.warning("收到 %s：完成这一步并保存检查点后停止", signal.Signals(number).name)
+
+    def on_step_end(self, args, state, control: TrainerControl, **_) -> None:
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_epoch_end(self, args, state, control: TrainerControl, **_) -> None:
+        self.on_step_end(args, state, control)
+
+    def on_train_end(self, args, state, control, **_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)

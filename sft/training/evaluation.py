@@ -1,0 +1,114 @@
+"""Evaluation of the model in training: its loss on rows, and the metrics of what it predicts for records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from transformers import PreTrainedTokenizerBase
+
+from sft.console import progress
+from sft.decoding.decode import Limits, predict
+from sft.engine.batches import Batching, EncodedRow, micro_batches
+from sft.engine.loss import supervised_loss
+from sft.tasks.evaluation import at_least, best_threshold, score_predictions
+from sft.tasks.task import Task
+
+
+class Examples(NamedTuple):
+    """What is evaluated: whole records, for predictions, and the same encoded, for the loss."""
+
+    records: Sequence[dict]
+    rows: Sequence[EncodedRow]
+
+
+class Evaluation(NamedTuple):
+    """What came out.
+
+    Attributes:
+        metrics: the loss, the task's metrics and the threshold if there is one, by name.
+        predictions: one result a record, in order, without what scores less than the threshold.
+        threshold: entities that score less are left out; None for no threshold.
+    """
+
+    metrics: dict[str, float]
+    predictions: list[dict]
+    threshold: float | None
+
+
+class Evaluator:
+    """Evaluates a model by its loss and by what `sft.decoding.decode.predict` answers; processes share the work.
+
+    Args:
+        task: for prompts, parsing and metrics.
+        tokenizer: of the model.
+        limits: the lengths of predictions, as `predict.py` will use them.
+        batching: how rows become a batch.
+        quiet: show no progress bars.
+    """
+
+    def __init__(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, limits: Limits, batching: Batching, *, quiet: bool
+    ) -> None:
+        self.task, self.tokenizer, self.limits, self.batching, self.quiet = task, tokenizer, limits, batching, quiet
+
+    def choose_threshold(self, model, examples: Examples, max_tokens: int, accelerator: Accelerator) -> Evaluation:
+        """Evaluate with the threshold that is best for these very examples: the validation records.
+
+        Args:
+            max_tokens: of one forward pass for the loss.
+        """
+        loss, golds, predictions = self._predict(model, examples, max_tokens, accelerator)
+        return self._evaluation(loss, golds, predictions, best_threshold(self.task, golds, predictions))
+
+    def evaluate(
+        self, model, examples: Examples, max_tokens: int, accelerator: Accelerator, threshold: float | None
+    ) -> Evaluation:
+        """Evaluate with a threshold that was chosen before."""
+        loss, golds, predictions = self._predict(model, examples, max_tokens, accelerator)
+        return self._evaluation(loss, golds, predictions, threshold)
+
+    def _predict(
+        self, model, examples: Examples, max_tokens: int, accelerator: Accelerator
+    ) -> tuple[float, list[dict | None], list[dict]]:
+        """Mean loss of a supervised token, gold results, and predictions without a threshold."""
+        records, rows = examples
+        mine = slice(accelerator.process_index, None, accelerator.num_processes)
+        model = accelerator.unwrap_model(model)
+        loss_sum = self._loss_sum(model, rows[mine], max_tokens, accelerator.device)
+        supervised_tokens = sum(len(row.answer_ids) for row in rows[mine])
+        predicting = predict(model, self.tokenizer, self.task, records[mine], self.limits)
+        predicted = list(progress(predicting, "预测", total=len(records[mine]), hidden=self.quiet))
+        shares = gather_object([(loss_sum, supervised_tokens, predicted)])
+        predictions: list[dict] = [{}] * len(records)
+        for rank, (_, _, share) in enumerate(shares):
+            predictions[rank :: accelerator.num_processes] = share
+        loss = sum(share[0] for share in shares) / max(1, sum(share[1] for share in shares))
+        return loss, [self.task.gold(record) for record in records], predictions
+
+    @torch.no_grad()
+    def _loss_sum(self, model, rows: Sequence[EncodedRow], max_tokens: int, device: torch.device) -> float:
+        """The loss summed over all supervised tokens."""
+        was_training = model.training
+        model.eval()
+        batches = progress(micro_batches(rows, max_tokens, self.batching), "验证损失", "批", hidden=self.quiet)
+        loss_sum = sum(supervised_loss(model, send_to_device(batch, device), 1).item() for batch in batches)
+        model.train(was_training)
+        return loss_sum
+
+    def _evaluation(
+        self, loss: float, golds: Sequence[dict | None], predictions: Sequence[dict], threshold: float | None
+    ) -> Evaluation:
+        kept = at_least(self.task, predictions, threshold)
+        metrics = score_predictions(self.task, golds, kept) or {}
+        if threshold is not None:
+            metrics["threshold"] = threshold
+        return Evaluation(metrics | {"loss": loss}, kept, threshold)
+
+
+def with_prefix(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
+    """``f1`` → ``eval_f1``."""
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}
