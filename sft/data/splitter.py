@@ -34,7 +34,7 @@ _RAW_SHOWN = 500  # characters
 # Hashes are cut to 60 bits, because CPython stores an int of 60 bits in 32 bytes and a longer one in 48.
 _TEXT_DROPPED_BITS = 4  # 64 - 60
 _GOLD_DROPPED_BITS = 5  # 64 - 60, and one bit more for the side
-_SIDE_BITS = 1  # the lowest bits of a gold key
+_SIDE_BITS = 1  # the lowest bit of a gold key is the side
 _SIDE_MASK = 1
 
 Progress = Callable[[Path, int], None]  # called now and then with the file and the lines read so far
@@ -99,7 +99,9 @@ class Splitter:
         account = Account(source)
         self.accounts.append(account)
         convert, gold_of, task = self.recipe.convert, self.recipe.gold, self.recipe.task
-        gold_keys, strata, files = self.gold_keys, self.strata, self.files  # locals are faster in this loop
+        gold_keys, strata, label_counts = self.gold_keys, self.strata, self.labels  # locals are faster in this loop
+        writes = [file.write for file in self.files]
+        dumps, newline = orjson.dumps, orjson.OPT_APPEND_NEWLINE
         for number, line, raw in read_rows(source):
             account.read += 1
             if not account.read % _PROGRESS_ROWS:
@@ -129,9 +131,9 @@ class Splitter:
             account.converted += 1
             stratum.rows[row_side] += 1
             for label in labels:
-                self.labels[label] += 1
+                label_counts[label] += 1
             record = make_record(task, fields) if task else fields
-            files[row_side].write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+            writes[row_side](dumps(record, option=newline))
         self._check_bad_share(account)
 
     def _reject(self, account: Account, number: int, line: bytes | str, error: RowError) -> None:
