@@ -1,6 +1,6 @@
-"""Text as the tokenizer will see it: which encoding a file has, and NFC with offsets that move along.
+"""Normalise text to NFC together with the offsets into it, and read literals in cells. Imports no torch.
 
-Qwen's tokenizer applies NFC, so a gold span that is not NFC could never be generated. Nothing here imports torch.
+Qwen's tokenizer applies NFC, so the model could never generate a gold span that is not NFC.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def clean_text(raw: dict) -> str:
     """The row's ``text`` in NFC.
 
     Raises:
-        RowError: there is none, it is no string, or nothing but white space.
+        RowError: it is missing, is not a string, or is only white space.
     """
     text = raw.get("text")
     if type(text) is not str:
@@ -29,24 +29,24 @@ def clean_text(raw: dict) -> str:
 
 
 def shown(value: object) -> str:
-    """A value in an error message, cut; of a list or an object only its type, for it may be deep."""
+    """A value for an error message, cut to 60 characters; of a list or an object, which may be deep, only its type."""
     return repr(value)[:60] if value is None or isinstance(value, str | int | float) else type(value).__name__
 
 
 def read_literal(text: str) -> object:
-    """What a cell of a table says in JSON or, as pandas writes lists, in Python.
+    """The value of a table cell written in JSON, or in Python as pandas writes lists.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the cell is neither.
     """
-    if '"' not in text and "\\" not in text:  # a Python list of plain strings, forty times faster than literal_eval
+    if '"' not in text and "\\" not in text:  # a Python list of plain strings: 40 times faster than literal_eval
         text = text.replace("'", '"')
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
     try:
-        with warnings.catch_warnings():  # a "\\d" in the literal would warn on stderr
+        with warnings.catch_warnings():  # a "\\d" in the literal would print a warning on stderr
             warnings.simplefilter("ignore")
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -54,13 +54,14 @@ def read_literal(text: str) -> object:
 
 
 def shifted_offsets(text: str) -> list[tuple[int, int]]:
-    """Where each offset of ``text`` (0 to its length, included) goes when the text is normalised to NFC.
+    """The new place of each offset into ``text`` (0 to its length, inclusive) after normalisation to NFC.
 
-    An offset inside a group of characters that composes into something else has no place of its own; each entry is
-    ``(as a start, as an end)``, the nearest edge outwards, so that a span never loses part of a character.
+    Each entry is ``(as a start, as an end)``. The two differ for an offset inside a group of characters that composes
+    into others: a start moves to the beginning of the group and an end to its end, so that a span never loses part of
+    a character.
 
     Raises:
-        RowError: the groups cannot be told apart; no such text is known.
+        RowError: the text cannot be cut into such groups; no such text is known.
     """
     offsets: list[tuple[int, int]] = []
     position = 0
@@ -76,7 +77,7 @@ def shifted_offsets(text: str) -> list[tuple[int, int]]:
 
 
 def _segments(text: str) -> list[str]:
-    """``text`` cut where normalising the parts and the whole is the same thing."""
+    """``text`` cut so that normalising the parts gives the same as normalising the whole."""
     segments: list[str] = []
     segment = ""
     for character in text:
@@ -92,6 +93,8 @@ def _segments(text: str) -> list[str]:
 
 def _independent(left: str, right: str) -> bool:
     normalize = unicodedata.normalize
-    if unicodedata.combining(normalize("NFD", right)[0]):  # U+0F73 is no mark itself but made of marks
+    if unicodedata.combining(
+        normalize("NFD", right)[0]
+    ):  # U+0F73 is not a combining mark itself but decomposes into some
         return False
     return normalize("NFC", left + right) == normalize("NFC", left) + normalize("NFC", right)

@@ -64,7 +64,7 @@ def spans_of(row: dict) -> list[tuple[int, int, str]]:
     st.lists(annotated(), min_size=1, max_size=5), st.sampled_from(["BIO", "BIOES", "BMES"]), st.sampled_from(" \t")
 )
 def test_conll_reads_back_to_the_same_spans(sentences, scheme, separator):
-    # The scheme is told by the tags that occur; the first sentence shows the one that is meant.
+    # The scheme is recognised by the tags that occur, so the first sentence has one tag of each kind.
     first = {"BIO": ("B", "I", "I"), "BIOES": ("B", "I", "E"), "BMES": ("B", "M", "E")}[scheme]
     opening = "".join(f"字{separator}{prefix}-LOC\n" for prefix in first) + "\n"
     content = opening + "\n".join(
@@ -127,7 +127,7 @@ def test_usual_column_names_are_known(header):
 
 
 def test_a_label_in_brackets_is_a_label():
-    """Only NER takes a cell in brackets for a list of entities."""
+    """Only NER reads a cell in brackets as a list of entities."""
     _, rows = read("a.csv", "text,label\n文本,[体育]\n", "label")
     assert rows[0][2]["output"] == "[体育]"
 

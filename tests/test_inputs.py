@@ -1,4 +1,4 @@
-"""Rows to predict in every notation: the same text and gold as the conversion finds, or a row without gold."""
+"""Rows to predict in every format: prediction finds the same text and gold as conversion, or a row without gold."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ CELL = st.text(st.characters(blacklist_categories=["Cs", "Cc"])) | st.sampled_fr
 )
 LABEL = st.sampled_from(["体育", "军事", " 体育 ", "[体育]", "体育,军事", "财经", "", " "])
 OPTIONS = st.sampled_from([["体育", "军事"], ["体育", "[体育]"], ["军事"], []])
-SPAN_LABELS = ("LOC", "PER-x", "组织")  # of `annotated`
+SPAN_LABELS = ("LOC", "PER-x", "组织")  # the labels that `annotated` draws
 
 
 def table(columns: list[str], rows: list[list[str]], delimiter: str) -> str:
@@ -233,8 +233,10 @@ def assert_read_the_same(name: str, content: str, task: Classification | Ner, co
 )
 def test_conversion_and_prediction_read_the_same_labels(rows, text_name, label_name, options_name, ending):
     if options_name == "category":
-        label_name = "output"  # beside any other label column, `category` would be a second one
-    if options_name == "options" and ending == "jsonl":  # prediction takes an empty `options` for no options
+        label_name = "output"  # next to another label column, `category` would be a second label column
+    if (
+        options_name == "options" and ending == "jsonl"
+    ):  # prediction treats empty `options` as missing, conversion rejects the row
         rows = [(text, label, options or ["军事"]) for text, label, options in rows]
     columns = [text_name, label_name, *([options_name] if options_name else [])]
     values = [list(row[: len(columns)]) for row in rows]
@@ -254,7 +256,9 @@ def test_conversion_and_prediction_read_the_same_labels(rows, text_name, label_n
 )
 def test_conversion_and_prediction_read_the_same_entities(sentences, notation, name, ending, too_far):
     def entities(text: str, spans: list[tuple[int, int, str]]) -> object:
-        spans = [(start, end + too_far, label) for start, end, label in spans]  # some overlap, if too far
+        spans = [
+            (start, end + too_far, label) for start, end, label in spans
+        ]  # one too far: some spans overlap or leave the text
         if notation == "cluener":
             return cluener(text, spans)
         if notation == "doccano":

@@ -13,7 +13,7 @@ from sft.errors import RowError
 from sft.tasks.ner import Ner
 from sft.text import read_literal, shifted_offsets
 
-# What NFC does something to, among what it leaves alone: marks, Jamo, compatibility ideographs, marks that reorder.
+# Characters that NFC changes (marks, Jamo, compatibility ideographs, marks that reorder) among others.
 TRICKY = st.text(
     st.sampled_from("ae北京，\u0301\u0323\u0327\u1100\u1161\u11a8\uac00\uf900\u212b\u2126\u0344\u0f73\u0958🙂")
 )
@@ -31,7 +31,7 @@ def test_offsets_cover_the_normalised_text_in_order(text):
 
 @given(TRICKY, TRICKY, TRICKY)
 def test_an_entity_keeps_its_text_up_to_nfc(before, surface, after):
-    """A span that begins with a whole character is afterwards what it was before, normalised."""
+    """The moved offsets of a span that begins at a whole character give the span's own text, normalised."""
     surface = f"北{surface}"
     text = f"{before}，{surface}。{after}"
     start = len(before) + 1
@@ -64,7 +64,7 @@ def test_every_code_point_that_nfc_changes_keeps_its_place():
 
 
 def test_overlap_that_normalisation_makes_is_rejected():
-    """Two entities that share a character once it is composed cannot both keep it."""
+    """Two entities that share a character after composition cannot both keep it."""
     items = [
         {"start_idx": 0, "end_idx": 1, "entity_label": "X"},
         {"start_idx": 1, "end_idx": 3, "entity_label": "X"},
