@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from sft.cli import one_line_errors, parse
-from sft.data.arguments import conversion_parser
+from sft.data.arguments import Conversion, ReadOptions, conversion_parser
 
 DESCRIPTION = """把分类的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/zh_cls_fudan-news/ 里的 train.jsonl，同一目录的 test.jsonl 作为官方测试集。"""
@@ -43,42 +43,21 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Recognise the input, convert it, and say on stderr what became of it."""
-    from sft.console import ConversionProgress
-    from sft.data.conversion import classification_recipe, convert_files, rejected_path, summary
-    from sft.data.formats import classification_source
+    """Recognise the input, convert it, and report on stderr."""
+    from sft.data.conversion import convert_files, summary
+    from sft.data.formats import recognise
+    from sft.data.recipes import classification_recipe
+    from sft.tasks.classification import Classification
 
-    train, test = input_files(arguments)
-    sources = [
-        classification_source(
-            path,
-            format=arguments.format,
-            encoding=arguments.encoding,
-            text_column=arguments.text_column,
-            label_column=arguments.label_column,
-        )
-        for path in (train, test)
-        if path
-    ]
-    with ConversionProgress() as progress:
-        report = convert_files(
-            classification_recipe(sources, arguments.labels),
-            sources[0],
-            sources[1] if test else None,
-            output_file=arguments.output_file,
-            test_file=arguments.test_file,
-            test_ratio=arguments.test_ratio,
-            seed=arguments.seed,
-            stop_at_bad_row=arguments.on_bad_row == "error",
-            progress=progress,
-        )
-    for line in summary(report, rejected_path(arguments.output_file)):
+    options, conversion = ReadOptions.from_arguments(arguments), Conversion.from_arguments(arguments)
+    sources = [recognise(path, Classification.answers, options) for path in input_files(arguments) if path]
+    report = convert_files(classification_recipe(sources, arguments.labels), sources, conversion)
+    for line in summary(report, conversion):
         print(line, file=sys.stderr)
-    print(f"写好了 {arguments.output_file} 和 {arguments.test_file}", file=sys.stderr)
 
 
 def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The raw rows, and the official test split where there is one."""
+    """The file of raw rows, and the official test file or None."""
     from sft.errors import InputError
 
     if arguments.input_file:
@@ -91,5 +70,5 @@ def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half-written files are cleared away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half-written files are removed
     sys.exit(main())

@@ -1,79 +1,24 @@
-"""Text as the tokenizer will see it: which encoding a file has, and NFC with offsets that move along.
+"""Normalise text to NFC together with the offsets into it, and read literals in cells. Imports no torch.
 
-Qwen's tokenizer applies NFC, so a gold span that is not NFC could never be generated. Nothing here imports torch.
+Qwen's tokenizer applies NFC, so the model could never generate a gold span that is not NFC.
 """
 
 from __future__ import annotations
 
 import ast
-import codecs
 import unicodedata
 import warnings
-from pathlib import Path
 
 import orjson
 
-from sft.errors import InputError, RowError
-
-_SAMPLE_BYTES = 1 << 20
-_BINARY = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")  # zip and xlsx, parquet, gzip, xls
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF32_LE, ""),  # before UTF-16: its mark begins with that one
-    (codecs.BOM_UTF32_BE, ""),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
-def detect_encoding(path: Path, chosen: str = "auto") -> str:
-    """``utf-8``, ``utf-8-sig``, ``utf-16`` or ``gb18030``: ``chosen``, or by the first megabyte.
-
-    A few undecodable lines do not make a UTF-8 file a GB18030 one (nearly any bytes are valid GB18030): the
-    majority of the lines that are not ASCII decides.
-
-    Raises:
-        InputError: the file is empty, no text, UTF-16 without a byte order mark, UTF-32, or has CR line ends only.
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        sample = file.read(_SAMPLE_BYTES)
-    if not sample.strip():
-        raise InputError(f"{path}：文件是空的；请检查下载是否完整")
-    if sample.startswith(_BINARY):
-        raise InputError(f"{path}：不是文本文件（像是压缩包、Excel 或 parquet）；请先解压，或导出为 CSV、JSONL")
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if sample.startswith(mark) and chosen in ("auto", encoding.removesuffix("-sig")):
-            if not encoding:
-                raise InputError(f"{path}：是 UTF-32 编码；请先另存为 UTF-8")
-            return encoding
-    if chosen != "auto":
-        return chosen
-    if sample.count(0) > len(sample) // 10:
-        raise InputError(f"{path}：像是没有 BOM 的 UTF-16；请先另存为 UTF-8，或加 --encoding utf-16")
-    if b"\r" in sample and b"\n" not in sample:
-        raise InputError(f"{path}：行尾只有 CR（旧 Mac 格式），分不出行；请先转换：tr '\\r' '\\n' < 原文件 > 新文件")
-
-    lines = [line for line in sample.split(b"\n") if not line.isascii()]
-    utf8 = sum(_decodes(line, "utf-8") for line in lines)
-    gb18030 = sum(_decodes(line, "gb18030") for line in lines)
-    return "gb18030" if utf8 < len(lines) / 2 and gb18030 > utf8 else "utf-8"
-
-
-def _decodes(line: bytes, encoding: str) -> bool:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    try:
-        decoder.decode(line)  # as if more were to come: the sample may end inside a character
-    except UnicodeDecodeError:
-        return False
-    return True
+from sft.errors import RowError
 
 
 def clean_text(raw: dict) -> str:
     """The row's ``text`` in NFC.
 
     Raises:
-        RowError: there is none, it is no string, or nothing but white space.
+        RowError: it is missing, is not a string, or is only white space.
     """
     text = raw.get("text")
     if type(text) is not str:
@@ -84,24 +29,24 @@ def clean_text(raw: dict) -> str:
 
 
 def shown(value: object) -> str:
-    """A value in an error message, cut; of a list or an object only its type, for it may be deep."""
+    """A value for an error message, cut to 60 characters; of a list or an object, which may be deep, only its type."""
     return repr(value)[:60] if value is None or isinstance(value, str | int | float) else type(value).__name__
 
 
 def read_literal(text: str) -> object:
-    """What a cell of a table says in JSON or, as pandas writes lists, in Python.
+    """The value of a table cell written in JSON, or in Python as pandas writes lists.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the cell is neither.
     """
-    if '"' not in text and "\\" not in text:  # a Python list of plain strings, forty times faster than literal_eval
+    if '"' not in text and "\\" not in text:  # a Python list of plain strings: 40 times faster than literal_eval
         text = text.replace("'", '"')
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
     try:
-        with warnings.catch_warnings():  # a "\\d" in the literal would warn on stderr
+        with warnings.catch_warnings():  # a "\\d" in the literal would print a warning on stderr
             warnings.simplefilter("ignore")
             return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -109,13 +54,14 @@ def read_literal(text: str) -> object:
 
 
 def shifted_offsets(text: str) -> list[tuple[int, int]]:
-    """Where each offset of ``text`` (0 to its length, included) goes when the text is normalised to NFC.
+    """The new place of each offset into ``text`` (0 to its length, inclusive) after normalisation to NFC.
 
-    An offset inside a group of characters that composes into something else has no place of its own; each entry is
-    ``(as a start, as an end)``, the nearest edge outwards, so that a span never loses part of a character.
+    Each entry is ``(as a start, as an end)``. The two differ for an offset inside a group of characters that composes
+    into others: a start moves to the beginning of the group and an end to its end, so that a span never loses part of
+    a character.
 
     Raises:
-        RowError: the groups cannot be told apart; no such text is known.
+        RowError: the text cannot be cut into such groups; no such text is known.
     """
     offsets: list[tuple[int, int]] = []
     position = 0
@@ -131,7 +77,7 @@ def shifted_offsets(text: str) -> list[tuple[int, int]]:
 
 
 def _segments(text: str) -> list[str]:
-    """``text`` cut where normalising the parts and the whole is the same thing."""
+    """``text`` cut so that normalising the parts gives the same as normalising the whole."""
     segments: list[str] = []
     segment = ""
     for character in text:
@@ -147,6 +93,8 @@ def _segments(text: str) -> list[str]:
 
 def _independent(left: str, right: str) -> bool:
     normalize = unicodedata.normalize
-    if unicodedata.combining(normalize("NFD", right)[0]):  # U+0F73 is no mark itself but made of marks
+    if unicodedata.combining(
+        normalize("NFD", right)[0]
+    ):  # U+0F73 is not a combining mark itself but decomposes into some
         return False
     return normalize("NFC", left + right) == normalize("NFC", left) + normalize("NFC", right)

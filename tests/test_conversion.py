@@ -10,8 +10,10 @@ import random
 import resource
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import ClassVar
 
 import orjson
 import pytest
@@ -20,6 +22,10 @@ from hypothesis import strategies as st
 
 import transfer_classification_data
 import transfer_ner_data
+from sft.data.arguments import Conversion
+from sft.data.conversion import convert_files
+from sft.data.formats import recognise
+from sft.data.recipes import Recipe, entity_gold, label_gold
 from sft.data.records import read_task_records
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
@@ -68,7 +74,7 @@ def articles(count: int) -> list[dict]:
 
 
 def share_of_test(report: dict, ratio: float) -> None:
-    """Each stratum within one row of its share (a text with two annotations may bring a row more)."""
+    """Each stratum is within one row of its share (a text with two annotations may add a row)."""
     for rows in report["split"].values():
         assert abs(rows["test"] - ratio * sum(rows.values())) <= 1 + report["conflicts"]
 
@@ -108,7 +114,7 @@ def test_each_stratum_has_its_share_however_the_file_is_ordered(ratio, tmp_path)
 
 
 def test_test_rows_come_from_everywhere_in_the_file(tmp_path):
-    """The original took the first tenth, where the rows were different ones."""
+    """The original project took the first tenth of the file, whose rows differ from the rest."""
     convert(transfer_classification_data.main, tmp_path, lines(articles(1000)))
     places = [int(row["text"][1:-1]) for row in records(tmp_path, "test")]
     assert all(5 <= sum(tenth <= place < tenth + 100 for place in places) <= 15 for tenth in range(0, 1000, 100))
@@ -155,7 +161,7 @@ def test_an_official_test_file_is_kept_and_train_rows_in_it_are_dropped(tmp_path
 
 
 def test_records_are_what_the_task_renders(tmp_path):
-    """Training refuses records that it would render otherwise; conversion must never write such."""
+    """Training refuses records whose messages it would render differently; conversion must never write any."""
     for main, raw, of_settings in (
         (transfer_classification_data.main, lines(articles(30)), Classification.from_settings),
         (transfer_classification_data.main, lines([{"text": r["text"], "label": r["output"]} for r in articles(30)]),
@@ -211,6 +217,69 @@ def test_ccfbdci_labels_survive_a_mistyped_one(tmp_path):
     assert settings["labels"] == ["地理实体", "地点", "组织", "人名"]
 
 
+@dataclass(frozen=True)
+class Polarity:
+    """A third task, with only the members that a conversion uses."""
+
+    labels: tuple[str, ...]
+    name: ClassVar[str] = "polarity"
+    title: ClassVar[str] = "褒贬"
+    answers: ClassVar[str] = "label"
+
+    def prompt(self, record: dict) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"{'还是'.join(self.labels)}？{record['text']}"}]
+
+    def answer(self, record: dict) -> str:
+        return record["label"]
+
+    def settings(self) -> dict:
+        return {"task": self.name, "labels": list(self.labels)}
+
+
+@dataclass(frozen=True)
+class FirstName(Polarity):
+    """A third task whose raw rows have entities."""
+
+    name: ClassVar[str] = "first_name"
+    answers: ClassVar[str] = "entities"
+
+    def answer(self, record: dict) -> str:
+        return record["entities"][0]["text"] if record["entities"] else "无"
+
+
+LABELLED = "".join(f"第{number}句,{'褒' if number % 3 else '贬'}\n" for number in range(30))
+TAGGED = "".join(f"第 O\n{number} O\n张 B-人\n伟 I-人\n\n" for number in range(30))
+
+
+@pytest.mark.parametrize(
+    ("task_type", "file_name", "content", "convert_row", "gold", "answers"),
+    [
+        (Polarity, "raw.csv", "text,label\n" + LABELLED,
+         lambda raw: {"text": raw["text"], "label": raw["output"]}, label_gold, {"褒", "贬"}),
+        (FirstName, "raw.txt", TAGGED, Ner.convert, entity_gold, {"张伟"}),
+    ],
+    ids=["label", "entities"],
+)  # fmt: skip
+@pytest.mark.parametrize("known", [True, False])
+def test_a_third_task_converts_by_a_recipe_of_its_own(
+    tmp_path, task_type, file_name, content, convert_row, gold, answers, known
+):
+    (tmp_path / file_name).write_text(content, encoding="utf-8")
+    task = task_type(("褒", "贬") if task_type is Polarity else ("人",))
+    recipe = Recipe(
+        task=task if known else None,
+        with_labels=lambda labels: task_type(tuple(labels)),
+        convert=convert_row,
+        gold=gold,
+    )
+    conversion = Conversion(tmp_path / "train.jsonl", tmp_path / "test.jsonl")
+    report = convert_files(recipe, [recognise(tmp_path / file_name, task_type.answers)], conversion)
+    assert (report["task"], report["read"], report["converted"]) == (task.name, 30, 30)
+    assert json.loads(settings_path(conversion.output_file).read_bytes())["labels"] == list(task.labels)
+    rows = [record for path in conversion[:2] for _, record in read_task_records(path, task)]
+    assert {row["messages"][-1]["content"] for row in rows} == answers
+
+
 def test_nfc_is_counted_and_merges_what_becomes_equal(tmp_path):
     rows = [*articles(30), {"text": "Cafe\u0301", "category": ["a", "b"], "output": "a"}]
     rows.append({"text": "Café", "category": ["a", "b"], "output": "a"})
@@ -219,7 +288,7 @@ def test_nfc_is_counted_and_merges_what_becomes_equal(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
-    """Stood in for by a limit on the size of files."""
+    """A limit on file size stands for the full disk."""
     (tmp_path / "raw.jsonl").write_bytes(lines(articles(5000)))
     command = [sys.executable, str(ROOT / "transfer_classification_data.py"), "--input_file=raw.jsonl"]
     command += ["--output_file=out/train.jsonl", "--test_file=out/test.jsonl"]
@@ -237,7 +306,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.parametrize("script", ["transfer_classification_data.py", "transfer_ner_data.py"])
 def test_help_needs_the_standard_library_alone_and_answers_at_once(script):
-    command = [sys.executable, "-S", "-X", "importtime", str(ROOT / script), "--help"]  # -S: no site-packages at all
+    command = [sys.executable, "-S", "-X", "importtime", str(ROOT / script), "--help"]  # -S: without site-packages
     result = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert result.returncode == 0 and "--on_bad_row" in result.stdout
     total_microseconds = sum(int(line.split("|")[0].split(":")[1]) for line in result.stderr.splitlines()[1:])
@@ -246,7 +315,7 @@ def test_help_needs_the_standard_library_alone_and_answers_at_once(script):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    """At most 200 MB and 100 bytes a row, whatever a row weighs: here 300,000 rows, each text different."""
+    """At most 200 MB plus 100 bytes a row, however long a row is; here 300,000 rows with different texts."""
     with (tmp_path / "raw.jsonl").open("wb") as file:
         for number in range(300_000):
             row = {"text": f"第{number}号到北京", "entities": []}
@@ -262,7 +331,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     command = [sys.executable, "-c", probe, f"--input_file={tmp_path / 'raw.jsonl'}"]
     command += [f"--output_file={tmp_path / 'train.jsonl'}", f"--test_file={tmp_path / 'test.jsonl'}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(result.stdout) * 1024 < 100e6 + 100 * 300_000  # half of what is allowed: the interpreter takes 30 MB
+    assert (
+        int(result.stdout) * 1024 < 100e6 + 100 * 300_000
+    )  # half of what is allowed, since the interpreter takes only 30 MB
 
 
 @needs_shared

@@ -1,4 +1,4 @@
-"""Each format read into raw rows of the original shapes. Run: pytest tests/test_formats.py"""
+"""Each format read into raw rows of the original shapes, and encodings. Run: pytest tests/test_formats.py"""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sft.data.formats import classification_source, ner_source
+from sft.data.arguments import ReadOptions
+from sft.data.encodings import detect_encoding
+from sft.data.formats import recognise
 from sft.data.readers import read_rows
 from sft.errors import InputError, RowError
 
@@ -43,12 +45,12 @@ def tags(text: str, spans: list[tuple[int, int, str]], scheme: str) -> list[str]
     return result
 
 
-def read(name: str, content: str, source_of, **flags) -> tuple:
+def read(name: str, content: str, answers: str, **options: str) -> tuple:
     """The recognised source and the rows of a file with ``content``."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content.encode())
-        source = source_of(path, **flags)
+        source = recognise(path, answers, ReadOptions(**options))
         return source, list(read_rows(source))
 
 
@@ -62,7 +64,7 @@ def spans_of(row: dict) -> list[tuple[int, int, str]]:
     st.lists(annotated(), min_size=1, max_size=5), st.sampled_from(["BIO", "BIOES", "BMES"]), st.sampled_from(" \t")
 )
 def test_conll_reads_back_to_the_same_spans(sentences, scheme, separator):
-    # The scheme is told by the tags that occur; the first sentence shows the one that is meant.
+    # The scheme is recognised by the tags that occur, so the first sentence has one tag of each kind.
     first = {"BIO": ("B", "I", "I"), "BIOES": ("B", "I", "E"), "BMES": ("B", "M", "E")}[scheme]
     opening = "".join(f"字{separator}{prefix}-LOC\n" for prefix in first) + "\n"
     content = opening + "\n".join(
@@ -71,8 +73,8 @@ def test_conll_reads_back_to_the_same_spans(sentences, scheme, separator):
         )
         for text, spans in sentences
     )
-    source, rows = read("a.txt", content, ner_source, format="conll")
-    assert source.detail == scheme
+    source, rows = read("a.txt", content, "entities", format="conll")
+    assert source.tag_scheme == scheme
     assert [(row["text"], spans_of(row)) for _, _, row in rows[1:]] == sentences
 
 
@@ -89,7 +91,7 @@ def test_json_notations_read_back_to_the_same_spans(sentences):
     }  # fmt: skip
     for format, notation in notations.items():
         lines = [json.dumps({"text": text, **notation(text, spans)}, ensure_ascii=False) for text, spans in sentences]
-        source, rows = read("a.jsonl", "\n".join(lines), ner_source)
+        source, rows = read("a.jsonl", "\n".join(lines), "entities")
         if any(spans for _, spans in sentences):
             assert source.format == format
         for (text, spans), (_, _, row) in zip(sentences, rows, strict=True):
@@ -105,50 +107,50 @@ def cluener(text: str, spans: list[tuple[int, int, str]]) -> dict:
 
 
 def test_line_numbers_are_those_of_the_file():
-    _, rows = read("a.jsonl", '\n{"text": "a", "category": "", "output": "b"}\n\n{\n', classification_source)
+    _, rows = read("a.jsonl", '\n{"text": "a", "category": "", "output": "b"}\n\n{\n', "label")
     assert [number for number, _, _ in rows] == [2, 4]
-    _, rows = read("a.csv", 'text,label\na,b\n"c\nd",e\nf,g\n', classification_source)
+    _, rows = read("a.csv", 'text,label\na,b\n"c\nd",e\nf,g\n', "label")
     assert [number for number, _, _ in rows] == [2, 3, 5]
-    _, rows = read("a.txt", "\n一 O\n二 O\n\n\n三 O\n", ner_source)
+    _, rows = read("a.txt", "\n一 O\n二 O\n\n\n三 O\n", "entities")
     assert [number for number, _, _ in rows] == [2, 6]
 
 
 def test_ragged_csv_row_is_one_rejected_row():
-    _, rows = read("a.csv", "text,label\na,b\nc\nd,e,f\ng,h\n", classification_source)
+    _, rows = read("a.csv", "text,label\na,b\nc\nd,e,f\ng,h\n", "label")
     assert [type(row) for _, _, row in rows] == [dict, RowError, RowError, dict]
 
 
 @pytest.mark.parametrize("header", ["text,label", "内容,类别", "content,category", "Text,Output", "sentence,标签"])
 def test_usual_column_names_are_known(header):
-    _, rows = read("a.csv", f"{header}\n文本,体育\n", classification_source)
+    _, rows = read("a.csv", f"{header}\n文本,体育\n", "label")
     assert rows[0][2] == {"text": "文本", "category": None, "output": "体育"}
 
 
 def test_a_label_in_brackets_is_a_label():
-    """Only NER takes a cell in brackets for a list of entities."""
-    _, rows = read("a.csv", "text,label\n文本,[体育]\n", classification_source)
+    """Only NER reads a cell in brackets as a list of entities."""
+    _, rows = read("a.csv", "text,label\n文本,[体育]\n", "label")
     assert rows[0][2]["output"] == "[体育]"
 
 
 def test_options_of_a_csv_are_read():
     content = "text,category,output\n文本,\"['体育', '军事']\",体育\n"
-    _, rows = read("a.csv", content, classification_source)
+    _, rows = read("a.csv", content, "label")
     assert rows[0][2]["category"] == "['体育', '军事']"
 
 
 def test_document_markers_and_middle_columns_of_conll_are_skipped():
-    _, rows = read("a.conll", "-DOCSTART- -X- O\n\n北 NR B-LOC\n京 NR I-LOC\n", ner_source)
+    _, rows = read("a.conll", "-DOCSTART- -X- O\n\n北 NR B-LOC\n京 NR I-LOC\n", "entities")
     assert [spans_of(row) for _, _, row in rows] == [[(0, 2, "LOC")]]
 
 
 def test_a_blank_character_of_conll_stays():
-    _, rows = read("a.txt", "北 B-LOC\n  O\n京 O\n", ner_source)
+    _, rows = read("a.txt", "北 B-LOC\n  O\n京 O\n", "entities")
     assert rows[0][2]["text"] == "北 京"
 
 
 def test_a_conll_file_without_blank_lines_is_refused():
     with pytest.raises(InputError, match="空行"):
-        read("a.txt", "字 O\n" * 100_001, ner_source)
+        read("a.txt", "字 O\n" * 100_001, "entities")
 
 
 @settings(deadline=None)
@@ -159,9 +161,29 @@ def test_any_bytes_are_rows_or_an_input_error(content, name):
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
-        for source_of in (classification_source, ner_source):
+        for answers in ("label", "entities"):
             try:
-                for _, _, row in read_rows(source_of(path)):
+                for _, _, row in read_rows(recognise(path, answers)):
                     assert type(row) in (dict, RowError)
             except InputError as error:
                 assert "\n" not in str(error)
+
+
+@given(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5)))
+def test_gb18030_and_utf8_are_told_apart(text):
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        for encoding in ("utf-8", "gb18030"):
+            path.write_bytes(f'{{"text": "昨天他们到北京去了{text}"}}\n'.encode(encoding))
+            assert detect_encoding(path) == encoding
+
+
+def test_a_few_bad_bytes_do_not_make_utf8_gb18030(tmp_path):
+    (tmp_path / "a").write_bytes("北京\n上海\n广州\n".encode() + b"\xb1\xb1\n")
+    assert detect_encoding(tmp_path / "a") == "utf-8"
+
+
+def test_a_character_across_the_edge_of_the_sample_is_no_bad_byte(tmp_path):
+    for shift in range(3):
+        (tmp_path / "a").write_bytes(b"x" * shift + "长".encode() * 400_000)
+        assert detect_encoding(tmp_path / "a") == "utf-8"

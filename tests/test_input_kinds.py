@@ -1,4 +1,4 @@
-"""What becomes of each kind of input: accepted, one row rejected, or the whole file refused in one line.
+"""What happens to each kind of input: it is accepted, one row is rejected, or the file is refused in one line.
 
 Every kind goes through the real script. Whatever happens there is no traceback, the accounting adds up, and nothing
 half-written is left behind. Run: pytest tests/test_input_kinds.py
@@ -130,8 +130,8 @@ ROWS = [
      sentence("到北京", entity(1, 3, "北京")).replace(b'"start_idx"', b'"start_idx": 0, "start_idx"'), "start_idx"),
 ]  # fmt: skip
 
-# Whole files that are accepted or refused: (id, task, file name, content, further flags, what is to be seen).
-# What is to be seen: text of the summary, or, of a refused file, `2:` and text of the error.
+# Whole files that are accepted or refused: (id, task, file name, content, further flags, expected output).
+# The expected output: part of the summary, or, for a refused file, `2:` and part of the error.
 FILES = [
     ("UTF-8 with BOM", "cls", "a.jsonl", b"\xef\xbb\xbf" + GOOD["cls"], [], "BOM"),
     ("GB18030", "cls", "a.jsonl", GOOD["cls"].decode().encode("gb18030"), [], "GB18030"),
@@ -229,7 +229,7 @@ def report_of(folder: Path) -> dict:
 
 
 def assert_tidy(folder: Path, *, finished: bool, rejected: bool = False) -> None:
-    """The six outputs whole, or none at all; never anything half-written."""
+    """The output files are there and whole, or there is none; nothing is half-written."""
     names = {"train.jsonl", "train.task.json", "test.jsonl", "test.task.json", "train.report.json"}
     names |= {"train.rejected.jsonl"} if rejected else set()
     out = folder / "out"

@@ -21,7 +21,8 @@ from models import Oracle, save_model, tiny_model, with_random_lora
 
 import predict
 from sft.console import with_progress
-from sft.data.inputs import in_original_shape, read_file, read_stream
+from sft.data.inputs import read_file, read_stream
+from sft.data.shapes import shape_by_column_names
 from sft.decoding.decode import Limits, rows_per_window
 from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
@@ -44,7 +45,7 @@ FORMS = {
 
 
 def texts_of(rows) -> list[str]:
-    return [in_original_shape(row, "ner", None, None)["text"] for row in rows]
+    return [shape_by_column_names(row, "entities", None, None)["text"] for row in rows]
 
 
 def outcomes(rows) -> list[str]:

@@ -1,11 +1,9 @@
-"""NFC with offsets that move along, and telling encodings apart. Run: pytest tests/test_text.py"""
+"""NFC with the offsets of entities, and literals in cells. Run: pytest tests/test_text.py"""
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -13,9 +11,9 @@ from hypothesis import strategies as st
 
 from sft.errors import RowError
 from sft.tasks.ner import Ner
-from sft.text import detect_encoding, read_literal, shifted_offsets
+from sft.text import read_literal, shifted_offsets
 
-# What NFC does something to, among what it leaves alone: marks, Jamo, compatibility ideographs, marks that reorder.
+# Characters that NFC changes (marks, Jamo, compatibility ideographs, marks that reorder) among others.
 TRICKY = st.text(
     st.sampled_from("ae北京，\u0301\u0323\u0327\u1100\u1161\u11a8\uac00\uf900\u212b\u2126\u0344\u0f73\u0958🙂")
 )
@@ -33,7 +31,7 @@ def test_offsets_cover_the_normalised_text_in_order(text):
 
 @given(TRICKY, TRICKY, TRICKY)
 def test_an_entity_keeps_its_text_up_to_nfc(before, surface, after):
-    """A span that begins with a whole character is afterwards what it was before, normalised."""
+    """The moved offsets of a span that begins at a whole character give the span's own text, normalised."""
     surface = f"北{surface}"
     text = f"{before}，{surface}。{after}"
     start = len(before) + 1
@@ -66,33 +64,13 @@ def test_every_code_point_that_nfc_changes_keeps_its_place():
 
 
 def test_overlap_that_normalisation_makes_is_rejected():
-    """Two entities that share a character once it is composed cannot both keep it."""
+    """Two entities that share a character after composition cannot both keep it."""
     items = [
         {"start_idx": 0, "end_idx": 1, "entity_label": "X"},
         {"start_idx": 1, "end_idx": 3, "entity_label": "X"},
     ]
     with pytest.raises(RowError, match="重叠"):
         Ner.convert({"text": "e\u0301京", "entities": items})
-
-
-@given(st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5)))
-def test_gb18030_and_utf8_are_told_apart(text):
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "a"
-        for encoding in ("utf-8", "gb18030"):
-            path.write_bytes(f'{{"text": "昨天他们到北京去了{text}"}}\n'.encode(encoding))
-            assert detect_encoding(path) == encoding
-
-
-def test_a_few_bad_bytes_do_not_make_utf8_gb18030(tmp_path):
-    (tmp_path / "a").write_bytes("北京\n上海\n广州\n".encode() + b"\xb1\xb1\n")
-    assert detect_encoding(tmp_path / "a") == "utf-8"
-
-
-def test_a_character_across_the_edge_of_the_sample_is_no_bad_byte(tmp_path):
-    for shift in range(3):
-        (tmp_path / "a").write_bytes(b"x" * shift + "长".encode() * 400_000)
-        assert detect_encoding(tmp_path / "a") == "utf-8"
 
 
 @given(st.lists(st.text(st.characters(blacklist_categories=["Cs"]))))

@@ -1,11 +1,65 @@
-"""The flags the two transfer scripts share. Standard library only, so that ``--help`` answers at once."""
+"""The flags that the transfer scripts share, and the values they become.
+
+Imports only the standard library, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 from sft.cli import Parser
+
+ENCODINGS = ("auto", "utf-8", "gb18030", "utf-16")
+
+
+class ReadOptions(NamedTuple):
+    """What the user says about an input file; the defaults mean "recognise it".
+
+    Attributes:
+        format: one of the formats of `sft.data.readers.Source`, or ``auto``.
+        encoding: one of ``ENCODINGS``.
+        text_column, label_column: the names of the columns or JSON fields.
+    """
+
+    format: str = "auto"
+    encoding: str = "auto"
+    text_column: str | None = None
+    label_column: str | None = None
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> ReadOptions:
+        """The options on a transfer script's command line."""
+        return cls(arguments.format, arguments.encoding, arguments.text_column, arguments.label_column)
+
+
+class Conversion(NamedTuple):
+    """What a conversion writes, and how it splits.
+
+    Attributes:
+        output_file, test_file: where the training and the test records go.
+        test_ratio: the share of the texts that goes to test, between 0 and 1. Not used with an official test file.
+        seed: of the split.
+        stop_at_bad_row: stop at the first row that cannot be used, instead of skipping it.
+    """
+
+    output_file: Path
+    test_file: Path
+    test_ratio: float = 0.1
+    seed: int = 42
+    stop_at_bad_row: bool = False
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> Conversion:
+        """The conversion that a transfer script's command line asks for."""
+        return cls(
+            arguments.output_file,
+            arguments.test_file,
+            arguments.test_ratio,
+            arguments.seed,
+            stop_at_bad_row=arguments.on_bad_row == "error",
+        )
 
 
 def conversion_parser(
@@ -15,9 +69,9 @@ def conversion_parser(
 
     Args:
         prog, description: as in argparse.
-        formats: what ``--format`` accepts beside ``auto``.
+        formats: the values of ``--format`` besides ``auto``.
         output_file, test_file: the default outputs.
-        labels: the help text of ``--labels``, which means something else for each task.
+        labels: the help text of ``--labels``, whose meaning depends on the task.
     """
     parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("输入与输出")
@@ -32,9 +86,7 @@ def conversion_parser(
 
     reading = parser.add_argument_group("怎样读")
     reading.add_argument("--format", choices=("auto", *formats), default="auto", help="数据格式（默认自动识别）")
-    reading.add_argument(
-        "--encoding", choices=("auto", "utf-8", "gb18030", "utf-16"), default="auto", help="编码（默认自动识别）"
-    )
+    reading.add_argument("--encoding", choices=ENCODINGS, default="auto", help="编码（默认自动识别）")
     reading.add_argument("--text_column", help="文本所在的列名或字段名（默认自动识别）")
     reading.add_argument("--label_column", help="标签所在的列名或字段名（默认自动识别）")
     reading.add_argument("--labels", help=labels)

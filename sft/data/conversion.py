@@ -1,136 +1,71 @@
-"""Raw rows → records: one pass over each file, one row at a time, and files that appear whole or not at all."""
+"""Convert raw rows to records in one pass over each file, one row at a time. Imports no torch.
+
+The output files appear together and whole, or not at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
 import orjson
 
+from sft.console import ConversionProgress
+from sft.data.arguments import Conversion
 from sft.data.readers import Source
-from sft.data.records import conversion_report_path
-from sft.data.splitter import TEST, TRAIN, Gold, Progress, Recipe, Splitter, make_record
-from sft.errors import InputError, RowError
+from sft.data.recipes import Recipe
+from sft.data.records import conversion_report_path, make_record
+from sft.data.splitter import TEST, TRAIN, Splitter
+from sft.errors import InputError
 from sft.files import json_bytes, refuse_folder, whole_file
-from sft.tasks.classification import Classification
-from sft.tasks.ner import CCFBDCI_LABELS, Ner
 from sft.tasks.settings import TaskSettings, settings_path
+from sft.tasks.task import Task
 
 
-def classification_recipe(sources: Iterable[Source], labels: str | None) -> Recipe:
-    """How to convert classification rows; rows without options of their own get ``labels``, or every label seen.
+def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Conversion) -> dict:
+    """Convert, split and write everything; returns the report, which is also written to ``<output>.report.json``.
 
-    Raises:
-        InputError: ``labels`` is not a list of different names.
-    """
-    options = tuple(_split_labels(labels)) if labels else ()
-    known = bool(options) or all(source.options_column for source in sources)
-
-    def convert(raw: dict) -> dict:
-        fields = Classification.convert(raw)
-        if "options" in fields or not known:
-            return fields
-        if not options:
-            raise RowError("category", "没有选项；可以用 --labels 给出")
-        if fields["label"] not in options:
-            raise RowError("output", f"标签 {fields['label']!r} 不在 --labels 里")
-        return {"text": fields["text"], "options": options, "label": fields["label"]}
-
-    return Recipe(
-        task=Classification(labels=options) if known else None,
-        with_labels=lambda seen: Classification(labels=tuple(seen)),
-        convert=convert,
-        gold=lambda fields: (fields["label"], (fields["label"],), fields["label"].encode()),
-    )
-
-
-def ner_recipe(sources: Iterable[Source], labels: str | None) -> Recipe:
-    """How to convert NER rows; the label set is ``labels``, CCFBDCI's four, or what the data has.
+    Args:
+        sources: the file to convert and, if there is one, the official test file. Without it, ``test_ratio`` of the
+            texts go to test. With it, that file becomes the test set as it is, and training rows with one of its
+            texts are dropped.
 
     Raises:
-        InputError: ``labels`` is not a list of different names.
+        InputError: the input is bad, or the outputs cannot be written; no output has been touched then.
     """
-    names = _split_labels(labels) if labels else None
-    if names is None and all(source.ccfbdci_labels for source in sources):
-        names = CCFBDCI_LABELS
-    return Recipe(
-        task=Ner.with_labels(dict.fromkeys(names.values())) if names else None,
-        with_labels=Ner.with_labels,
-        convert=partial(Ner.convert, names=names),
-        gold=_entity_gold,
-    )
-
-
-def _entity_gold(fields: dict) -> Gold:
-    entities = fields["entities"]
-    if not entities:
-        return "无实体", (), b"[]"
-    return "有实体", [entity["label"] for entity in entities], orjson.dumps(entities)
-
-
-def _split_labels(labels: str) -> dict[str, str]:
-    """``GPE=地理实体,LOC`` → ``{"GPE": "地理实体", "LOC": "LOC"}``."""
-    names: dict[str, str] = {}
-    for part in labels.replace("，", ",").split(","):
-        label, _, name = (side.strip() for side in part.partition("="))
-        if not label or label in names:
-            raise InputError(
-                f"--labels：{'重复的标签 ' + label if label else '有空的标签'}；应如 GPE=地理实体,LOC=地点"
-            )
-        names[label] = name or label
-    return names
-
-
-def convert_files(
-    recipe: Recipe,
-    train_source: Source,
-    test_source: Source | None,
-    *,
-    output_file: Path,
-    test_file: Path,
-    test_ratio: float,
-    seed: int,
-    stop_at_bad_row: bool,
-    progress: Progress,
-) -> dict:
-    """Convert, split and write everything; returns the report, which also stands in ``<output>.report.json``.
-
-    Without ``test_source`` a share of ``test_ratio`` of the texts goes to test. With it that file is kept as it is,
-    and train rows with a text of its are dropped.
-
-    Raises:
-        InputError: bad input, or outputs that cannot be written; no output has been touched then.
-    """
+    output_file, test_file = conversion.output_file, conversion.test_file
+    train_source, *official_test = sources
     record_files = (output_file, test_file)
     for path in record_files:
         refuse_folder(path, str(path / "train.jsonl"))
     report_file, rejected_file = conversion_report_path(output_file), rejected_path(output_file)
     outputs = [*record_files, *map(settings_path, record_files), report_file, rejected_file]
-    _check_places(outputs, [source.path for source in (train_source, test_source) if source])
+    _check_places(outputs, [source.path for source in sources])
 
-    with ExitStack() as stack:  # all renamed at its end, the records last
+    with ExitStack() as stack:  # renames all files when it ends, the records last
         files = {path: stack.enter_context(whole_file(path, sync=False)) for path in outputs}
         finished = [files[path] for path in record_files]
         spools = finished
         if recipe.task is None:  # the messages can be written only when all labels are known
             spools = [stack.enter_context(TemporaryFile(dir=path.parent)) for path in record_files]
-        splitter = Splitter(recipe, spools, files[rejected_file], test_ratio, seed, stop_at_bad_row, progress)
-        if test_source:
-            splitter.add_file(test_source, TEST)
-        splitter.add_file(train_source, TRAIN if test_source else None)
+        with ConversionProgress() as progress:
+            splitter = Splitter(recipe, spools, files[rejected_file], conversion, progress)
+            for source in official_test:
+                splitter.add_file(source, TEST)
+            splitter.add_file(train_source, TRAIN if official_test else None)
         task = splitter.settled_task()
         if recipe.task is None:
             for spool, file in zip(spools, finished, strict=True):
-                _render_spool(task, spool, file)
+                _render_spool(recipe, task, spool, file)
         for path in record_files:
             files[settings_path(path)].write(TaskSettings(task).to_bytes())
-        report = splitter.report(task) | {"seed": seed, "test_ratio": None if test_source else test_ratio}
+        test_ratio = None if official_test else conversion.test_ratio
+        report = splitter.report(task) | {"seed": conversion.seed, "test_ratio": test_ratio}
         files[report_file].write(json_bytes(report))
-        for file in files.values():  # a full disk shows here, before anything is renamed
+        for file in files.values():  # a full disk fails here, before any file is renamed
             file.flush()
     if not report["rejected"]:
         rejected_file.unlink()
@@ -138,7 +73,7 @@ def convert_files(
 
 
 def rejected_path(output_file: Path) -> Path:
-    """Where the rejected rows stand."""
+    """Where the rejected rows are written."""
     return output_file.with_name(f"{output_file.stem}.rejected.jsonl")
 
 
@@ -153,17 +88,15 @@ def _check_places(outputs: list[Path], inputs: list[Path]) -> None:
         raise InputError(f"{inputs[0]}：训练集和测试集是同一个文件；请换一个，或不给 --input_test_file")
 
 
-def _render_spool(task: Classification | Ner, spool: IO[bytes], file: IO[bytes]) -> None:
-    """Write the records whose fields were kept back until all labels were known."""
+def _render_spool(recipe: Recipe, task: Task, spool: IO[bytes], file: IO[bytes]) -> None:
+    """Write the records whose fields were kept in ``spool`` until all labels were known."""
     spool.seek(0)
     for line in spool:
-        fields = orjson.loads(line)
-        if task.name == "classification" and "options" not in fields:
-            fields = {"text": fields["text"], "options": task.labels, "label": fields["label"]}
+        fields = recipe.complete(task, orjson.loads(line))
         file.write(orjson.dumps(make_record(task, fields), option=orjson.OPT_APPEND_NEWLINE))
 
 
-def summary(report: dict, rejected_file: Path) -> Iterator[str]:
+def summary(report: dict, conversion: Conversion) -> Iterator[str]:
     """The report for a person, line by line."""
     for file in report["files"]:
         yield f"{file['file']}：{file['format']}，{file['read']:,} 行"
@@ -174,7 +107,7 @@ def summary(report: dict, rejected_file: Path) -> Iterator[str]:
     )
     if report["rejected"]:
         fields = "，".join(f"{field or '整行'} {count:,}" for field, count in report["rejected_fields"].items())
-        yield f"拒绝的行按字段：{fields}；行号和原因在 {rejected_file}"
+        yield f"拒绝的行按字段：{fields}；行号和原因在 {rejected_path(conversion.output_file)}"
     if report["composed"]:
         yield f"NFC 规范化改动了 {report['composed']:,} 行的文本，标注的位置随之移动"
     if report["repeated"]:
@@ -192,6 +125,7 @@ def summary(report: dict, rejected_file: Path) -> Iterator[str]:
         f"不同的文本：训练 {texts['train']:,} + 测试 {texts['test']:,} = 共 {texts['distinct']:,}；"
         f"两边都有的文本：{report['texts_on_both_sides']}"
     )
+    yield f"写好了 {conversion.output_file} 和 {conversion.test_file}"
 
 
 def _listed(items: Iterable[str]) -> str:

@@ -1,111 +1,66 @@
-"""Which format a raw file has: by its name, its first lines, and its columns. Nothing here imports torch."""
+"""Recognise a person's file: its encoding, format and columns. Imports no torch.
+
+`recognise` is the only entrance, for conversion and for prediction alike. To add a format, add a step to `_format_of`,
+the columns it has to `recognise`, and its reader to `sft.data.readers`.
+"""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 
-from sft.data.readers import TAG, Source, csv_reader, split_tag
+from sft.data.arguments import ReadOptions
+from sft.data.encodings import file_encoding
+from sft.data.readers import TABLES, TAG, Source, csv_reader, split_tag
+from sft.data.shapes import ENTITY_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS
 from sft.errors import InputError
 from sft.tasks.ner import CCFBDCI_LABELS
-from sft.text import detect_encoding
 
-TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "句子")
-LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "分类")
-ENTITY_COLUMNS = ("entities", "label", "labels", "实体", "标签")
+JSON_ENDINGS = ("json", "jsonl")
 _SAMPLE_CHARACTERS = 1 << 20
+_TAGGED_SAMPLE_LINES = 200
 
 
-def classification_source(
-    path: Path,
-    *,
-    format: str = "auto",
-    encoding: str = "auto",
-    text_column: str | None = None,
-    label_column: str | None = None,
-) -> Source:
-    """How to read a classification file.
+def recognise(path: Path, answers: str | None, options: ReadOptions | None = None) -> Source:
+    """How to read a file.
+
+    Args:
+        answers: what the task's answers are, ``label`` or ``entities`` (``task.answers``). None for rows to predict:
+            they need no gold, and a file in no known format has one text on each line.
+        options: what the user says about the file.
 
     Raises:
-        InputError: it cannot be read, is in no known format, or its columns cannot be told.
+        InputError: the file cannot be read, is in no known format, or its columns cannot be recognised.
     """
-    encoding = file_encoding(path, encoding)
-    sample = sample_lines(path, encoding)
-    if format == "auto":
-        format = _delimited(path, sample) or "jsonl"
-    delimited = format in ("csv", "tsv")
-    detail = "引号按原文" if format == "tsv" and not is_quoted(sample) else ""
-    columns = csv_header(path, sample, format, detail) if delimited else _fields(path, sample)
-    columns = columns or ["text", "category", "output"]  # no line is JSON: each will be rejected with its reason
-
-    text_column = find_column(path, columns, text_column, TEXT_COLUMNS, "--text_column", "文本")
-    # In fudan's rows `category` is the list of options; elsewhere it is the label.
-    label_names = ("output",) if {"category", "output"} <= set(columns) else LABEL_COLUMNS
-    label_column = find_column(path, columns, label_column, label_names, "--label_column", "标签")
-    options_column = "options" if "options" in columns else ""
-    if "category" in columns and label_column == "output":
-        options_column = "category"
-    if not delimited and (text_column, label_column, options_column) == ("text", "output", "category"):
-        format = "fudan"
-    elif format == "fudan":
-        format = "jsonl"
-    return Source(path, "classification", format, encoding, detail, text_column, label_column, options_column)
+    options = options or ReadOptions()
+    encoding = file_encoding(path, options.encoding)
+    sample = _sample_lines(path, encoding)
+    format = options.format if options.format != "auto" else _format_of(path, sample, answers)
+    source = Source(path, answers, format, encoding)
+    if format == "conll":
+        return replace(source, tag_scheme=_tag_scheme(sample))
+    if format == "tsv":
+        source = replace(source, quoted=_is_quoted(sample))
+    columns = _header(source, sample) if format in TABLES else _common_fields(sample)
+    if answers == "label":
+        return _with_label_columns(source, columns, options)
+    if answers == "entities":
+        return _with_entity_columns(source, columns, options, sample)
+    if format in TABLES:  # other rows to predict may each have fields of their own
+        _check_text_column(source, columns, options)
+    return source
 
 
-def ner_source(
-    path: Path,
-    *,
-    format: str = "auto",
-    encoding: str = "auto",
-    text_column: str | None = None,
-    label_column: str | None = None,
-) -> Source:
-    """How to read a NER file.
+def _sample_lines(path: Path, encoding: str) -> list[str]:
+    """About a million characters of the first lines that are not blank. Bytes that do not decode are replaced.
 
     Raises:
-        InputError: it cannot be read, is in no known format, or its columns cannot be told.
-    """
-    encoding = file_encoding(path, encoding)
-    sample = sample_lines(path, encoding)
-    if format == "conll" or (format == "auto" and is_tagged(path, sample)):
-        return Source(path, "ner", "conll", encoding, tag_scheme(sample))
-    if format == "auto":
-        format = _delimited(path, sample) or "auto"
-    delimited = format in ("csv", "tsv")
-    detail = "引号按原文" if format == "tsv" and not is_quoted(sample) else ""
-    columns = csv_header(path, sample, format, detail) if delimited else _fields(path, sample)
-    columns = columns or ["text", "entities"]  # no line is JSON: each will be rejected with its reason
-
-    text_column = find_column(path, columns, text_column, TEXT_COLUMNS, "--text_column", "文本")
-    label_column = find_column(path, columns, label_column, ENTITY_COLUMNS, "--label_column", "实体")
-    if format == "auto":
-        format = _entity_notation(sample, label_column)
-    four = format == "ccfbdci" and _has_ccfbdci_labels(sample)
-    return Source(path, "ner", format, encoding, detail, text_column, label_column, ccfbdci_labels=four)
-
-
-def file_encoding(path: Path, encoding: str) -> str:
-    try:
-        if path.is_dir():
-            raise InputError(f"{path}：是一个目录；请给出其中的文件，如 {path / 'train.jsonl'}")
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}：不是普通文件；请先把数据存成文件")
-        return detect_encoding(path, encoding)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}：没有这个文件；请检查路径") from error
-    except OSError as error:
-        raise InputError(f"{path}：无法读取（{error.strerror}）") from error
-
-
-def sample_lines(path: Path, encoding: str) -> list[str]:
-    """The first lines that are not blank, about a megabyte of them, as far as they decode.
-
-    Raises:
-        InputError: there are none; a file may hold a byte order mark and nothing else.
+        InputError: there is no such line; the file may hold only a byte order mark.
     """
     lines, size = [], 0
     with path.open(encoding=encoding, newline="\n", errors="replace") as file:
@@ -120,22 +75,66 @@ def sample_lines(path: Path, encoding: str) -> list[str]:
     return lines
 
 
-def _delimited(path: Path, sample: list[str]) -> str | None:
-    """``csv`` or ``tsv`` by the file's name, else by its first line; None when that line begins like JSON."""
+# ---- Format ----
+
+
+def _format_of(path: Path, sample: list[str], answers: str | None) -> str:
+    """The format by the first step that fits: csv, tsv, conll, jsonl, or lines (of rows to predict).
+
+    ``jsonl`` is any JSON lines; their columns show which kind.
+
+    Raises:
+        InputError: no step fits, or the whole file is one JSON document.
+    """
     ending = path.suffix.lower()[1:]
     first = sample[0].strip()
-    if ending in ("csv", "tsv"):
+    if ending in TABLES:
         return ending
-    if first.startswith("[") or first == "{":
+    if _is_conll(sample, answers):
+        return "conll"
+    if _is_json_document(first, ending, answers):
         raise InputError(f"{path}:1：需要每行一个 JSON 对象；可以这样转换：jq -c '.[]?' {path} > 新文件.jsonl")
-    if first.startswith("{") or ending in ("json", "jsonl"):
-        return None
-    if "\t" in first or "," in first:
-        return "tsv" if "\t" in first else "csv"
+    if ending in JSON_ENDINGS:
+        return "jsonl"
+    if answers is None:
+        return "lines"
+    if first.startswith("{"):
+        return "jsonl"
+    if "\t" in first:
+        return "tsv"
+    if "," in first:
+        return "csv"
     raise InputError(f"{path}:1：认不出格式（第一行是 {first[:40]!r}）；请用 --format 指明")
 
 
-def is_quoted(sample: list[str]) -> bool:
+def _is_conll(sample: list[str], answers: str | None) -> bool:
+    """Whether more than nine of ten of the first lines end in a BIO, BIOES or BMES tag."""
+    if answers == "label":
+        return False
+    lines = sample[:_TAGGED_SAMPLE_LINES]
+    tagged = sum(bool(TAG.fullmatch(split_tag(line)[1])) for line in lines)
+    if tagged <= 0.9 * len(lines):
+        return False
+    if answers is None:  # one text alone may end in " O" or " B-12", and several texts in " O"
+        return len(sample) > 1 and any(split_tag(line)[1] != "O" for line in sample)
+    return True
+
+
+def _is_json_document(first: str, ending: str, answers: str | None) -> bool:
+    """Whether the file is one JSON document: an array, or an object on several lines."""
+    if answers is None:  # a text to predict may begin with a bracket
+        return ending in JSON_ENDINGS and first[:2] in ("[", "[{", "{")
+    return first.startswith("[") or first == "{"
+
+
+def _tag_scheme(sample: list[str]) -> str:
+    prefixes = {split_tag(line)[1][:1] for line in sample}
+    if "M" in prefixes:
+        return "BMES"
+    return "BIOES" if prefixes & {"E", "S"} else "BIO"
+
+
+def _is_quoted(sample: list[str]) -> bool:
     """Whether a TSV uses CSV's quoting. Many do not, and have quotation marks in their texts."""
     widths = {line.count("\t") for line in sample}
     try:
@@ -144,36 +143,76 @@ def is_quoted(sample: list[str]) -> bool:
         return False
 
 
-def csv_header(path: Path, sample: list[str], format: str, detail: str) -> list[str]:
+# ---- Columns ----
+
+
+def _header(source: Source, sample: list[str]) -> list[str]:
+    """The columns of a table."""
     try:
-        header = next(csv_reader(iter(sample), format, detail), [])
+        header = next(csv_reader(iter(sample), source), [])
     except csv.Error as error:
-        raise InputError(f"{path}:1：表头读不出来（{error}）；请检查引号") from error
+        raise InputError(f"{source.path}:1：表头读不出来（{error}）；请检查引号") from error
     if len(set(header)) < len(header):
-        raise InputError(f"{path}:1：表头有重名的列（{'、'.join(header)}）；请改成不同的名字")
+        raise InputError(f"{source.path}:1：表头有重名的列（{'、'.join(header)}）；请改成不同的名字")
     return header
 
 
-def _fields(path: Path, sample: list[str]) -> list[str]:
-    """The fields that most of the first rows have."""
-    fields = Counter(tuple(row) for row in _sample_objects(sample))
+def _common_fields(sample: list[str]) -> list[str]:
+    """The JSON fields that most of the first rows have; none if no line is a JSON object."""
+    fields = Counter(tuple(row) for row in _json_objects(sample))
     return list(fields.most_common(1)[0][0]) if fields else []
 
 
-def _sample_objects(sample: Iterable[str]) -> Iterator[dict]:
+def _json_objects(sample: Iterable[str]) -> Iterator[dict]:
     for line in sample:
         try:
             row = orjson.loads(line)
         except orjson.JSONDecodeError:
-            continue  # it will be rejected when it is read
+            continue  # the reader will reject it
         if type(row) is dict:
             yield row
 
 
-def find_column(
+def _with_label_columns(source: Source, columns: Sequence[str], options: ReadOptions) -> Source:
+    columns = columns or ["text", "category", "output"]  # no line is JSON: the reader will reject each with its reason
+    text_column = _find_column(source.path, columns, options.text_column, TEXT_COLUMNS, "--text_column", "文本")
+    # In fudan's rows `category` is the list of options; elsewhere it is the label.
+    label_names = ("output",) if {"category", "output"} <= set(columns) else LABEL_COLUMNS
+    label_column = _find_column(source.path, columns, options.label_column, label_names, "--label_column", "标签")
+    options_column = "options" if "options" in columns else ""
+    if "category" in columns and label_column == "output":
+        options_column = "category"
+    format = source.format
+    if format not in TABLES:
+        is_fudan = (text_column, label_column, options_column) == ("text", "output", "category")
+        format = "fudan" if is_fudan else "jsonl"
+    return replace(
+        source, format=format, text_column=text_column, label_column=label_column, options_column=options_column
+    )
+
+
+def _with_entity_columns(source: Source, columns: Sequence[str], options: ReadOptions, sample: list[str]) -> Source:
+    columns = columns or ["text", "entities"]  # no line is JSON: the reader will reject each with its reason
+    text_column = _find_column(source.path, columns, options.text_column, TEXT_COLUMNS, "--text_column", "文本")
+    label_column = _find_column(source.path, columns, options.label_column, ENTITY_COLUMNS, "--label_column", "实体")
+    format = _entity_notation(sample, label_column) if source.format == "jsonl" else source.format
+    four = format == "ccfbdci" and _has_ccfbdci_labels(sample)
+    return replace(source, format=format, text_column=text_column, label_column=label_column, ccfbdci_labels=four)
+
+
+def _check_text_column(source: Source, columns: Sequence[str], options: ReadOptions) -> None:
+    names = ("text",) if "text" in columns else TEXT_COLUMNS  # gold is optional, so other columns may have any name
+    _find_column(source.path, columns, options.text_column, names, "--text_column", "文本")
+
+
+def _find_column(
     path: Path, columns: Sequence[str], chosen: str | None, names: tuple[str, ...], flag: str, what: str
 ) -> str:
-    """The one column that is ``chosen``, or that has one of the usual names."""
+    """The one column that is ``chosen``, or without a choice the one that has one of the usual ``names``.
+
+    Raises:
+        InputError: there is no such column, or more than one.
+    """
     found = [column for column in columns if column == chosen or (not chosen and column.strip().lower() in names)]
     if len(found) == 1:
         return found[0]
@@ -185,7 +224,8 @@ def find_column(
 
 
 def _entity_notation(sample: list[str], column: str) -> str:
-    for row in _sample_objects(sample):
+    """ccfbdci, spans, doccano or cluener, by the first row that has entities."""
+    for row in _json_objects(sample):
         value = row.get(column)
         if type(value) is dict:
             return "cluener"
@@ -197,24 +237,10 @@ def _entity_notation(sample: list[str], column: str) -> str:
 
 
 def _has_ccfbdci_labels(sample: list[str]) -> bool:
-    """A mistyped label must not turn the four into a set of raw ones, hence nine of ten."""
+    """Whether the labels are CCFBDCI's four. Requires 90 %, so that one mistyped label does not switch label sets."""
     labels = []
-    for row in _sample_objects(sample):
+    for row in _json_objects(sample):
         entities = row.get("entities")
         items = entities if type(entities) is list else ()
         labels += [str(item.get("entity_label")) for item in items if type(item) is dict]
     return sum(label.strip() in CCFBDCI_LABELS for label in labels) >= 0.9 * len(labels)
-
-
-def is_tagged(path: Path, sample: list[str]) -> bool:
-    """Whether nine of ten of the first lines end in a BIO, BIOES or BMES tag."""
-    lines = sample[:200]
-    tagged = sum(bool(TAG.fullmatch(split_tag(line)[1])) for line in lines)
-    return path.suffix.lower() not in (".csv", ".tsv") and tagged > 0.9 * len(lines)
-
-
-def tag_scheme(sample: list[str]) -> str:
-    prefixes = {split_tag(line)[1][:1] for line in sample}
-    if "M" in prefixes:
-        return "BMES"
-    return "BIOES" if prefixes & {"E", "S"} else "BIO"

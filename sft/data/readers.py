@@ -1,8 +1,6 @@
-"""Read what people have into raw rows of the two original shapes, each with its line number.
+"""Read a recognised file row by row, each row with its line number. Imports no torch.
 
-Classification: ``{"text", "category"?, "output"}`` (zh_cls_fudan-news). NER: ``{"text", "entities": [{"start_idx",
-"end_idx", "entity_text", "entity_label"}]}`` (CCFBDCI), ends exclusive, in code points. Rows are read one at a time;
-a row that cannot be read comes as a ``RowError`` in its place. Nothing here imports torch.
+A row that cannot be read comes as a `RowError` in its place.
 """
 
 from __future__ import annotations
@@ -21,33 +19,39 @@ from typing import IO
 
 import orjson
 
+from sft.data.shapes import entities_in_cell, raw_entities
 from sft.errors import InputError, RowError
-from sft.text import read_literal, shown
 
+TABLES = ("csv", "tsv")
 TAG = re.compile(r"O|[BIEMS][-_].+")
 _MOST_SENTENCE_LINES = 100_000
 
-Row = tuple[int, bytes | str, dict | RowError]  # line number from 1, the line as it stands, what it says
+NumberedRow = tuple[int, bytes | str, dict | RowError]  # line number from 1, the line in the file, what it says
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input file and how it is to be read.
+    """One input file and how to read it; `sft.data.formats.recognise` makes it.
 
     Attributes:
-        task: ``classification`` or ``ner``.
-        format: fudan, jsonl, csv, tsv; ccfbdci, spans, doccano, cluener, conll.
-        detail: what else was recognised, for the summary: the tag scheme of CoNLL, unquoted TSV.
-        text_column, label_column: the names of the two columns or fields.
-        options_column: where classification rows bring options of their own, ``""`` if they do not.
-        ccfbdci_labels: nine of ten entities in the first rows of a CCFBDCI file have one of its four labels.
+        answers: what the task's answers are, ``label`` or ``entities``; None for rows to predict, which are read as
+            they are.
+        format: csv, tsv; fudan, jsonl (labels); ccfbdci, spans, doccano, cluener, conll (entities). Rows to predict:
+            csv, tsv, conll, jsonl, or lines, each a text or a JSON object.
+        encoding: a name that Python knows.
+        quoted: whether quotation marks in a table enclose cells; if not, they are ordinary characters.
+        tag_scheme: of CoNLL: BIO, BIOES or BMES.
+        text_column, label_column: the names of the two columns or JSON fields.
+        options_column: the column with a classification row's own options; ``""`` if there is none.
+        ccfbdci_labels: whether nine of ten entities in the first rows of a CCFBDCI file have one of its four labels.
     """
 
     path: Path
-    task: str
+    answers: str | None
     format: str
     encoding: str
-    detail: str = ""
+    quoted: bool = True
+    tag_scheme: str = ""
     text_column: str = "text"
     label_column: str = "output"
     options_column: str = ""
@@ -55,40 +59,50 @@ class Source:
 
     def describe(self) -> str:
         """Format and encoding, for the summary."""
+        detail = self.tag_scheme or ("" if self.quoted else "引号按原文")
         encoding = "UTF-8（有 BOM）" if self.encoding == "utf-8-sig" else self.encoding.upper()
-        return f"{self.format}{f'（{self.detail}）' if self.detail else ''}，{encoding}"
+        return f"{self.format}{f'（{detail}）' if detail else ''}，{encoding}"
 
 
-def read_rows(source: Source) -> Iterator[Row]:
-    """Every row of a file in the original shapes; blank lines are no rows.
+def read_rows(source: Source) -> Iterator[NumberedRow]:
+    """Every row of a file in the task's original shape (see `sft.data.shapes`). Blank lines are skipped.
 
     Raises:
         InputError: the file cannot be read to its end.
     """
-    if source.format == "conll":
-        rows = read_conll(source)
-    elif source.format in ("csv", "tsv"):
-        rows = read_csv(source)
-    else:
-        rows = _read_json_lines(source)
-    as_they_are = source.format in ("fudan", "conll") or (
+    rows = rows_as_written(source)
+    in_shape = source.format in ("fudan", "conll") or (
         source.format == "ccfbdci" and (source.text_column, source.label_column) == ("text", "entities")
     )
-    if not as_they_are:
-        rows = _in_original_shape(rows, source)
     try:
-        yield from rows
+        yield from rows if in_shape else _shape_rows(rows, source)
     except UnicodeDecodeError as error:
         raise InputError(f"{source.path}：不是完整的 {source.encoding}（{error.reason}）；请另存为 UTF-8") from error
     except OSError as error:
         raise InputError(f"{source.path}：读到一半出错（{error.strerror}）") from error
 
 
-def _in_original_shape(rows: Iterator[Row], source: Source) -> Iterator[Row]:
+def rows_as_written(source: Source) -> Iterator[NumberedRow]:
+    """Every row of a file with the columns it has; those of CoNLL in CCFBDCI's shape. Blank lines are skipped.
+
+    Raises:
+        InputError: a quotation mark is never closed, or a CoNLL sentence never ends.
+        UnicodeDecodeError: a UTF-16 file ends inside a character.
+        OSError: the file cannot be read to its end.
+    """
+    if source.format == "conll":
+        return _read_conll(source)
+    if source.format in TABLES:
+        return _read_table(source)
+    return _read_lines(source)
+
+
+def _shape_rows(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRow]:
+    shape = _entity_row if source.answers == "entities" else _label_row
     for number, line, row in rows:
         if type(row) is dict:
             try:
-                row = _entity_row(source, row) if source.task == "ner" else _label_row(source, row)
+                row = shape(source, row)
             except RowError as error:
                 row = error
         yield number, line, row
@@ -100,92 +114,28 @@ def _label_row(source: Source, row: dict) -> dict:
 
 
 def _entity_row(source: Source, row: dict) -> dict:
-    """A CCFBDCI row from CLUENER's, doccano's or span notation; in a CSV, notation stands in the cell as a string."""
     text, value = row.get(source.text_column), row.get(source.label_column)
-    if source.format in ("csv", "tsv"):
+    if source.format in TABLES:
         value = entities_in_cell(value, source.label_column)
     return {"text": text, "entities": raw_entities(value, source.label_column) if type(text) is str else value}
 
 
-def entities_in_cell(cell: str, column: str) -> object:
-    """What a cell of a table has as entities; an empty one has none.
-
-    Raises:
-        RowError: it is neither JSON nor a Python literal.
-    """
-    try:
-        return read_literal(cell) if cell.strip() else []
-    except ValueError:
-        raise RowError(column, "应是 JSON 或 Python 写法的实体列表") from None
+# ---- Lines ----
 
 
-def raw_entities(value: object, column: str) -> object:
-    """Entities in any known notation as CCFBDCI has them; a value of a type that does not fit, as it is.
-
-    Raises:
-        RowError: an item in no known notation.
-    """
-    if type(value) is dict:
-        return list(_cluener_entities(value, column))
-    if type(value) is list:
-        return [_span_entity(item, column) for item in value]
-    return value  # the task will say so
-
-
-def _span_entity(item: object, field: str) -> dict:
-    if type(item) is dict:
-        if "start_idx" in item:
-            return item
-        start, end = item.get("start", item.get("start_offset")), item.get("end", item.get("end_offset"))
-        return {"start_idx": start, "end_idx": end, "entity_text": item.get("text"), "entity_label": item.get("label")}
-    if type(item) in (list, tuple) and len(item) == 3:
-        return {"start_idx": item[0], "end_idx": item[1], "entity_label": item[2]}
-    raise RowError(field, f"认不出的实体 {shown(item)}；应如 [起, 止, 标签]")
-
-
-def _cluener_entities(value: dict, field: str) -> Iterator[dict]:
-    """CLUENER: ``{label: {surface: [[start, last], …]}}``, the last character included."""
-    for label, surfaces in value.items():
-        if type(surfaces) is not dict:
-            raise RowError(field, f"{label} 应是 {{实体: [[起, 止]]}}，实际是 {shown(surfaces)}")
-        for surface, places in surfaces.items():
-            for place in places if type(places) is list else [None]:
-                if type(place) is not list or len(place) != 2 or not all(type(edge) is int for edge in place):
-                    raise RowError(field, f"{surface} 的位置应是 [[起, 止]]，实际是 {shown(places)}")
-                start, last = place
-                yield {"start_idx": start, "end_idx": last + 1, "entity_text": surface, "entity_label": label}
-
-
-# ---- JSON lines ----
-
-
-def _read_json_lines(source: Source) -> Iterator[Row]:
-    loads = orjson.loads
-    for number, line in _lines_of(source):
-        try:
-            row = loads(line)
-        except orjson.JSONDecodeError as error:
-            if not line.isspace():
-                yield number, line, why_not_json(line, error)
-            continue
-        if type(row) is not dict:
-            row = RowError("", f"应是一个 JSON 对象，实际是 {type(row).__name__}")
-        elif line.count(b":" if type(line) is bytes else ":") != len(
-            row
-        ):  # nested, or colons in the text, or repeated
-            row = repeated_key(line, row) or row
-        yield number, line, row
-
-
-def _lines_of(source: Source) -> Iterator[tuple[int, bytes | str]]:
+def _read_lines(source: Source) -> Iterator[NumberedRow]:
+    read = text_row if source.format == "lines" else json_row
     with source.path.open("rb", buffering=1 << 20) as file:
-        yield from numbered_lines(file, source.encoding)
+        for number, line in numbered_lines(file, source.encoding):
+            if not line.isspace():
+                yield number, line, read(line)
 
 
 def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes | str]]:
-    """Lines end at LF alone: U+2028 and its like may stand in a text. UTF-8 stays bytes, for orjson reads those.
+    """The lines of a file or stream with their numbers from 1.
 
-    ``utf-8-sig`` takes a byte order mark off where there is one.
+    Only LF ends a line, because a text may hold U+2028 and the like. Lines of UTF-8 stay bytes, which orjson reads.
+    ``utf-8-sig`` takes a byte order mark off if there is one.
     """
     if encoding == "utf-16":
         yield from enumerate(io.TextIOWrapper(file, "utf-16", newline="\n", errors="surrogatepass"), start=1)
@@ -194,15 +144,42 @@ def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes 
     if encoding == "utf-8-sig":
         for number, line in islice(lines, 1):
             yield number, line.removeprefix(codecs.BOM_UTF8)
+    if encoding != "gb18030":
+        yield from lines
+        return
     for number, line in lines:
-        if encoding == "gb18030":
-            with suppress(UnicodeDecodeError):  # as bytes it goes on to be rejected
-                line = line.decode("gb18030")
+        with suppress(UnicodeDecodeError):  # it stays bytes and is rejected later
+            line = line.decode("gb18030")
         yield number, line
 
 
-def repeated_key(line: bytes | str, row: dict) -> RowError | None:
-    """The error of a key that stands twice in one object with different values; orjson would keep the last."""
+def text_row(line: bytes | str) -> dict | RowError:
+    """A line to predict: a JSON object if it begins with ``{``, else a text."""
+    if line.lstrip()[:1] in (b"{", "{"):
+        return json_row(line)
+    if isinstance(line, bytes):
+        try:
+            line = line.decode("utf-8")
+        except UnicodeDecodeError:
+            return RowError("", "不是 UTF-8 编码（若是 GBK，请加 --encoding gb18030）")
+    return {"text": line.rstrip("\r\n")}
+
+
+def json_row(line: bytes | str) -> dict | RowError:
+    """The JSON object on a line."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return _why_not_json(line, error)
+    if type(row) is not dict:
+        return RowError("", f"应是一个 JSON 对象，实际是 {type(row).__name__}")
+    # With as many colons as keys nothing is nested, no text has a colon and no key stands twice: most rows end here.
+    colons = line.count(b":" if type(line) is bytes else ":")
+    return row if colons == len(row) else _repeated_key(line, row) or row
+
+
+def _repeated_key(line: bytes | str, row: dict) -> RowError | None:
+    """The error of a key that one object has twice with different values; orjson keeps the last value silently."""
     if line.count(b'":' if type(line) is bytes else '":') == _key_count(row):
         return None
     repeated = []
@@ -215,23 +192,25 @@ def repeated_key(line: bytes | str, row: dict) -> RowError | None:
     try:
         json.loads(line, object_pairs_hook=as_dict)
     except (ValueError, RecursionError):
-        return None  # orjson has read it; what only this parser dislikes is no fault of the row
+        return None  # orjson has read the row, so it is valid
     return RowError(repeated[0], "同一个键出现两次，值不相同") if repeated else None
 
 
 def _key_count(row: dict) -> int:
-    """How many keys a row has, two levels deep. Where the line shows another number it is worth a closer look."""
+    """How many keys a row has, two levels deep. Only a line that seems to have another number needs a closer look."""
     count = len(row)
     for value in row.values():
         if type(value) is list:
-            count += sum([len(item) for item in value if type(item) is dict])
+            for item in value:
+                if type(item) is dict:
+                    count += len(item)
         elif type(value) is dict:
             count += len(value) + sum([len(item) for item in value.values() if type(item) is dict])
     return count
 
 
-def why_not_json(line: bytes | str, error: orjson.JSONDecodeError) -> RowError:
-    """What is wrong with a line, by the slower parser that tells more."""
+def _why_not_json(line: bytes | str, error: orjson.JSONDecodeError) -> RowError:
+    """What is wrong with a line, from Python's slower parser, which says more than orjson."""
     if isinstance(line, bytes):
         try:
             line = line.decode("utf-8")
@@ -258,16 +237,16 @@ def _refuse_constant(name: str) -> None:
 # ---- CSV and TSV ----
 
 
-def csv_reader(lines: Iterator[str], format: str, detail: str) -> Iterator[list[str]]:
-    """Cells of a CSV or TSV; with a ``detail`` its quotation marks are characters like any other."""
+def csv_reader(lines: Iterator[str], source: Source) -> Iterator[list[str]]:
+    """The cells of each row of a CSV or TSV."""
     csv.field_size_limit(1 << 30)
-    quoting = csv.QUOTE_NONE if detail else csv.QUOTE_MINIMAL
-    return csv.reader(lines, delimiter="\t" if format == "tsv" else ",", quoting=quoting, strict=True)
+    quoting = csv.QUOTE_MINIMAL if source.quoted else csv.QUOTE_NONE
+    return csv.reader(lines, delimiter="\t" if source.format == "tsv" else ",", quoting=quoting, strict=True)
 
 
-def read_csv(source: Source) -> Iterator[Row]:
+def _read_table(source: Source) -> Iterator[NumberedRow]:
     with source.path.open(encoding=source.encoding, newline="", errors="surrogateescape") as file:
-        reader = csv_reader(file, source.format, source.detail)
+        reader = csv_reader(file, source)
         header = next(reader)
         while True:
             number = reader.line_num + 1
@@ -276,7 +255,7 @@ def read_csv(source: Source) -> Iterator[Row]:
             except StopIteration:
                 return
             except csv.Error as error:
-                if "end of data" in str(error):  # the rest of the file has become one cell: not a row to skip quietly
+                if "end of data" in str(error):  # the rest of the file is in this cell: too much to skip as one row
                     raise InputError(f"{source.path}:{number}：引号没有闭合，一直到文件末尾；请补上引号") from error
                 yield number, "", RowError("", f"不是合法的 CSV（{error}）")
                 continue
@@ -290,7 +269,7 @@ def read_csv(source: Source) -> Iterator[Row]:
 
 
 def _is_decoded(text: str) -> bool:
-    """Whether no byte of the text was left undecoded ("surrogateescape")."""
+    """Whether every byte of the text was decoded ("surrogateescape" turns the others into lone surrogates)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -301,15 +280,15 @@ def _is_decoded(text: str) -> bool:
 # ---- CoNLL ----
 
 
-def read_conll(source: Source) -> Iterator[Row]:
-    """Sentences of one character (or token) and its tag a line, parted by blank lines."""
+def _read_conll(source: Source) -> Iterator[NumberedRow]:
+    """Sentences with one character (or token) and its tag on each line; blank lines separate sentences."""
     with source.path.open(encoding=source.encoding, newline="\n", errors="surrogateescape") as file:
         numbered = enumerate(file, start=1)
         while sentence := list(islice(_sentence(numbered), _MOST_SENTENCE_LINES)):
             if len(sentence) == _MOST_SENTENCE_LINES:
                 raise InputError(f"{source.path}:{sentence[0][0]}：一句话超过 {len(sentence)} 行；句子之间应有空行")
             try:
-                row = _from_tags(sentence, source.detail)
+                row = _from_tags(sentence, source.tag_scheme)
             except RowError as error:
                 row = error
             yield sentence[0][0], "".join(line for _, line in sentence), row
@@ -327,22 +306,22 @@ def _sentence(numbered: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
 
 
 def split_tag(line: str) -> tuple[str, str]:
-    """First and last column; a line that begins with a blank has the blank itself as its character."""
+    """The first and the last column of a line. If the line begins with a blank, its character is that blank."""
     columns = line.rstrip(" \t\r\n").split("\t" if "\t" in line else " ")
     return (columns[0] or " ", columns[-1]) if len(columns) > 1 else (columns[0], "")
 
 
 def _from_tags(sentence: list[tuple[int, str]], scheme: str) -> dict:
-    """A CCFBDCI row from a sentence's lines.
+    """The row of a sentence, in CCFBDCI's shape.
 
-    In BIO an ``I-`` that continues nothing begins an entity, as conlleval and seqeval read it. In BIOES and BMES a
-    broken transition is an error: those tags say where an entity ends, and a guess would invent a boundary.
+    In BIO an ``I-`` that continues no entity begins one, as conlleval and seqeval do. BIOES and BMES mark the end of
+    an entity, so there such a tag is an error: to guess would be to invent a boundary.
 
     Raises:
-        RowError: a tag that is none of the scheme's, or a broken transition.
+        RowError: a tag is not of the scheme, or cannot follow the one before it.
     """
     text, spans, strict = "", [], scheme != "BIO"  # spans: [start, end, label]
-    inside = False  # the last span goes on
+    inside = False  # whether the last span may go on
     for number, line in sentence:
         token, tag = split_tag(line)
         if not _is_decoded(line):

@@ -1,7 +1,7 @@
-"""Records on disk: JSON lines, and the names of the files beside them.
+"""Records on disk: JSON lines, and the names of the files beside them. Imports no torch.
 
-A record is a dict in chat form plus what truncation and scoring need:
-``{"messages": [system, user, assistant], "task": ..., "text": ..., ...}``. Nothing here imports torch.
+A record is a dict in chat format, plus the fields that truncation and scoring need:
+``{"messages": [system, user, assistant], "task": ..., "text": ..., ...}``.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from sft.tasks.task import Task, chat_messages
 
 
 def conversion_report_path(records_path: Path) -> Path:
-    """``data/train_cls.jsonl`` → ``data/train_cls.report.json``: what conversion did to make the records."""
+    """``data/train_cls.jsonl`` → ``data/train_cls.report.json``: where the report of the conversion is."""
     return records_path.with_name(f"{records_path.stem}.report.json")
+
+
+def make_record(task: Task, fields: dict) -> dict:
+    """The record of a row's fields, with its messages."""
+    return {"messages": chat_messages(task, fields), "task": task.name, **fields}
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:
     """Yield ``(line number from 1, record)`` of a record file written by the transfer scripts.
 
     Raises:
-        InputError: no such file, a line that is not a JSON object, or no record at all.
+        InputError: there is no such file, it is empty, or a line is not a JSON object.
     """
     number = 0
     try:
@@ -45,10 +50,10 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def read_task_records(path: Path, task: Task) -> list[tuple[int, dict]]:
-    """``(line number, record)`` of a record file, each one checked to be what ``task`` would write today.
+    """``(line number from 1, record)`` of a record file. Each record must be what ``task`` would write today.
 
     Raises:
-        InputError: a record of another task, without a field, or whose messages ``task`` does not render the same.
+        InputError: a record is of another task, lacks a field, or has other messages than ``task`` gives it.
     """
     records = []
     for line, record in read_records(path):

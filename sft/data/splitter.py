@@ -1,13 +1,14 @@
-"""Each converted row to train or to test, one text always to one side, and every row accounted for.
+"""Split converted rows into train and test, and count what becomes of every row. Imports no torch.
 
-What is remembered of a row is a hash of its text and of its gold, so memory grows by less than 100 bytes a row.
+All rows with the same text go to the same side. Of each row only hashes of its text and its gold are kept, so memory
+grows by less than 100 bytes a row.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -16,40 +17,27 @@ from typing import IO
 
 import orjson
 
+from sft.data.arguments import Conversion
 from sft.data.readers import Source, read_rows
+from sft.data.recipes import Recipe
+from sft.data.records import make_record
 from sft.errors import InputError, RowError
-from sft.tasks.classification import Classification
-from sft.tasks.ner import Ner
-from sft.tasks.task import chat_messages
+from sft.tasks.task import Task
 
 SIDES = ("train", "test")
 TRAIN, TEST = 0, 1
 MAX_LABELS = 1000
-MAX_BAD_SHARE, BAD_SHARE_FROM_ROWS = 0.01, 1000
+MAX_BAD_SHARE, BAD_SHARE_FROM_ROWS = 0.01, 1000  # files with fewer rows may have any share of bad rows
 _EXAMPLES = 5
 _PROGRESS_ROWS = 4096
-_RAW_SHOWN = 500
+_RAW_SHOWN = 500  # characters
+# Hashes are cut to 60 bits, because CPython stores an int of 60 bits in 32 bytes and a longer one in 48.
+_TEXT_DROPPED_BITS = 4  # 64 - 60
+_GOLD_DROPPED_BITS = 5  # 64 - 60, and one bit more for the side
+_SIDE_BITS = 1  # the lowest bit of a gold key is the side
+_SIDE_MASK = 1
 
-Gold = tuple[str, Sequence[str], bytes]
 Progress = Callable[[Path, int], None]  # called now and then with the file and the lines read so far
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a task wants of a conversion.
-
-    Attributes:
-        task: the task that renders the messages; None while its labels are still to be learnt from the data.
-        with_labels: the task for the labels of the data, the most frequent first.
-        convert: a raw row to the fields of a record; raises RowError.
-        gold: of a record's fields, its stratum (what the split keeps in proportion), its labels, and what tells it
-            from another annotation of the same text.
-    """
-
-    task: Classification | Ner | None
-    with_labels: Callable[[Iterable[str]], Classification | Ner]
-    convert: Callable[[dict], dict]
-    gold: Callable[[dict], Gold]
 
 
 @dataclass
@@ -60,9 +48,9 @@ class Account:
     read: int = 0
     converted: int = 0
     rejected: int = 0
-    merged: int = 0  # same text, same gold
-    leaked: int = 0  # train rows whose text is in the official test file
-    repeated: int = 0  # rows that stand twice in an official test file, kept
+    merged: int = 0  # repeated rows (same text, same gold) that are dropped
+    leaked: int = 0  # train rows that are dropped because the official test file has their text
+    repeated: int = 0  # repeated rows of an official test file; they are kept
     composed: int = 0  # rows whose text NFC changed
     bad_rows: list[str] = field(default_factory=list)  # the first ones, for a message
 
@@ -73,37 +61,37 @@ class Account:
 
 
 class Splitter:
-    """Sends each row to train or test, one text always to one side, and keeps the account.
+    """Sends each row to train or test, all rows with one text to one side, and keeps the accounts.
 
-    Texts are told apart by Python's own hash of strings (SipHash), cut to 60 bits, for such an int takes 32 bytes
-    and a longer one 48. Among a million texts the chance that two are taken for one is 4e-7.
+    Texts are compared by Python's own hash of strings (SipHash), cut to 60 bits. With a million texts the chance that
+    two different ones are taken for the same is 4e-7.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        files: list[IO[bytes]],
-        rejected: IO[bytes],
-        test_ratio: float,
-        seed: int,
-        stop_at_bad_row: bool,
-        progress: Progress,
+        self, recipe: Recipe, files: list[IO[bytes]], rejected: IO[bytes], conversion: Conversion, progress: Progress
     ) -> None:
+        """Write bad rows to ``rejected``, and the others to ``files`` (train, test) as records.
+
+        While the task is unknown, what goes to ``files`` is the fields of the records.
+        """
         self.recipe, self.files, self.rejected = recipe, files, rejected
-        self.stop_at_bad_row, self.progress = stop_at_bad_row, progress
-        self.ratio, self.seed = Fraction(str(test_ratio)), seed
+        self.stop_at_bad_row, self.progress = conversion.stop_at_bad_row, progress
+        self.ratio, self.seed = Fraction(str(conversion.test_ratio)), conversion.seed
         self.accounts: list[Account] = []
-        self.golds: dict[int, int] = {}  # text → its first gold, with its side as the last bit
-        self.more_golds: dict[int, set[int]] = {}  # text → the golds after the first
+        self.gold_keys: dict[int, int] = {}  # text key → the gold key of its first row, which has the text's side too
+        self.other_gold_keys: dict[int, set[int]] = {}  # text key → further gold keys, where rows disagree
         self.strata: dict[str, Stratum] = {}
         self.labels: Counter[str] = Counter()
         self.rejected_fields: Counter[str] = Counter()
-        self.texts = [0, 0]  # distinct ones, on each side
+        self.texts = [0, 0]  # different texts on each side
         self.conflicts = 0
         self.conflict_examples: list[dict] = []
 
     def add_file(self, source: Source, side: int | None) -> None:
-        """Convert a whole file, every row to ``side``, or split if it is None.
+        """Convert a whole file.
+
+        Args:
+            side: where every row goes; None splits the file.
 
         Raises:
             InputError: the file cannot be read, or has too many bad rows.
@@ -111,7 +99,9 @@ class Splitter:
         account = Account(source)
         self.accounts.append(account)
         convert, gold_of, task = self.recipe.convert, self.recipe.gold, self.recipe.task
-        golds, strata, files = self.golds, self.strata, self.files  # the loop below runs for every row
+        gold_keys, strata, label_counts = self.gold_keys, self.strata, self.labels  # locals are faster in this loop
+        writes = [file.write for file in self.files]
+        dumps, newline = orjson.dumps, orjson.OPT_APPEND_NEWLINE
         for number, line, raw in read_rows(source):
             account.read += 1
             if not account.read % _PROGRESS_ROWS:
@@ -120,7 +110,7 @@ class Splitter:
                 if type(raw) is RowError:
                     raise raw
                 fields = convert(raw)
-                key = hash(fields["text"]) >> 4
+                text_key = hash(fields["text"]) >> _TEXT_DROPPED_BITS
             except RowError as error:
                 self._reject(account, number, line, error)
                 continue
@@ -129,21 +119,21 @@ class Splitter:
 
             stratum_name, labels, gold = gold_of(fields)
             stratum = strata.get(stratum_name) or self._new_stratum(stratum_name)
-            if key not in golds:
+            if text_key not in gold_keys:
                 row_side = stratum.draw_side() if side is None else side
-                golds[key] = _gold_key(gold, row_side)
+                gold_keys[text_key] = _gold_key(gold, row_side)
                 self.texts[row_side] += 1
             else:
-                row_side = self._side_of_known(account, number, key, fields["text"], gold, side)
+                row_side = self._side_of_known(account, number, text_key, fields["text"], gold, side)
                 if row_side is None:
                     continue
 
             account.converted += 1
             stratum.rows[row_side] += 1
             for label in labels:
-                self.labels[label] += 1
+                label_counts[label] += 1
             record = make_record(task, fields) if task else fields
-            files[row_side].write(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+            writes[row_side](dumps(record, option=newline))
         self._check_bad_share(account)
 
     def _reject(self, account: Account, number: int, line: bytes | str, error: RowError) -> None:
@@ -176,29 +166,39 @@ class Splitter:
     def _side_of_known(
         self, account: Account, number: int, key: int, text: str, gold: bytes, side: int | None
     ) -> int | None:
-        """The side of a row whose text has been there before; None where it is dropped, a duplicate or a leak."""
-        known_side = self.golds[key] & 1
+        """The side of a row whose text has occurred before; None if the row is dropped.
+
+        A row whose gold the text has not had yet is a conflict and is kept. Any other is a repetition, which only an
+        official test file keeps.
+        """
+        known_side = _side_of(self.gold_keys[key])
         if side == TRAIN and known_side == TEST:
             account.leaked += 1
             return None
-        gold_key = _gold_key(gold, known_side)
-        if gold_key != self.golds[key] and gold_key not in self.more_golds.setdefault(key, set()):
-            self.more_golds[key].add(gold_key)
-            self.conflicts += 1
-            if len(self.conflict_examples) < _EXAMPLES:
-                example = {
-                    "file": str(account.source.path),
-                    "line": number,
-                    "text": text[:60],
-                    "gold": gold.decode()[:200],
-                }
-                self.conflict_examples.append(example)
+        if self._add_gold(key, _gold_key(gold, known_side)):
+            self._note_conflict(account.source.path, number, text, gold)
             return known_side
         if side == TEST:
             account.repeated += 1
             return TEST
         account.merged += 1
         return None
+
+    def _add_gold(self, text_key: int, gold_key: int) -> bool:
+        """Remember a gold of a known text; returns whether it is new."""
+        if gold_key == self.gold_keys[text_key]:
+            return False
+        others = self.other_gold_keys.setdefault(text_key, set())
+        if gold_key in others:
+            return False
+        others.add(gold_key)
+        return True
+
+    def _note_conflict(self, path: Path, number: int, text: str, gold: bytes) -> None:
+        self.conflicts += 1
+        if len(self.conflict_examples) < _EXAMPLES:
+            example = {"file": str(path), "line": number, "text": text[:60], "gold": gold.decode()[:200]}
+            self.conflict_examples.append(example)
 
     def _check_bad_share(self, account: Account) -> None:
         path, read, rejected = account.source.path, account.read, account.rejected
@@ -210,11 +210,11 @@ class Splitter:
         if read >= BAD_SHARE_FROM_ROWS and rejected > MAX_BAD_SHARE * read:
             raise InputError(f"{path}：{read} 行里有 {rejected} 行不能用（超过 1%），如 {examples}；请先改正")
 
-    def settled_task(self) -> Classification | Ner:
-        """The task with its labels, the data's where none were given.
+    def settled_task(self) -> Task:
+        """The task with its labels: those of the recipe, else those in the data.
 
         Raises:
-            InputError: there are no labels, or nothing is left for one side.
+            InputError: there are no labels, or one side got no row.
         """
         path = self.accounts[-1].source.path
         for side, texts in zip(SIDES, self.texts, strict=True):
@@ -229,8 +229,8 @@ class Splitter:
     def _labels_by_frequency(self) -> list[str]:
         return sorted(self.labels, key=lambda label: (-self.labels[label], label))
 
-    def report(self, task: Classification | Ner) -> dict:
-        """Every figure of the conversion."""
+    def report(self, task: Task) -> dict:
+        """All the counts of the conversion, as JSON has them."""
         figures = [account.figures() for account in self.accounts]
         return {
             "task": task.name,
@@ -240,8 +240,8 @@ class Splitter:
             "conflict_examples": self.conflict_examples,
             "labels": {label: self.labels[label] for label in self._labels_by_frequency()},
             "split": {name: dict(zip(SIDES, self.strata[name].rows, strict=True)) for name in sorted(self.strata)},
-            "texts": dict(zip(SIDES, self.texts, strict=True)) | {"distinct": len(self.golds)},
-            "texts_on_both_sides": sum(self.texts) - len(self.golds),
+            "texts": dict(zip(SIDES, self.texts, strict=True)) | {"distinct": len(self.gold_keys)},
+            "texts_on_both_sides": sum(self.texts) - len(self.gold_keys),
             "files": [
                 {"file": str(account.source.path), "format": account.source.describe(), **figure}
                 for account, figure in zip(self.accounts, figures, strict=True)
@@ -250,10 +250,10 @@ class Splitter:
 
 
 class Stratum:
-    """Rows that the split keeps in proportion.
+    """Rows whose share the split keeps: all with one label, for example.
 
-    Their texts arrive in windows of 1/ratio; of each window the one that a hash of seed, stratum and window picks
-    goes to test. So the share is exact however the file is ordered, in one pass, and no random state is touched.
+    Its different texts are counted in windows of 1/ratio. In each window, a hash of seed, stratum and window picks one
+    text for test. So one pass gives the exact share in any order of the file, and no random state is touched.
     """
 
     def __init__(self, name: str, ratio: Fraction, seed: int) -> None:
@@ -265,12 +265,12 @@ class Stratum:
         self.picked = 0
 
     def draw_side(self) -> int:
-        """The side of the next text that has not been seen before."""
+        """The side of the next new text."""
         index = self.texts
         self.texts += 1
         if index == self.window_end:
             self.window += 1
-            self.window_end = -(-(self.window + 1) * self.ratio.denominator // self.ratio.numerator)
+            self.window_end = -(-(self.window + 1) * self.ratio.denominator // self.ratio.numerator)  # rounded up
             drawn = hashlib.blake2b(f"{self.seed}\0{self.name}\0{self.window}".encode(), digest_size=8).digest()
             self.picked = index + int.from_bytes(drawn) % (self.window_end - index)
         return TEST if index == self.picked else TRAIN
@@ -278,15 +278,14 @@ class Stratum:
 
 @lru_cache(maxsize=4096)
 def _gold_key(gold: bytes, side: int) -> int:
-    """A hash of the gold with the side as its last bit; cached, so that equal ones share one int."""
-    return hash(gold) >> 5 << 1 | side
+    """A 59-bit hash of the gold above the bit of the side. The cache lets equal keys share one int."""
+    return (hash(gold) >> _GOLD_DROPPED_BITS) << _SIDE_BITS | side
+
+
+def _side_of(gold_key: int) -> int:
+    return gold_key & _SIDE_MASK
 
 
 def _printable(text: str) -> str:
-    """On one line, and such as can be encoded."""
+    """The text on one line, with unencodable characters replaced."""
     return " ".join(text.encode("utf-8", "replace").decode().split())
-
-
-def make_record(task: Classification | Ner, fields: dict) -> dict:
-    """The record of a row's fields, its messages rendered."""
-    return {"messages": chat_messages(task, fields), "task": task.name, **fields}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.cli import Parser, parse
+from sft.data.arguments import ENCODINGS
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,8 +28,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     reading.add_argument("--text_column", help="文本所在的列名或字段名（默认自动识别）")
     reading.add_argument("--label_column", help="金标所在的列名或字段名（默认自动识别；没有金标也可以）")
-    encodings = ("auto", "utf-8", "gb18030", "utf-16")
-    reading.add_argument("--encoding", choices=encodings, default="auto", help="编码（默认自动识别）")
+    reading.add_argument("--encoding", choices=ENCODINGS, default="auto", help="编码（默认自动识别）")
     reading.add_argument("--max_rows", type=_positive, help="只预测前多少条")
 
     writing = parser.add_argument_group("输出")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sft.data.inputs import in_original_shape
+from sft.data.shapes import shape_by_column_names
 from sft.errors import RowError
 from sft.text import clean_text, shifted_offsets
 
@@ -47,7 +47,7 @@ def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT)
     if isinstance(row, RowError):
         return row
     try:
-        row = in_original_shape(row, task.name, settings.text_column, settings.label_column)
+        row = shape_by_column_names(row, task.answers, settings.text_column, settings.label_column)
         record = {"text": clean_text(row), "original": row["text"]}
         record["text"].encode()  # a lone surrogate has no tokens
     except RowError as error:

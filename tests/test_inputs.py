@@ -1,21 +1,27 @@
-"""Rows to predict in every notation: the same text and gold as the conversion finds, or a row without gold."""
+"""Rows to predict in every format: prediction finds the same text and gold as conversion, or a row without gold."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sft.data.conversion import classification_recipe, ner_recipe
-from sft.data.formats import classification_source, ner_source
+from sft.data.formats import recognise
 from sft.data.inputs import count_rows, read_file, read_stream
 from sft.data.readers import read_rows
+from sft.data.recipes import classification_recipe, ner_recipe
 from sft.errors import InputError, RowError
 from sft.prediction.rows import RowSettings, to_record
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
+from tests.test_formats import annotated, cluener, tags
 
 TEXT = "张伟到上海"
 NER = Ner.with_labels(("人名", "地点"))
@@ -65,7 +71,7 @@ def test_every_notation_of_entities_has_the_same_text_and_gold(tmp_path, name):
     path = written(tmp_path, name, NER_FORMS[name])
     (record,) = [to_record(row, NER) for row in read_file(path)]
     assert (record["text"], record["entities"]) == (TEXT, ENTITIES)
-    (raw,) = [row for _, _, row in read_rows(ner_source(path))]
+    (raw,) = [row for _, _, row in read_rows(recognise(path, Ner.answers))]
     assert ner_recipe([], "人名,地点").convert(raw) == {"text": TEXT, "entities": ENTITIES}, "as conversion reads it"
 
 
@@ -74,7 +80,7 @@ def test_every_notation_of_a_label_has_the_same_text_and_gold(tmp_path, name):
     path = written(tmp_path, name, CLS_FORMS[name])
     (record,) = [to_record(row, CLS) for row in read_file(path)]
     assert (record["text"], record["label"], list(CLS.options(record))) == ("赢了", "体育", ["体育", "军事"])
-    (raw,) = [row for _, _, row in read_rows(classification_source(path))]
+    (raw,) = [row for _, _, row in read_rows(recognise(path, Classification.answers))]
     assert classification_recipe([], "体育,军事").convert(raw)["label"] == "体育", "as conversion reads it"
 
 
@@ -182,3 +188,104 @@ def test_rows_are_counted_as_they_are_read(tmp_path):
     path = written(tmp_path, "rows.csv", 'text\n"一\n二"\n\n三\n四\n')
     assert count_rows(path, None) == len(list(read_file(path))) == 3
     assert count_rows(path, 2) == 2
+
+
+# ---- What conversion reads, prediction reads too ----
+
+CELL = st.text(st.characters(blacklist_categories=["Cs", "Cc"])) | st.sampled_from(
+    ["逗号,分隔", '他说"好"', '"引号"', "两\n行", "制表\t符", " 空白 ", "Cafe\u0301", "[注]", '{"text": 1}', "O"]
+)
+LABEL = st.sampled_from(["体育", "军事", " 体育 ", "[体育]", "体育,军事", "财经", "", " "])
+OPTIONS = st.sampled_from([["体育", "军事"], ["体育", "[体育]"], ["军事"], []])
+SPAN_LABELS = ("LOC", "PER-x", "组织")  # the labels that `annotated` draws
+
+
+def table(columns: list[str], rows: list[list[str]], delimiter: str) -> str:
+    file = io.StringIO()
+    csv.writer(file, delimiter=delimiter, lineterminator="\n").writerows([columns, *rows])
+    return file.getvalue()
+
+
+def assert_read_the_same(name: str, content: str, task: Classification | Ner, convert: Callable[[dict], dict]) -> None:
+    """The same texts and gold both ways; a row that conversion rejects has no gold in prediction."""
+    with TemporaryDirectory() as folder:
+        path = written(Path(folder), name, content)
+        raw_rows = [row for _, _, row in read_rows(recognise(path, task.answers))]
+        records = [to_record(row, task) for row in read_file(path)]
+    assert len(records) == len(raw_rows)
+    for raw, record in zip(raw_rows, records, strict=True):
+        try:
+            if isinstance(raw, RowError):
+                raise raw
+            fields = convert(raw)
+        except RowError:
+            assert isinstance(record, RowError) or task.gold(record) is None
+        else:
+            assert {field: record.get(field) for field in fields} == fields
+
+
+@given(
+    st.lists(st.tuples(CELL, LABEL, OPTIONS), min_size=1, max_size=5),
+    st.sampled_from(["text", "content", "Sentence", "文本", "内容", "正文", "句子"]),
+    st.sampled_from(["output", "label", "category", "Class", "标签", "类别", "分类"]),
+    st.sampled_from(["", "category", "options"]),
+    st.sampled_from(["jsonl", "csv", "tsv"]),
+)
+def test_conversion_and_prediction_read_the_same_labels(rows, text_name, label_name, options_name, ending):
+    if options_name == "category":
+        label_name = "output"  # next to another label column, `category` would be a second label column
+    if (
+        options_name == "options" and ending == "jsonl"
+    ):  # prediction treats empty `options` as missing, conversion rejects the row
+        rows = [(text, label, options or ["军事"]) for text, label, options in rows]
+    columns = [text_name, label_name, *([options_name] if options_name else [])]
+    values = [list(row[: len(columns)]) for row in rows]
+    if ending == "jsonl":
+        content = "".join(line(**dict(zip(columns, row, strict=True))) for row in values)
+    else:
+        content = table(columns, [[str(cell) for cell in row] for row in values], "," if ending == "csv" else "\t")
+    assert_read_the_same(f"rows.{ending}", content, CLS, Classification.convert)
+
+
+@given(
+    st.lists(annotated(), min_size=1, max_size=5),
+    st.sampled_from(["ccfbdci", "spans", "doccano", "cluener"]),
+    st.sampled_from(["entities", "Label", "labels", "实体", "标签"]),
+    st.sampled_from(["jsonl", "csv", "tsv"]),
+    st.integers(0, 1),
+)
+def test_conversion_and_prediction_read_the_same_entities(sentences, notation, name, ending, too_far):
+    def entities(text: str, spans: list[tuple[int, int, str]]) -> object:
+        spans = [
+            (start, end + too_far, label) for start, end, label in spans
+        ]  # one too far: some spans overlap or leave the text
+        if notation == "cluener":
+            return cluener(text, spans)
+        if notation == "doccano":
+            return spans
+        start_name, end_name, label_name = (
+            ("start_idx", "end_idx", "entity_label") if notation == "ccfbdci" else ("start", "end", "label")
+        )
+        return [{start_name: start, end_name: end, label_name: label} for start, end, label in spans]
+
+    rows = [[text, entities(text, spans)] for text, spans in sentences]
+    if ending == "jsonl":
+        content = "".join(line(**{"text": text, name: value}) for text, value in rows)
+    else:
+        cells = [[text, json.dumps(value, ensure_ascii=False)] for text, value in rows]
+        content = table(["text", name], cells, "," if ending == "csv" else "\t")
+    task = Ner.with_labels(SPAN_LABELS)
+    assert_read_the_same(f"rows.{ending}", content, task, ner_recipe([], ",".join(SPAN_LABELS)).convert)
+
+
+@given(
+    st.lists(annotated(), min_size=1, max_size=5), st.sampled_from(["BIO", "BIOES", "BMES"]), st.sampled_from(" \t")
+)
+def test_conversion_and_prediction_read_the_same_tags(sentences, scheme, separator):
+    sentences = [("北京市", [(0, 3, "LOC")]), *sentences]  # a file without an entity is text for prediction
+    content = "\n".join(
+        "".join(f"{token}{separator}{tag}\n" for token, tag in zip(text, tags(text, spans, scheme), strict=True))
+        for text, spans in sentences
+    )
+    task = Ner.with_labels(SPAN_LABELS)
+    assert_read_the_same("rows.txt", content, task, ner_recipe([], ",".join(SPAN_LABELS)).convert)
