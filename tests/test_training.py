@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import random
@@ -26,6 +27,7 @@ from sft.tasks.settings import FORMAT_VERSION, settings_path
 from tests.models import save_model, tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE, SCRIPT = REPOSITORY / "sft", REPOSITORY / "train_qwen2_classification.py"
 LABELS = ("体育", "军事", "经济")
 LAST_STEP = 10
 
@@ -329,6 +331,33 @@ def test_nan_stops_the_run_at_that_step_and_names_the_row(base, data, tmp_path, 
     assert train(arguments) == 1
     error = capsys.readouterr().err
     assert "第 9 行" in error and "nan" in error and "Traceback" not in error
+
+
+def documented_path(language: str) -> list[str]:
+    """The functions that CONTRIBUTING tells to read first, in order."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text[text.index(language) :].split("\n### ")[0]
+    return re.findall(r"^\d\. `(\w+)`", section, re.MULTILINE)
+
+
+def test_six_functions_lead_from_the_script_to_the_loss(base, data, tmp_path, monkeypatch):
+    """Those of this project on the stack when the loss is computed are those that CONTRIBUTING names."""
+    from sft.engine import loss
+
+    chunked_loss, paths = loss.chunked_loss, set()
+
+    def watched_loss(*arguments):
+        frames = [(Path(frame.filename), frame.function) for frame in reversed(inspect.stack()[1:])]
+        ours = [name for path, name in frames if path.is_relative_to(PACKAGE) or path == SCRIPT]
+        paths.add((*ours, "chunked_loss"))
+        return chunked_loss(*arguments)
+
+    monkeypatch.setattr(loss, "chunked_loss", watched_loss)
+    words = ["--max_steps", "1", "--eval_strategy", "no", "--test_file", "none"]
+    assert train(flags(base, data, tmp_path, *words)) == 0
+    (path,) = paths
+    assert list(path) == documented_path("### 先读这条路") == documented_path("### The path to read first")
+    assert len(path) <= 6
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
