@@ -1,4 +1,4 @@
-"""Text classification as a task: what it asks, how a record reads, how an answer is understood, how it is scored."""
+"""Text classification as a task: prompt, conversion of raw rows, parsing of answers, metrics."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ class Classification:
 
     Attributes:
         system_prompt: the instruction, the same for every row.
-        labels: the options of a row that brings none of its own; every label of the data.
+        labels: all labels in the data; they are the options of a row without options of its own.
     """
 
     name: ClassVar[str] = "classification"
     title: ClassVar[str] = "文本分类"
     answers: ClassVar[str] = "label"  # a result is ``{"label", "score", "scores"}``
-    metric: ClassVar[str] = "macro_f1"  # what the best checkpoint is chosen by
+    metric: ClassVar[str] = "macro_f1"  # chooses the best checkpoint
 
     labels: tuple[str, ...]
     system_prompt: str = SYSTEM_PROMPT
 
     @classmethod
     def from_settings(cls, settings: dict) -> Classification:
-        """The task as ``*.task.json`` keeps it."""
+        """See `Task`."""
         return cls(labels=tuple(settings["labels"]), system_prompt=settings["system_prompt"])
 
     def settings(self) -> dict:
-        """What ``*.task.json`` keeps of the task."""
+        """See `Task`."""
         return {"task": self.name, "system_prompt": self.system_prompt, "labels": list(self.labels)}
 
     @staticmethod
     def convert(raw: dict) -> dict:
-        """The fields of a record from a raw row ``{"text", "category"?, "output"}``; ``options`` only if it has them.
+        """The fields of a record, from a raw row ``{"text", "category"?, "output"}``.
+
+        ``options`` is among them only if the row has a ``category``.
 
         Raises:
             RowError: the row cannot be used.
@@ -66,10 +68,10 @@ class Classification:
         return {"text": text, "options": options, "label": label}
 
     def known_fields(self, row: dict) -> dict:
-        """Options and label of a row to predict, a raw one or a record, as far as it has them.
+        """The options and the label of a row to predict, as far as it has them. The row is a raw one or a record.
 
         Raises:
-            RowError: what it has cannot be used.
+            RowError: they are there but cannot be used.
         """
         if "messages" in row:
             options = row.get("options")
@@ -80,11 +82,11 @@ class Classification:
             return options
         try:
             return self.convert(row)
-        except RowError:  # the options stand, whatever the label is
+        except RowError:  # the options are good even if the label is not
             return options
 
     def prompt(self, record: dict) -> list[dict[str, str]]:
-        """System and user message. Options come first, so that a cut article never loses them."""
+        """System and user message. The options come before the text, so that cutting the text never cuts them."""
         options = "、".join(self.options(record))
         return [
             {"role": "system", "content": self.system_prompt},
@@ -100,7 +102,7 @@ class Classification:
         return record["label"]
 
     def pieces(self, record: dict, length_tokens: Callable[[dict], int], max_length: int) -> list[dict]:
-        """The record with its article cut so that ``length_tokens`` is at most ``max_length``; nothing else is cut.
+        """The record with its text cut so that ``length_tokens`` is at most ``max_length``. Nothing else is cut.
 
         Raises:
             RowError: instruction, options and answer alone are too long.
@@ -109,7 +111,7 @@ class Classification:
         fixed_tokens = length_tokens(record | {"text": ""})
         if fixed_tokens >= max_length:
             raise RowError("options", f"指令、选项和答案已有 {fixed_tokens} 个词元，超过 {max_length}")
-        kept, dropped = 0, len(text)  # longest prefix known to fit, shortest known not to
+        kept, dropped = 0, len(text)  # characters: the most known to fit, the fewest known not to fit
         room_tokens = max_length - fixed_tokens
         guess = int(dropped * room_tokens / max(1, length_tokens(record) - fixed_tokens))
         while dropped - kept > 1:
@@ -117,7 +119,7 @@ class Classification:
             length = length_tokens(record | {"text": text[:guess]})
             if length <= max_length:
                 kept = guess
-                if max_length - length < 8:  # close enough; another encoding would buy a few characters
+                if max_length - length < 8:  # close enough: encoding again would gain a few characters only
                     break
             else:
                 dropped = guess
@@ -127,42 +129,42 @@ class Classification:
         return [record | {"text": text[:kept]}]
 
     def merge(self, pieces: Sequence[dict], results: Sequence[dict]) -> dict:
-        """The result of a record from that of its only piece."""
+        """The result of the only piece."""
         (result,) = results
         return result
 
     def parse(self, answer: str, record: dict) -> dict:
-        """The label in a generated answer; ``label`` is None, and ``unparsable`` true, when it is no option."""
+        """The label in a generated answer. If it is not an option, ``label`` is None and ``unparsable`` is true."""
         label = answer.strip()
         known = label in self.options(record)
         return {"label": label if known else None, "unparsable": not known}
 
     def problems(self, result: dict) -> dict[str, int]:
-        """What was wrong with the answer that gave a result, as counts."""
+        """``out_of_options``: 1 if the answer was not an option."""
         return {"out_of_options": int(result["unparsable"] and result["label"] is None)}
 
     def gold(self, record: dict) -> dict | None:
-        """The right result as a prediction would have it, None where the row has none."""
+        """The right label as a result; None if the record has none."""
         return {"label": record["label"]} if record.get("label") is not None else None
 
     def show(self, result: dict) -> str:
-        """A result for a person to read."""
+        """The label."""
         return str(result["label"])
 
     def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> None:
-        """A row has a label, however improbable, so leaving some out makes no score higher."""
+        """None: every row has a label, so leaving labels out never makes a metric higher."""
 
     def at_least(self, result: dict, threshold: float) -> dict:
-        """The result, without its label where that is less probable than ``threshold``."""
+        """The result; the label becomes None if its score is below ``threshold``."""
         return result | {"label": None} if result.get("score", 1.0) < threshold else result
 
     def count(self, golds: Sequence[dict], predictions: Sequence[dict]) -> Counter[tuple[str, str | None]]:
-        """What `metrics` needs to know of these rows; counts of more rows are added to it."""
+        """How often each gold label was predicted as each label."""
         return metrics.count_labels(
             [gold["label"] for gold in golds],
             [prediction["label"] for prediction in predictions],
         )
 
     def metrics(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
-        """Accuracy, macro-F1 and per-label F1; a missing label counts as wrong."""
+        """Accuracy, macro-F1 and per-label F1; a label of None counts as wrong."""
         return metrics.label_metrics(counts)

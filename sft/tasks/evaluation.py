@@ -11,13 +11,13 @@ from sft.tasks.task import Task
 
 @dataclass
 class Tally:
-    """What metrics are made of, as counts: those of any number of rows take no more room, and they add up.
+    """The counts that metrics are computed from. Tallies of different rows can be added up.
 
     Attributes:
-        rows: how many are ``read``, in ``error``, ``predicted``, with ``gold``, ``judged`` (gold and no error), and
-            of the judged ``unparsable``.
+        rows: how many rows were ``read``, gave an ``error``, have ``gold``, are ``judged`` (gold and no error), and
+            how many of the judged ones are ``unparsable``.
         answers: the task's own counts of gold and predictions.
-        problems: what was wrong with answers, over all predicted rows.
+        problems: what was wrong with the answers of all rows without an error, by kind.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
@@ -26,7 +26,7 @@ class Tally:
 
     @classmethod
     def of(cls, task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> Tally:
-        """The counts of some rows; None is no gold, and a prediction may be an ``error``."""
+        """The counts of some rows. A gold of None means no gold; a prediction may be ``{"error"}``."""
         pairs = list(zip(golds, predictions, strict=True))
         judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
         tally = cls()
@@ -49,32 +49,32 @@ class Tally:
         self.problems.update(other.problems)
 
     def metrics(self, task: Task) -> dict[str, float] | None:
-        """The task's metrics and the share of unparsable answers, over the judged rows; None without any."""
+        """The task's metrics and the share of unparsable answers, over the judged rows; None if there are none."""
         if not self.rows["judged"]:
             return None
         return task.metrics(self.answers) | {"unparsable": self.rows["unparsable"] / self.rows["judged"]}
 
     def to_json(self) -> dict:
-        """For `from_json`."""
+        """The counts as JSON values, for `from_json`."""
         answers = [[*key, count] for key, count in self.answers.items()]
         return {"rows": self.rows, "answers": answers, "problems": self.problems}
 
     @classmethod
     def from_json(cls, value: dict) -> Tally:
-        """What `to_json` gave."""
+        """The tally that `to_json` was called on."""
         answers = {(left, right): count for left, right, count in value["answers"]}
         return cls(Counter(value["rows"]), Counter(answers), Counter(value["problems"]))
 
 
 def at_least(task: Task, predictions: Sequence[dict], threshold: float | None) -> list[dict]:
-    """The predictions without what is less probable than ``threshold``; all of them if it is None."""
+    """The predictions without what scores below ``threshold``; unchanged if it is None."""
     if threshold is None:
         return list(predictions)
     return [result if "error" in result else task.at_least(result, threshold) for result in predictions]
 
 
 def best_threshold(task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> float | None:
-    """The task's best threshold for rows with gold and without an error; None where there is none to choose."""
+    """The task's best threshold for the rows with gold and without an error; None if there is none."""
     pairs = zip(golds, predictions, strict=True)
     judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
     return task.best_threshold(*zip(*judged, strict=True)) if judged else None
@@ -85,6 +85,6 @@ def score_predictions(
 ) -> dict[str, float] | None:
     """The task's metrics and the share of unparsable answers, over the rows with gold and without an error.
 
-    None when there are none.
+    None if there are no such rows.
     """
     return Tally.of(task, golds, predictions).metrics(task)

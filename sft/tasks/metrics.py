@@ -1,4 +1,7 @@
-"""Metrics of predictions against gold. Labels by scikit-learn; entity spans counted here, as none of its scores do."""
+"""Metrics of predictions against gold.
+
+scikit-learn computes those of labels. It has none for entity spans, so spans are counted here.
+"""
 
 from __future__ import annotations
 
@@ -93,10 +96,10 @@ def precision_recall_f1(right: int, predicted: int, gold: int) -> tuple[float, f
 
 
 def best_span_threshold(golds: Sequence[Sequence[dict]], predictions: Sequence[Sequence[dict]]) -> float:
-    """The least probable an entity may be, in twentieths, for micro-F1 over these rows to be highest; the lowest such.
+    """The threshold, a multiple of 0.05, that gives these rows the highest micro-F1; of several, the lowest.
 
-    An entity is worth giving when it is more probable than half the F1 that can be reached (Lipton et al. 2014,
-    arXiv 1402.1892); a model is too sure or not sure enough, so the place is found on rows held out from training.
+    In theory an entity should be kept if its probability is above half the best F1 (Lipton et al. 2014,
+    arXiv 1402.1892). The scores of a model are not exact probabilities, so the threshold is searched on held-out rows.
 
     Args:
         predictions: as in `count_spans`, each entity with its ``score``.
@@ -105,5 +108,5 @@ def best_span_threshold(golds: Sequence[Sequence[dict]], predictions: Sequence[S
     for threshold in (step / 20 for step in range(20)):
         kept = [[entity for entity in entities if entity["score"] >= threshold] for entities in predictions]
         f1 = span_metrics(count_spans(golds, kept), ())["f1"]
-        best = max(best, (f1, threshold), key=lambda found: found[0])  # of equals, the first
+        best = max(best, (f1, threshold), key=lambda found: found[0])  # max keeps the first of equals
     return best[1]

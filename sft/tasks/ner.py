@@ -1,4 +1,4 @@
-"""Entity recognition as a task: what it asks, how a record reads, how an answer is understood, how it is scored."""
+"""Named-entity recognition as a task: prompt, conversion of raw rows, parsing of answers, metrics."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Ner:
     """The NER task with its settings.
 
     Attributes:
-        labels: the label names the model speaks, in the order of the prompt.
+        labels: the names of the labels as the model writes them, in the order of the prompt.
         system_prompt: the instruction, the same for every row.
     """
 
     name: ClassVar[str] = "ner"
     title: ClassVar[str] = "命名实体识别"
     answers: ClassVar[str] = "entities"  # a result is ``{"entities": [{"start", "end", "text", "label", "score"}]}``
-    metric: ClassVar[str] = "f1"  # what the best checkpoint is chosen by
+    metric: ClassVar[str] = "f1"  # chooses the best checkpoint
 
     labels: tuple[str, ...]
     system_prompt: str
@@ -59,11 +59,11 @@ class Ner:
 
     @classmethod
     def from_settings(cls, settings: dict) -> Ner:
-        """The task as ``*.task.json`` keeps it."""
+        """See `Task`."""
         return cls(labels=tuple(settings["labels"]), system_prompt=settings["system_prompt"])
 
     def settings(self) -> dict:
-        """What ``*.task.json`` keeps of the task."""
+        """See `Task`."""
         return {"task": self.name, "system_prompt": self.system_prompt, "labels": list(self.labels)}
 
     @staticmethod
@@ -71,7 +71,7 @@ class Ner:
         """The fields of a record from a raw row ``{"text", "entities": [{"start_idx", "end_idx", ...}]}``.
 
         Args:
-            names: the model's name of each raw label; None takes the labels as they are.
+            names: raw label → the name that the model writes; None to keep the labels as they are.
 
         Raises:
             RowError: the row cannot be used.
@@ -96,10 +96,10 @@ class Ner:
         return {"text": text, "entities": entities}
 
     def known_fields(self, row: dict) -> dict:
-        """Entities of a row to predict, a raw one or a record, where it has them.
+        """The entities of a row to predict, if it has any. The row is a raw one or a record.
 
         Raises:
-            RowError: what it has cannot be used.
+            RowError: they are there but cannot be used.
         """
         if row.get("entities") is None:
             return {}
@@ -116,20 +116,20 @@ class Ner:
         ]
 
     def options(self, record: dict) -> None:
-        """An answer is free text: there is nothing to choose from."""
+        """None: an answer is free text, there are no options to choose from."""
 
     def answer(self, record: dict) -> str:
-        """One JSON object a line, in the order of the text, repeats included."""
+        """One JSON object a line, in the order of the text. An entity that occurs twice is listed twice."""
         lines = [entity_line(entity["text"], entity["label"]) for entity in record["entities"]]
         return "\n".join(lines) or NO_ENTITY
 
     def pieces(self, record: dict, length_tokens: Callable[[dict], int], max_length: int) -> list[dict]:
-        """The record split, at sentence ends where there are any, into pieces of at most ``max_length`` tokens.
+        """The record split into pieces of at most ``max_length`` tokens, at the ends of sentences if possible.
 
-        The pieces' texts join up to the record's; its entities, where it has them, go with their piece, never cut.
+        The texts of the pieces, joined, are the text of the record. An entity is never cut; it goes with its piece.
 
         Raises:
-            RowError: a piece that cannot be split further is still too long.
+            RowError: a piece is too long and cannot be split further.
         """
         if length_tokens(record) <= max_length:
             return [record]
@@ -140,7 +140,7 @@ class Ner:
         return self.pieces(left, length_tokens, max_length) + self.pieces(right, length_tokens, max_length)
 
     def merge(self, pieces: Sequence[dict], results: Sequence[dict]) -> dict:
-        """The result of a record from those of its consecutive pieces, offsets in the whole text."""
+        """The results of the pieces joined, with offsets in the whole text."""
         entities, offset = [], 0
         for piece, result in zip(pieces, results, strict=True):
             entities += [
@@ -156,13 +156,14 @@ class Ner:
         }
 
     def parse(self, answer: str, record: dict) -> dict:
-        """The entities of a generated answer, with offsets, and a count of what was wrong with it.
+        """The entities of a generated answer with their offsets, and counts of what was wrong with the answer.
 
-        An answer names no occurrence, so an entity is taken to be the leftmost one after the previous entity's end;
-        failing that, the leftmost free one before it (``out_of_order``). Left out and counted: lines that are not
-        the agreed JSON (``invalid``), labels outside the set (``unknown_label``), text that is not in the sentence
-        (``invented``), and text whose every occurrence is taken (``repeated``). An entity's ``line`` is its line in
-        the answer, from 0.
+        An answer does not say which occurrence of a text it means. It is the leftmost one after the end of the
+        previous entity; if there is none, the leftmost one that is still free (counted as ``out_of_order``).
+
+        These are left out and counted: lines that are not the agreed JSON (``invalid``), labels outside the set
+        (``unknown_label``), text that is not in the sentence (``invented``), and text all of whose occurrences are
+        taken (``repeated``). ``line`` of an entity is its line in the answer, from 0.
         """
         problems = dict.fromkeys(PROBLEMS, 0)
         entities: list[dict] = []
@@ -191,43 +192,43 @@ class Ner:
         return {"entities": entities, "unparsable": problems["invalid"] > 0, "problems": problems}
 
     def problems(self, result: dict) -> dict[str, int]:
-        """What was wrong with the answer that gave a result, as counts; see `parse`."""
+        """What was wrong with the answer, counted by kind; see `parse`."""
         return result["problems"]
 
     def gold(self, record: dict) -> dict | None:
-        """The right result as a prediction would have it, None where the row has none."""
+        """The right entities as a result; None if the record has no gold."""
         return {"entities": record["entities"]} if record.get("entities") is not None else None
 
     def show(self, result: dict) -> str:
-        """A result for a person to read."""
+        """The entities with their labels, in one line."""
         return "、".join(f"{entity['text']}（{entity['label']}）" for entity in result["entities"]) or NO_ENTITY
 
     def best_threshold(self, golds: Sequence[dict], predictions: Sequence[dict]) -> float:
-        """How probable an entity must be for F1 over these rows to be highest."""
+        """The score below which leaving entities out gives the highest F1 on these rows."""
         return metrics.best_span_threshold(
             [gold["entities"] for gold in golds],
             [prediction["entities"] for prediction in predictions],
         )
 
     def at_least(self, result: dict, threshold: float) -> dict:
-        """The result, without the entities that are less probable than ``threshold``."""
+        """The result without the entities whose score is below ``threshold``."""
         kept = [entity for entity in result["entities"] if entity.get("score", 1.0) >= threshold]
         return result | {"entities": kept}
 
     def count(self, golds: Sequence[dict], predictions: Sequence[dict]) -> Counter[tuple[str, str | None]]:
-        """What `metrics` needs to know of these rows; counts of more rows are added to it."""
+        """How many spans of each label are gold, predicted and right."""
         return metrics.count_spans(
             [gold["entities"] for gold in golds],
             [prediction["entities"] for prediction in predictions],
         )
 
     def metrics(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
-        """Span precision, recall and F1: micro, macro and per label; a span counts when both ends and label agree."""
+        """Precision, recall and F1 of spans: micro, macro and per label. Both ends and the label must be right."""
         return metrics.span_metrics(counts, self.labels)
 
 
 def _split_point(record: dict) -> int | None:
-    """The best place to split: a sentence end, else a clause end, else anywhere; nearest the middle; in no entity."""
+    """Where to split: at the end of a sentence, else of a clause, else anywhere; near the middle; not in an entity."""
     text, middle = record["text"], len(record["text"]) / 2
     for pattern in (SENTENCE_END, CLAUSE_END, ANYWHERE):
         points = [match.end() for match in pattern.finditer(text)]
@@ -242,7 +243,7 @@ def _inside_entity(point: int, record: dict) -> bool:
 
 
 def _split(record: dict, point: int) -> tuple[dict, dict]:
-    """The record's text before and from ``point``, each with its own entities."""
+    """The record before ``point`` and from ``point`` on, each with its own entities."""
     left, right = record | {"text": record["text"][:point]}, record | {"text": record["text"][point:]}
     if record.get("entities") is not None:
         left["entities"] = [entity for entity in record["entities"] if entity["end"] <= point]
@@ -255,7 +256,7 @@ def _split(record: dict, point: int) -> tuple[dict, dict]:
 
 
 def _as_raw(entity: object) -> object:
-    """An entity of a record as a raw row has it."""
+    """An entity of a record with the field names of raw rows."""
     if not isinstance(entity, dict):
         return entity
     raw_names = {"start": "start_idx", "end": "end_idx", "text": "entity_text", "label": "entity_label"}
@@ -263,7 +264,7 @@ def _as_raw(entity: object) -> object:
 
 
 def _convert_entity(item: object, text: str, names: Mapping[str, str] | None) -> dict:
-    """One entity of a record, with offsets into ``text`` as it was given."""
+    """One entity of a record; its offsets are those in the given ``text``."""
     if type(item) is not dict:
         raise RowError("entities", f"每个实体应是一个对象，实际是 {str(item)[:60]}")
     start, end, label = item.get("start_idx"), item.get("end_idx"), item.get("entity_label")
@@ -285,7 +286,11 @@ def _convert_entity(item: object, text: str, names: Mapping[str, str] | None) ->
 
 
 def _compare_surface(given: object, surface: str, text: str, start: int, end: int) -> None:
-    """Accept an entity text that differs from the sentence in normalisation alone; else say what is wrong."""
+    """Accept an entity text that differs from the sentence only in Unicode normalisation.
+
+    Raises:
+        RowError: it differs in another way.
+    """
     if isinstance(given, str) and unicodedata.normalize("NFC", given) == unicodedata.normalize("NFC", surface):
         return
     hint = "；end_idx 应不含最后一个字" if text[start : end + 1] == given else ""

@@ -1,4 +1,4 @@
-"""What the training scripts can be told: model, LoRA, data, tracking, and every flag of transformers' Trainer."""
+"""The command line of the training scripts: model, LoRA, data, tracking, and every flag of transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Arguments(NamedTuple):
-    """Everything one training run was told."""
+    """All flags of one training run."""
 
     model: ModelArguments
     lora: LoraArguments
@@ -35,7 +35,8 @@ class Arguments(NamedTuple):
 def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -> Arguments:
     """Parse a training script's command line; ``defaults`` are the script's own.
 
-    Exits with 2 and one line for unknown, abbreviated or ill-typed flags. ``--help`` does not wait for transformers.
+    Exits with 2 and one line if a flag is unknown, abbreviated or has a value of the wrong type. ``--help`` answers
+    before transformers is imported.
     """
     if {"-h", "--help"} & set(argv):
         _short_help(description, defaults).parse_args(["--help"])
@@ -47,14 +48,14 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
         *groups, unknown = parser.parse_args_into_dataclasses(
             args=list(argv), return_remaining_strings=True, look_for_args_file=False
         )
-    except (ValueError, TypeError, ImportError) as error:  # what TrainingArguments checks by itself
+    except (ValueError, TypeError, ImportError) as error:  # checks of TrainingArguments itself
         parser.error(one_line(error))
     refuse_unknown(parser, unknown, RENAMED_FLAGS)
     return Arguments(*groups)
 
 
 def _short_help(description: str, defaults: dict[str, object]) -> argparse.ArgumentParser:
-    """The flags of this project; the hundred others of transformers' are in ``--help_all``."""
+    """The flags of this project. ``--help_all`` lists the hundred others, which are transformers'."""
     parser = Parser(
         description=description,
         usage="%(prog)s [--train_file 文件] [--output_dir 文件夹] [其他参数]",

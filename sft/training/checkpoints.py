@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: a manifest of hashes, written last, names the run they belong to.
+"""Checkpoints that are whole or do not exist: a manifest, written last, has every file's hash and names the run.
 
 transformers writes checkpoints in place and resumes from whatever stands there (transformers issues 27925, 35782);
 here a checkpoint counts only when every file has the hash its manifest names, and only for the same run.
@@ -35,7 +35,7 @@ def write_manifest(folder: Path, run: dict) -> None:
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, None when it is whole."""
+    """What is wrong with a checkpoint; None if it is whole."""
     try:
         manifest = orjson.loads((folder / MANIFEST).read_bytes())
         files = manifest["files"]
@@ -51,7 +51,7 @@ def problem(folder: Path) -> str | None:
 
 
 def newest_whole(output_dir: Path) -> Path | None:
-    """The checkpoint with the most steps that is whole; damaged ones are named in the log and passed over."""
+    """The whole checkpoint with the most steps. Damaged ones are logged and skipped."""
     found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _step(path))]
     for _, path in sorted(found, reverse=True):
         reason = problem(path)
@@ -87,7 +87,7 @@ def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict) -> 
         if reason is not None:
             raise InputError(f"{checkpoint}：{reason}，不能续训；用 --resume_from_checkpoint true 选最新的完整检查点")
     saved = saved_run(checkpoint)
-    saved.pop(MICRO_BATCH, None)  # it decides rounding, not mathematics; `open_run` takes it over
+    saved.pop(MICRO_BATCH, None)  # it changes rounding only; `open_run` takes it over
     if changed := differences(saved, identity):
         raise InputError(f"{checkpoint}：与这次运行不一致（{changed}）；请改回原来的设置，或去掉续训从头开始")
     return checkpoint
@@ -104,13 +104,13 @@ def step_of(checkpoint: Path) -> int:
 
 
 def remove_leftovers(output_dir: Path) -> None:
-    """Delete what a killed save left behind; it was never a checkpoint."""
+    """Delete what a save that was killed has left behind; it never became a checkpoint."""
     for path in output_dir.glob(".saving-*"):
         shutil.rmtree(path)
 
 
 def remove_all(output_dir: Path) -> None:
-    """Delete the checkpoints and results of an earlier run, so that nothing of it is taken for this one's."""
+    """Delete the checkpoints and results of an earlier run, so that nothing of it is mistaken for this run's."""
     for path in output_dir.glob("checkpoint-*"):
         if _step(path):
             shutil.rmtree(path)

@@ -12,7 +12,7 @@ from sft.tracking.swanlab import MODES, PROJECT
 
 LINEAR_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# Flags of older transformers that Chinese tutorials still use, and what to say instead.
+# Flags of older transformers and of other tools that tutorials use, and the flag to use instead.
 RENAMED_FLAGS = {
     "evaluation_strategy": "--eval_strategy",
     "warmup_ratio": "--warmup_steps（小于 1 的小数表示比例）",
@@ -37,7 +37,7 @@ def _flag(default: object, help: str) -> object:
 
 @dataclass
 class ModelArguments:
-    """Which model, and in which numbers."""
+    """The base model and its dtype."""
 
     model_name_or_path: str = _flag(DEFAULT_MODEL, "模型文件夹，或魔搭社区的模型名（下载到 qwen/ 下）")
     dtype: str = _choice(
@@ -60,7 +60,7 @@ class LoraArguments:
 
 @dataclass
 class DataArguments:
-    """Records, their lengths, and what is looked at instead of trained."""
+    """Records, lengths and batches, and what to look at instead of training."""
 
     train_file: str = _flag("data/train.jsonl", "训练集（transfer_*.py 的输出）")
     validation_file: str | None = _flag(None, "验证集；不给时从训练集里切出一份")
@@ -102,7 +102,7 @@ class TrackingArguments:
 
 @dataclass
 class TrainerDefaults:
-    """This project's defaults for transformers' own arguments, and those that a person is likely to look for."""
+    """Transformers' own arguments for which this project has another default, or that users often look for."""
 
     output_dir: str | None = _flag("output", "输出文件夹")
     per_device_train_batch_size: int = _flag(16, "每张卡每个小批多少条；放不下会自动分几次算，结果相同")

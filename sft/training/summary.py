@@ -1,4 +1,4 @@
-"""What a training run tells a person: what is about to happen, what came out, and some predictions."""
+"""Texts for the user about a training run: the plan, the results, and some predictions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sft.training.prepare import Prepared
 from sft.training.preview import planned_steps, rows_a_step
 from sft.training.run import Run
 
-# The headline figures of both tasks, in the order they are told.
+# The main metrics of both tasks, in the order in which they are shown.
 FIGURES = {name: chinese for name, (chinese, _) in METRIC_NAMES.items()} | {"f1": "F1"}
 SPLITS = {"eval": "验证", "test": "测试"}
 LABELS_SHOWN = 8
@@ -70,20 +70,20 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
 
 
 def shown_labels(labels: Sequence[str]) -> str:
-    """The first few labels and how many there are."""
+    """The first few labels, and how many there are in all."""
     if not labels:
         return "每行自带选项"
     return "、".join(labels[:LABELS_SHOWN]) + (f" 等 {len(labels)} 种" if len(labels) > LABELS_SHOWN else "")
 
 
 def table(title: str, lines: dict[str, str]) -> str:
-    """A title and named lines, aligned; a Chinese character takes two columns."""
+    """A title and aligned lines with names; a Chinese character is two columns wide."""
     rows = [f"{name}{'　' * (3 - len(name))} {text}" for name, text in lines.items()]
     return "\n".join([f"{LINE} {title} {LINE}", *rows])
 
 
 def count(number: float) -> str:
-    """``456000`` → ``45.6 万``: a count for a person, a space or nothing after it."""
+    """``456000`` → ``45.6 万``."""
     for unit, name in ((1e8, "亿"), (1e4, "万")):
         if number >= unit:
             return f"{number / unit:.3g} {name}"
@@ -100,7 +100,7 @@ def device_name(device: torch.device) -> str:
 def sample_texts(
     task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int
 ) -> list[tuple[str, str]]:
-    """Some predictions for a person to read: 对 or 错, and the text, what was predicted, what is right."""
+    """Some predictions to read: ``(对 or 错, the text with its prediction and the right result)``."""
     chosen = random.Random(seed).sample(range(len(records)), min(count, len(records)))
     samples = []
     for index in sorted(chosen):

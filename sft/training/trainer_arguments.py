@@ -23,7 +23,7 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
 
     def __post_init__(self) -> None:
         if has_launcher() and not torch.cuda.is_available():
-            self.use_cpu = True  # else accelerate forms no group of the processes that torchrun started
+            self.use_cpu = True  # without this, accelerate does not connect the processes that torchrun started
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every adapter weight has a gradient
         if self.load_best_model_at_end is None:
@@ -31,7 +31,7 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         super().__post_init__()
 
     def _saves_when_it_evaluates(self) -> bool:
-        """Whether every evaluated step has a checkpoint to come back to."""
+        """Whether there is a checkpoint of every step that is evaluated."""
         if self.eval_strategy == "steps" and self.save_strategy == "steps":
             return self.save_steps % (self.eval_steps or self.logging_steps) == 0
         return self.eval_strategy != "no" and self.save_strategy in (self.eval_strategy, "best")
@@ -42,7 +42,7 @@ class _Parser(OneLineErrors, HfArgumentParser):
 
 
 def build_parser(description: str) -> HfArgumentParser:
-    """The parser over every flag of a training script; ``--help_all`` lists them."""
+    """The parser for every flag of a training script; ``--help_all`` lists them."""
     parser = _Parser(
         [ModelArguments, LoraArguments, DataArguments, TrackingArguments, SftTrainingArguments],
         description=description,
