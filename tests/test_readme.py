@@ -497,6 +497,7 @@ def test_windows_users_get_what_quickstart_runs(tmp_path: Path) -> None:
     assert commands == quickstart_calls(tmp_path)
 
 
+DOCS = REPOSITORY / "docs"
 FLAGS = REPOSITORY / "sft/training/flags.py"
 
 
@@ -596,6 +597,18 @@ def test_links_lead_somewhere(name: str) -> None:
         target for target in targets if "://" not in target and not (REPOSITORY / target.split("#")[0]).exists()
     ]
     assert missing == []
+
+
+DOCUMENTS = ["readme.md", "readme_en.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_modules_named_in_documents_exist(name: str) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    named = set(re.findall(r"sft/[\w/]+\.py", text)) | {
+        f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (sft[\w.]+)", text)
+    }
+    assert [module for module in sorted(named) if not (REPOSITORY / module).is_file()] == []
 
 
 def test_contributing_has_a_word_for_each_room_in_both_languages() -> None:
