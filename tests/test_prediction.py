@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -26,12 +27,12 @@ from sft.data.shapes import shape_by_column_names
 from sft.decoding.decode import Limits, rows_per_window
 from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
-from sft.prediction.predictor import LimitChoice, ModelChoice, Predictor, predict_rows
+from sft.prediction.predictor import AS_TRAINED, LimitChoice, ModelChoice, Predictor, predict_rows
 from sft.prediction.rows import RowSettings, to_output, to_record
 from sft.tasks.classification import Classification
 from sft.tasks.entity_lines import entity_line
 from sft.tasks.ner import Ner
-from sft.tasks.settings import FORMAT_VERSION
+from sft.tasks.settings import FORMAT_VERSION, TaskSettings
 
 ROOT = Path(predict.__file__).parent
 TEXTS = ["昨天，张伟到了上海", 'a "b" c', "𠮷"]
@@ -505,3 +506,25 @@ def test_an_adapter_trained_in_float16_is_usable_on_a_cpu(trained, tmp_path, mon
     assert str(Predictor.load(ModelChoice(base_only=True, task_file=path)).model.dtype) != "torch.float16"
     with pytest.raises(InputError, match="float16"):
         Predictor.load(ModelChoice(base_only=True, task_file=path, dtype="float16"))
+
+
+def test_options_are_refused_where_answers_are_free_text_before_the_model_is_loaded(ner, tmp_path, monkeypatch):
+    monkeypatch.setattr("sft.prediction.predictor.load_base", lambda *_: pytest.fail("loaded"))
+    TaskSettings(ner).write(tmp_path / "task.json")
+    choice = ModelChoice(base_only=True, task_file=tmp_path / "task.json")
+    with pytest.raises(InputError, match=r"--options.*只用于分类"):
+        Predictor.load(choice, row_settings=RowSettings(options=("体育", "军事")))
+
+
+def test_a_threshold_given_counts_for_more_than_the_one_of_training(trained, tmp_path):
+    adapter = Path(shutil.copytree(trained, tmp_path / "adapter"))
+    TaskSettings.read(trained / "task.json").replace(threshold=0.25).write(adapter / "task.json")
+
+    def settings(choice: ModelChoice, limits: LimitChoice = AS_TRAINED, **chosen) -> tuple[float | None, bool]:
+        rows = Predictor.load(choice, limits, RowSettings(**chosen)).row_settings
+        return rows.threshold, rows.with_answer
+
+    assert settings(ModelChoice(adapter)) == (0.25, False)
+    assert settings(ModelChoice(adapter), threshold=0.0) == (0.0, False)
+    assert settings(ModelChoice(adapter, base_only=True)) == (None, False)
+    assert settings(ModelChoice(adapter), LimitChoice(constrained=False)) == (None, True)
