@@ -1,12 +1,12 @@
-"""Which answers about a text are well-formed, byte by byte and token by token. Nothing here knows about models.
+"""Which answers about a text are well-formed, byte by byte and token by token. No model is used here.
 
-An answer is the sentence that says there is nothing, or one JSON object a line: an entity's text is a run of the
-source found, leftmost, after the end of the entity before; its label is one of the task's. So every answer parses,
-every span exists, and offsets follow.
+An answer is either the fixed sentence for "no entity", or one JSON object a line. The text of an entity is a part of
+the source that starts after the end of the previous entity, at its leftmost occurrence there; its label is one of the
+task's. So every answer can be parsed, every span exists in the source, and its offsets are known.
 
-Own code: a grammar for llguidance or XGrammar cannot say where the last entity ended (its substring rule takes any run
-of the whole source), so it would need one rule for each place an entity may end at; and an entity's score needs the
-very set of tokens that were allowed.
+Why not a grammar library: in llguidance and XGrammar a substring rule accepts any part of the whole source, so a
+grammar would need one rule for each place where an entity may end. And the score of an entity needs the exact set of
+allowed tokens at each step.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ CLOSING_QUOTE = ord('"')
 
 
 class Begin(NamedTuple):
-    """Nothing said yet."""
+    """The answer is still empty."""
 
     entities: int = 0
 
 
 class Literal(NamedTuple):
-    """Inside words that are always the same; ``entities`` counts the finished ones, as everywhere."""
+    """Inside fixed words, of which ``said`` bytes are written. ``entities`` is the number of finished entities."""
 
     words: bytes
     said: int
@@ -42,21 +42,21 @@ class Literal(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Before an entity's text; it is to be found from byte ``cursor`` of the source on."""
+    """Before an entity's text, which must start at byte ``cursor`` of the source or later."""
 
     cursor: int
     entities: int
 
 
 class Run(NamedTuple):
-    """In an entity's text: every place of the source that its bytes so far may end at, in order; never empty."""
+    """Inside an entity's text. ``places``: byte offsets in the source where the bytes so far may end, ascending."""
 
     places: tuple[int, ...]
     entities: int
 
 
 class Label(NamedTuple):
-    """In a label, ``said`` of it so far; the entity's text ended at ``cursor``."""
+    """Inside a label, of which ``said`` is written; the entity's text ended at byte ``cursor``."""
 
     said: bytes
     cursor: int
@@ -64,14 +64,14 @@ class Label(NamedTuple):
 
 
 class After(NamedTuple):
-    """After a finished entity: the next one, or the end."""
+    """After a finished entity: another one may follow, or the end."""
 
     cursor: int
     entities: int
 
 
 class Nothing(NamedTuple):
-    """After the sentence that says there is nothing, or after the terminator: nothing more."""
+    """After the sentence for "no entity", or after the terminator: nothing may follow."""
 
     entities: int
 
@@ -80,7 +80,15 @@ State = Begin | Literal | Text | Run | Label | After | Nothing
 
 
 class AnswerFormat(NamedTuple):
-    """The words of an answer, as bytes: what stands before, between and after an entity's text and its label."""
+    """The fixed words of an answer, as bytes.
+
+    Attributes:
+        opening: before an entity's text.
+        between: between its text and its label.
+        closing: after its label.
+        nothing: the sentence for "no entity".
+        labels: the labels as an answer writes them.
+    """
 
     opening: bytes
     between: bytes
@@ -91,7 +99,7 @@ class AnswerFormat(NamedTuple):
 
 @lru_cache(maxsize=16)
 def answer_format(labels: Sequence[str]) -> AnswerFormat:
-    """The format that `sft.tasks.entity_lines.entity_line` writes, for a label set."""
+    """The format of `sft.tasks.entity_lines.entity_line` for a label set."""
     opening, rest = entity_line("甲", "乙").split("甲")
     between, closing = rest.split("乙")
     return AnswerFormat(
@@ -105,7 +113,7 @@ def can_write(form: AnswerFormat, vocabulary: Vocabulary) -> bool:
 
 
 def escaped(text: str) -> bytes:
-    """``text`` as it stands between the quotes of an answer."""
+    """``text`` as an answer writes it between quotes."""
     return entity_line("", text).removeprefix(entity_line("", "").removesuffix('"}')).removesuffix('"}').encode()
 
 
@@ -114,19 +122,20 @@ class Automaton:
 
     Args:
         text: the source.
-        form: the words of the format.
-        vocabulary: what can be written; characters it cannot write are part of no entity.
+        form: the fixed words of an answer.
+        vocabulary: the tokens; an entity holds no character that they cannot write.
 
     Attributes:
-        source: the text's bytes, as an answer writes them.
+        source: the bytes of the text, as an answer writes them.
+        begin: the state before the first token.
     """
 
     def __init__(self, text: str, form: AnswerFormat, vocabulary: Vocabulary) -> None:
         self._form, self._vocabulary = form, vocabulary
         characters = [escaped(character) for character in text] if _needs_escape(text) else list(map(str.encode, text))
         self.source = b"".join(characters)
-        self._starts: list[int] = []  # where the characters begin that can be written
-        self._edges = {len(self.source)}  # where any begins, and the end
+        self._starts: list[int] = []  # byte offsets of the characters that can be written
+        self._edges = {len(self.source)}  # byte offsets of all characters, and the end
         place = 0
         for character in characters:
             self._edges.add(place)
@@ -141,10 +150,10 @@ class Automaton:
         return type(state) in (After, Nothing)
 
     def allowed(self, state: State, more: bool = True) -> dict[int, State]:
-        """Every token that stays inside the language, and where it leads; the terminator leads to `Nothing`.
+        """Every token that may come next, with the state after it; the terminator leads to `Nothing`.
 
         Args:
-            more: whether another entity may begin; false once an answer is long enough.
+            more: whether another entity may begin; false once the answer is long enough.
         """
         found: dict[int, State] = {self._vocabulary.end: Nothing(state.entities)} if self.accepts(state) else {}
         stack: list[tuple[Node, State]] = [(self._vocabulary.root, state)]
@@ -159,7 +168,7 @@ class Automaton:
         return found
 
     def moves(self, state: State, more: bool = True) -> Iterator[tuple[int, State]]:
-        """Every byte that may come next, and where it leads."""
+        """Every byte that may come next, with the state after it."""
         kind = type(state)
         if kind is Literal:
             words, said, then = state
@@ -191,7 +200,8 @@ class Automaton:
 
     def _moves_in_run(self, state: Run) -> Iterator[tuple[int, State]]:
         places = state.places
-        at_edge = places[0] in self._edges  # all are or none is: they spell the same bytes from edges on
+        # Either all places are at an edge or none is: the same bytes lead to all of them, starting at an edge.
+        at_edge = places[0] in self._edges
         if at_edge:
             yield CLOSING_QUOTE, Literal(self._form.between, 1, Label(b"", places[0], state.entities))
         if len(places) == 1:

@@ -32,7 +32,7 @@ OVERRUN_TOKENS = 64  # room after the last token that may begin an entity, for f
 
 
 class Answer(NamedTuple):
-    """An answer, and the probability of each of its entities: of its span and label, given what precedes it."""
+    """An answer, and for each entity the probability of its span and label, given the answer before it."""
 
     text: str
     scores: list[float]
@@ -40,16 +40,16 @@ class Answer(NamedTuple):
 
 @dataclass
 class Row:
-    """One answer in the making.
+    """One unfinished answer.
 
     Attributes:
-        copies: the token the source itself has at a place.
-        unread: tokens that no pass has read: the prompt's at first, then the last one decided.
-        state: of the automaton, after ``answer``.
-        read: how many tokens the row's slot keeps.
-        answer: the tokens decided, without the terminator.
+        copies: the source's own token at each byte offset where one begins.
+        unread: tokens that no pass has read yet: first the prompt, later the last chosen token.
+        state: the state of the automaton after ``answer``.
+        read: number of tokens in the row's slot of the cache.
+        answer: the chosen tokens, without the terminator.
         scores: log-probability of each finished entity.
-        pending: log-probability of what has been decided since the last one was finished.
+        pending: log-probability of the tokens chosen since the last entity was finished.
     """
 
     automaton: Automaton
@@ -66,17 +66,23 @@ class Row:
 
 @dataclass
 class Decision:
-    """A place where a token is chosen: what is allowed, and once it is judged, how probable and what."""
+    """A place where a token is chosen: the allowed tokens, and later their probabilities and the choice."""
 
     state: State
     allowed: dict[int, State]
-    ids: list[int]  # of what is allowed, ascending
-    log_probabilities: torch.Tensor | None = None  # of ``ids``, over them alone; None where there is no choice
+    ids: list[int]  # the allowed tokens, ascending
+    log_probabilities: torch.Tensor | None = None  # (ids,) normalised over ``ids``; None if only one is allowed
     chosen: int = -1
 
 
 class Bounds(NamedTuple):
-    """Rows at once, tokens of an answer after which no entity begins, and tokens in memory at once (None: any)."""
+    """How much is done at the same time, and how long answers get.
+
+    Attributes:
+        rows: rows at the same time, at most.
+        answer_tokens: after so many tokens of an answer, no entity begins.
+        max_tokens: tokens in memory at the same time, at most; None: no limit.
+    """
 
     rows: int
     answer_tokens: int
@@ -170,12 +176,12 @@ def _advance(
 
 
 def _draft(row: Row, drafter: Drafter, vocabulary: Vocabulary, bounds: Bounds) -> tuple[list[int], list[Decision]]:
-    """Tokens to try, and the places where one is chosen: after what is decided, and after each of them."""
+    """Draft tokens, and the decisions that they need: one after the chosen tokens, one after each draft token."""
     draft: list[int] = []
     state, copied = row.state, 0
     decisions = [_decision(row, state, bounds, 0)]
     while (token_id := drafter.guess(state, row.copies, copied)) in decisions[-1].allowed:
-        if token_id == vocabulary.end:  # nothing comes after it
+        if token_id == vocabulary.end:  # nothing follows it
             break
         draft.append(token_id)
         copied += type(state) is Run
@@ -191,7 +197,7 @@ def _decision(row: Row, state: State, bounds: Bounds, drafted: int) -> Decision:
 
 
 def _open(places: Sequence[range], decisions_of: list[list[Decision]]) -> tuple[list[int], list[Decision]]:
-    """Decisions between several tokens, with their places; where only one is allowed, it is chosen."""
+    """The decisions between several tokens, with their places. A token that is the only one allowed is chosen."""
     open_places, open_decisions = [], []
     for row_places, decisions in zip(places, decisions_of, strict=True):
         for place, decision in zip(row_places, decisions, strict=True):
@@ -204,7 +210,7 @@ def _open(places: Sequence[range], decisions_of: list[list[Decision]]) -> tuple[
 
 
 def _judge(base: PreTrainedModel, hidden: torch.Tensor, decisions: Sequence[Decision]) -> None:
-    """Choose in each decision, from the hidden state at its place."""
+    """Choose a token for each decision, from the hidden state at its place."""
     ids = torch.tensor([token_id for decision in decisions for token_id in decision.ids])
     union, columns = ids.unique(return_inverse=True)
     logits = _logits(base, hidden, union.to(hidden.device))
@@ -222,7 +228,12 @@ def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> t
 
 
 def _choose(decisions: Sequence[Decision], logits: torch.Tensor, columns: torch.Tensor) -> None:
-    """Note the most probable allowed token of each decision; ``columns``: where in ``logits`` each allowed id is."""
+    """Choose the most probable allowed token of each decision.
+
+    Args:
+        logits: (decisions, tokens).
+        columns: the column in ``logits`` of every allowed id, decision after decision.
+    """
     counts = torch.tensor([len(decision.ids) for decision in decisions], device=logits.device)
     rows = torch.arange(len(decisions), device=logits.device).repeat_interleave(counts)
     within = torch.arange(len(rows), device=logits.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -235,7 +246,7 @@ def _choose(decisions: Sequence[Decision], logits: torch.Tensor, columns: torch.
 
 
 def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
-    """Take what was chosen into the row's answer and scores."""
+    """Add the chosen token to the row's answer and scores."""
     if decision.chosen == vocabulary.end:
         row.done = True
         return
@@ -249,17 +260,17 @@ def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
     if after.entities == decision.state.entities:
         row.pending += chosen_score
         return
-    # The token that ends a label may say as well whether another entity follows: that is the next one's.
+    # The token that ends a label may also say whether another entity follows; that part belongs to the next score.
     finishing = _finishing_score(decision, vocabulary)
     row.scores.append(row.pending + finishing)
     row.pending = chosen_score - finishing
 
 
 def _finishing_score(decision: Decision, vocabulary: Vocabulary) -> float:
-    """Log-probability of ending the label as the chosen token does, however the answer goes on."""
+    """Log-probability of ending the label as the chosen token does, summed over all ways to continue after it."""
     if decision.log_probabilities is None:
         return 0.0
-    if type(decision.state) is not Label:  # one token holds all of the label
+    if type(decision.state) is not Label:  # one token holds the whole label
         return decision.log_probabilities[decision.ids.index(decision.chosen)].item()
     rest = vocabulary.spelling[decision.chosen].split(b'"')[0]
     same = [

@@ -1,4 +1,7 @@
-"""Guesses of what an answer says next, for one pass to verify. A wrong one costs time and never changes an answer."""
+"""Guess the next tokens of an answer; one forward pass checks them all.
+
+A wrong guess costs time but never changes an answer.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ from sft.decoding.automaton import After, Automaton, Begin, Label, Literal, Run,
 from sft.decoding.vocabulary import Vocabulary
 from sft.tasks.entity_lines import NO_ENTITY, entity_line
 
-COPY_TOKENS = 3  # of the source drafted beyond what is decided; an entity has about as many
+COPY_TOKENS = 3  # tokens copied from the source in one draft; an entity has about as many
 
 
 class Drafter:
-    """What was chosen before where all texts are alike (template, label, one more or the end), seeded with examples.
+    """Guesses what was chosen most often in the same place of other answers.
+
+    Only places that all texts share are counted: the fixed words, the labels, and whether another entity follows.
+    Two example answers give the first counts.
 
     Args:
         labels: the task's labels.
@@ -34,16 +40,16 @@ class Drafter:
                 state = allowed[token_id]
 
     def learn(self, state: State, token_id: int) -> None:
-        """Remember what was chosen in a state."""
+        """Count a token that was chosen in a state."""
         if (place := _common_place(state)) is not None:
             self._chosen[place][token_id] += 1
 
     def guess(self, state: State, copies: dict[int, int], copied: int) -> int | None:
-        """The token to draft in a state, None where there is nothing to go by.
+        """The likely next token in a state; None without any clue.
 
         Args:
-            copies: the token the source itself has at a place.
-            copied: how many tokens of the draft are copies already.
+            copies: the source's own token at each byte offset where one begins.
+            copied: how many tokens of this draft are already copied from the source.
         """
         if type(state) is Run:
             return copies.get(state.places[0]) if copied < COPY_TOKENS else None
@@ -52,7 +58,7 @@ class Drafter:
 
 
 def source_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> list[dict[int, int]]:
-    """Of each escaped text, the token its own encoding has at each byte where one begins."""
+    """For each escaped text: byte offset → the token that begins there when the text is encoded."""
     found = []
     for token_ids in vocabulary.encode(list(texts)):
         at, place = {}, -len(vocabulary.lead)
@@ -64,7 +70,7 @@ def source_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> list[dict[int
 
 
 def _common_place(state: State) -> Hashable | None:
-    """What a state has in common over all texts; None inside a text's own words."""
+    """The part of a state that is the same for all texts; None inside an entity's text."""
     kind = type(state)
     if kind is Literal:
         return state.words, state.said

@@ -1,7 +1,8 @@
-"""A tokenizer's vocabulary as bytes, walked byte by byte: which tokens stay inside a language, whatever they cut.
+"""A tokenizer's vocabulary as a trie of bytes, to find the tokens that a format allows.
 
-Byte-level BPE splits some Han characters, a token may hold a quote and the first character after it, and
-SentencePiece writes a space as ``▁`` and what it does not know as ``<0xE4>``: as bytes they are all the same.
+Tokens do not end where characters or words end: byte-level BPE splits some Han characters, a token may hold a quote
+and the character after it, and SentencePiece writes a space as ``▁`` and an unknown byte as ``<0xE4>``. Written as
+bytes, all of these can be treated in the same way.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from transformers import PreTrainedTokenizerBase
 from sft.model.encoding import control_token_pattern, encode_texts, terminator_id
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-SPACE = "▁"  # how SentencePiece writes one
+SPACE = "▁"  # a space in SentencePiece
 
 
 class UnknownSpelling(Exception):
-    """A tokenizer whose tokens cannot be told as bytes (WordPiece adds and takes spaces where it decodes)."""
+    """The bytes of this tokenizer's tokens are unknown (WordPiece adds and removes spaces when it decodes)."""
 
 
 class Node:
-    """A place in the trie of all tokens: the tokens that begin with the bytes that lead here; made when met.
+    """A node of the trie: stands for the bytes from the root to it. Children are built on first use.
 
     Attributes:
-        ids: the tokens that end here; more than one where the vocabulary spells something twice.
+        ids: the tokens that end here; more than one if the vocabulary has the same bytes twice.
     """
 
     __slots__ = ("_children", "_high", "_low", "_prefix", "_spellings", "ids")
@@ -41,7 +42,7 @@ class Node:
             low += 1
 
     def child(self, byte: int) -> Node | None:
-        """Where one more byte leads, None where no token goes on with it."""
+        """The node after one more byte; None if no token continues with it."""
         if byte not in self._children:
             prefix = self._prefix + bytes((byte,))
             low = bisect_left(self._spellings, (prefix,), self._low, self._high)
@@ -52,13 +53,16 @@ class Node:
 
 
 class Vocabulary:
-    """All tokens that text is written with, as bytes.
+    """All tokens that write text, as bytes.
 
     Attributes:
-        spelling: the bytes of each token id; control tokens are not among them.
-        root: where the trie begins.
+        spelling: token id → its bytes; control tokens are left out.
+        root: the root of the trie.
         end: the token that ends an answer.
-        lead: what the tokenizer itself puts before an answer (SentencePiece a space), and takes off again.
+        lead: what the tokenizer puts before an answer and removes when decoding (a space in SentencePiece).
+
+    Raises:
+        UnknownSpelling: the bytes of the tokens are unknown.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -73,16 +77,16 @@ class Vocabulary:
         self._tokenizer = tokenizer
 
     def join(self, token_ids: list[int]) -> bytes:
-        """The bytes that tokens spell together; control tokens spell nothing."""
+        """The bytes of a sequence of tokens; control tokens have none."""
         return b"".join(self.spelling.get(token_id, b"") for token_id in token_ids)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Each text as the tokenizer writes it, the terminator not included."""
+        """Token ids of each text, without the terminator."""
         return encode_texts(texts, self._tokenizer)
 
     @lru_cache(maxsize=1 << 14)  # noqa: B019 (a vocabulary lives as long as the process)
     def can_write(self, text: bytes) -> bool:
-        """Whether tokens spell ``text`` on from any place inside it: its bytes, or its characters, all are some."""
+        """Whether ``text`` can be written from any place in it: each byte, or each character, is a token."""
         if all((node := self.root.child(byte)) is not None and node.ids for byte in set(text)):
             return True
         return all(self._is_token(character.encode()) for character in text.decode())
@@ -96,7 +100,7 @@ class Vocabulary:
 
 @lru_cache(maxsize=2)
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary | None:
-    """The tokenizer's vocabulary, None where its tokens cannot be told as bytes."""
+    """The tokenizer's vocabulary; None if the bytes of its tokens are unknown."""
     try:
         return Vocabulary(tokenizer)
     except UnknownSpelling:
@@ -104,10 +108,10 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> Vocabulary | None:
 
 
 def _spell_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
-    """The bytes of every token but the control tokens.
+    """The bytes of every token except control tokens.
 
     Raises:
-        UnknownSpelling: the tokenizer's decoder is none of the known kinds.
+        UnknownSpelling: the tokenizer's decoder is of an unknown kind.
     """
     added = tokenizer.added_tokens_decoder
     control = control_token_pattern(tokenizer)

@@ -1,6 +1,6 @@
-"""Records to token ids: the prompt by the chat template, then the answer and the template's own terminator.
+"""From records to token ids: the prompt by the chat template, then the answer and the template's own terminator.
 
-The same `encode_prompts` serves training, evaluation and prediction, so the three cannot drift apart.
+Training, evaluation and prediction all call `encode_prompts`, so their prompts are the same.
 """
 
 from __future__ import annotations
@@ -17,26 +17,33 @@ from sft.engine.batches import EncodedRow
 from sft.errors import InputError, RowError
 from sft.tasks.task import Task
 
-WORTH_SHARING = 16  # texts; for fewer it is not worth looking for what they share
+WORTH_SHARING = 16  # with fewer texts, looking for their common beginning does not pay
 
-ENCODED_TOGETHER = 2048  # rows that the tokenizer gets at once: enough for all cores, few enough to see progress
+ENCODED_TOGETHER = 2048  # rows in one call of the tokenizer: enough for all cores, few enough to show progress
 
 
 @dataclass
 class LengthReport:
-    """What encoding did to the rows: lengths in tokens, and what had to be cut or split."""
+    """How long the rows are, and how many had to be cut or split.
+
+    Attributes:
+        lengths: tokens of each row, before it is shortened.
+        shortened_rows: line numbers of the rows that were cut or split.
+        pieces: how many rows came out of the shortened ones.
+        dropped_tokens: prompt tokens that were cut away; splitting drops none.
+    """
 
     lengths: list[int] = field(default_factory=list)
-    shortened_rows: list[int] = field(default_factory=list)  # lines cut (classification) or split (NER)
-    pieces: int = 0  # rows that the shortened ones became
-    dropped_tokens: int = 0  # prompt tokens cut away; splitting drops none
+    shortened_rows: list[int] = field(default_factory=list)
+    pieces: int = 0
+    dropped_tokens: int = 0
 
 
 def terminator_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token the chat template ends an assistant's answer with; what generation stops at.
+    """The token that ends an assistant's answer in the chat template; generation stops at it.
 
     Raises:
-        InputError: the template ends an answer with no special token.
+        InputError: the template ends an answer without a special token.
     """
     probe = "答"
     messages = [{"role": "user", "content": "问"}, {"role": "assistant", "content": probe}]
@@ -52,8 +59,8 @@ def terminator_id(tokenizer: PreTrainedTokenizerBase) -> int:
 def encode_prompts(records: Sequence[dict], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of each record's prompt, up to and including the assistant's header.
 
-    Text from data never becomes a control token: rows that hold one as text are encoded piecewise by transformers'
-    ``sanitize_control_tokens``, the others in one batch (the same ids, several times faster).
+    Text from data never becomes a control token. Rows that contain the text of one are encoded one by one with
+    transformers' ``sanitize_control_tokens``; the others in one batch, which gives the same ids several times faster.
     """
     chats = [task.prompt(record) for record in records]
     control = control_token_pattern(tokenizer)
@@ -74,13 +81,13 @@ def encode_prompts(records: Sequence[dict], task: Task, tokenizer: PreTrainedTok
 
 
 def encode_answers(records: Sequence[dict], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of each record's answer and the terminator after it."""
+    """Token ids of each record's answer, with the terminator."""
     end = terminator_id(tokenizer)
     return [[*ids, end] for ids in encode_texts([task.answer(record) for record in records], tokenizer)]
 
 
 def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of what an assistant says, control tokens as plain text."""
+    """Token ids of answer texts; the text of a control token is encoded as plain text."""
     if not texts:
         return []
     control = control_token_pattern(tokenizer)
@@ -97,7 +104,7 @@ def encode_rows(
     """Encode ``(line number, record)`` pairs for training; rows over ``max_length`` tokens are cut or split.
 
     Raises:
-        InputError: a row that cannot be made to fit.
+        InputError: a row cannot be made to fit.
     """
     report = LengthReport()
     rows = []
@@ -130,10 +137,10 @@ def _encode(records: Sequence[tuple[int, dict]], task: Task, tokenizer: PreTrain
 
 
 def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of texts; what many of them begin with is tokenised once, up to where a control token begins.
+    """Token ids of texts; their common beginning is tokenised only once. It ends where a control token begins.
 
-    A tokenizer takes control tokens out first and tokenises what stands between them piece by piece, so a cut there
-    changes nothing; that this one does is tried on the first, the middle and the longest text.
+    A tokenizer first separates the control tokens, then tokenises the text between them piece by piece, so a cut at a
+    control token changes nothing. The first, the middle and the longest text are tokenised both ways to check this.
     """
     cut = _shared_characters(texts, tokenizer) if len(texts) >= WORTH_SHARING else 0
     if not cut:
@@ -146,8 +153,8 @@ def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list
 
 
 def _shared_characters(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """How much of all texts is the same up to the last place where a control token begins; 0 for nothing."""
-    shared = os.path.commonprefix([min(texts), max(texts)])  # of sorted texts, the first and the last differ earliest
+    """Length of the texts' common beginning, up to the last control token in it; 0 if there is none."""
+    shared = os.path.commonprefix([min(texts), max(texts)])  # what these two share, all texts share
     tokens = tokenizer.added_tokens_decoder.values()
     apart = [token for token in tokens if token.special and not token.lstrip and not token.single_word]
     return max([0, *(shared.rfind(token.content) for token in apart)])
@@ -158,7 +165,10 @@ def _batch(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[in
 
 
 def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of ``text`` with no added token recognised (``split_special_tokens`` spares those not special)."""
+    """Token ids of ``text`` without recognising any added token.
+
+    ``split_special_tokens`` is not enough: it still recognises added tokens that are not special.
+    """
     backend = tokenizer.backend_tokenizer
     if backend.normalizer is not None:
         text = backend.normalizer.normalize_str(text)
@@ -167,7 +177,7 @@ def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
-    """The text of any control token: one that is special, or that the template writes (``<tool_call>``)."""
+    """Matches the text of any control token: a special token, or one in the chat template (``<tool_call>``)."""
     named = (tokenizer.chat_template, *(tokenizer.chat_control_tokens or ()))
     texts = {
         token.content

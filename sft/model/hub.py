@@ -1,8 +1,9 @@
-"""The base model's folder: one that is there, or one fetched from the ModelScope hub.
+"""The folder of the base model: a local one, or one downloaded from the ModelScope hub.
 
-A name is a path or a hub id (``Owner/Name``), and both can look alike: ``qwen/Qwen2.5-1.5B-Instruct`` is the folder
-the readme downloads into, ``Qwen/Qwen2.5-1.5B-Instruct`` the id it comes from. So: what exists is a path; of what does
-not, ``Owner/Name`` is a hub id unless ``Owner`` is the models folder or a folder that exists here, letter for letter.
+A name is a path or a hub id (``Owner/Name``), and the two can look alike: ``qwen/Qwen2.5-1.5B-Instruct`` is the folder
+that the readme downloads into, ``Qwen/Qwen2.5-1.5B-Instruct`` is the id on the hub. The rule: a name that exists as a
+path is a path. Otherwise ``Owner/Name`` is a hub id, unless ``Owner`` is the models folder or an existing folder with
+exactly this spelling.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ DEFAULT_MODEL = f"{MODELS_DIR}/{DEFAULT_NAME}"
 DEMO_MODEL = f"{MODELS_DIR}/demo"
 CONNECT_SECONDS = 10
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
-# Other formats of the same weights: never read here, and the pickled ones can run code when they are.
+# Other formats of the same weights. They are never read, and loading a pickled file can run its code.
 UNUSED_FILES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.tflite", "*.pdparams"]
 
 
 def resolve_model(name_or_path: str, models_dir: Path = MODELS_DIR) -> Path:
-    """The folder of the model called ``name_or_path``: config, tokenizer and safetensors weights are all there.
+    """The complete folder of a model: with config, tokenizer and safetensors weights.
 
     A hub id is downloaded once into ``models_dir/<Name>``; later calls find it there and need no network.
 
     Raises:
-        InputError: no such folder, a folder something is missing from, or an id the hub does not know.
+        InputError: there is no such folder, a part of it is missing, or the hub does not know the id.
         RunError: the download failed.
     """
     folder = Path(name_or_path).expanduser()
@@ -58,7 +59,7 @@ def _is_hub_id(name: str, models_dir: Path) -> bool:
     if HUB_ID.fullmatch(name) is None:
         return False
     owner = name.split("/")[0]
-    # Names are compared, not looked up: where case is ignored, Path("Qwen").is_dir() finds the folder qwen/.
+    # Compare names instead of asking the file system: if it ignores case, Path("Qwen").is_dir() finds qwen/.
     return owner != models_dir.name and all(owner != entry.name for entry in Path.cwd().iterdir() if entry.is_dir())
 
 
@@ -69,7 +70,7 @@ def _require_complete(folder: Path) -> None:
 
 
 def _advice(folder: Path) -> str:
-    """What to type to get a model into ``folder``, with and without a network."""
+    """The command that downloads a model into ``folder``, and what to do without a network."""
     hub_id, local_dir = DEFAULT_ID, DEFAULT_MODEL
     if folder.name.startswith("Qwen"):
         hub_id, local_dir = f"Qwen/{folder.name}", folder.as_posix()
@@ -82,7 +83,7 @@ def _advice(folder: Path) -> str:
 
 
 def _problem(folder: Path) -> str | None:
-    """What keeps ``folder`` from being a whole model, None when nothing does."""
+    """Why ``folder`` is not a complete model; None if it is one."""
     try:
         return _missing_part(folder)
     except OSError as error:
@@ -121,7 +122,7 @@ def _weights_problem(folder: Path) -> str | None:
 
 
 def _has_declared_size(path: Path) -> bool:
-    """Whether a safetensors file is as long as its header says: a cut download is not."""
+    """Whether a safetensors file is as long as its header says; an interrupted download is not."""
     size = path.stat().st_size
     with path.open("rb") as file:
         header_length = int.from_bytes(file.read(8), "little")
@@ -136,13 +137,13 @@ def _has_declared_size(path: Path) -> bool:
 
 
 def _download(hub_id: str, folder: Path) -> None:
-    """Fetch ``hub_id`` into ``folder``; modelscope checks every file's SHA-256.
+    """Download ``hub_id`` into ``folder``; modelscope checks the SHA-256 of every file.
 
     Raises:
-        InputError: the hub has no such model, or does not show it.
-        RunError: no network, or a file that did not arrive whole.
+        InputError: the hub has no such model, or it needs a login.
+        RunError: there is no network, or a file did not arrive complete.
     """
-    # The client greets on whatever stream it likes; stdout is for results.
+    # The modelscope client prints messages to stdout, which is for results.
     with redirect_stdout(sys.stderr):
         import requests
         from modelscope import snapshot_download
@@ -150,7 +151,7 @@ def _download(hub_id: str, folder: Path) -> None:
         from modelscope_hub.errors import HubError
 
         endpoint = HubConfig().endpoint
-        # Without this, five retries take the client 45 s to say the same.
+        # Without this check, the client retries five times and reports the same after 45 s.
         if not reachable(endpoint, CONNECT_SECONDS):
             raise RunError(f"{hub_id}：{CONNECT_SECONDS} 秒内连不上 {endpoint}，请检查网络或代理；或{_advice(folder)}")
         logger.info("从 ModelScope 下载 %s 到 %s", hub_id, folder)

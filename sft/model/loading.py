@@ -1,4 +1,4 @@
-"""The base model: numbers, tokenizer, loading, and the LoRA adapter on it."""
+"""Load the base model: dtype, tokenizer, config and weights, and the LoRA adapter on it."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ CHATML = (
 
 
 def default_device() -> torch.device:
-    """CUDA where there is a device, else the CPU."""
+    """CUDA if there is a GPU, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
-    """The numbers a model is kept in on ``device``.
+    """The dtype of a model's weights on ``device``.
 
-    ``auto`` takes bfloat16 where the hardware computes in it, float16 on older GPUs (Turing, Volta), and float32 on
-    a CPU without AVX512_BF16 or AMX: emulated bfloat16 is tens of times slower there (pytorch issue 146508).
+    ``auto`` is bfloat16 if the hardware supports it, and float16 on older GPUs (Turing, Volta). On a CPU without
+    AVX512_BF16 or AMX it is float32: emulated bfloat16 is tens of times slower there (pytorch issue 146508).
 
     Raises:
-        InputError: float16 was asked for on a CPU.
+        InputError: float16 on a CPU.
     """
     if requested == "float16" and device.type == "cpu":
         raise InputError("--dtype float16：CPU 不支持 float16 训练；请用 float32 或 auto")
@@ -59,16 +59,16 @@ def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with a chat template and a padding token.
+    """Load a fast tokenizer; it always has a chat template and a padding token. Code in the folder is never run.
 
     Raises:
-        InputError: the folder holds no tokenizer, or only a slow one.
+        InputError: the folder has no tokenizer, or only a slow one.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}：读不出分词器（{one_line(error)}）；请重新下载模型") from error
-    if tokenizer.get_vocab().keys() == tokenizer.get_added_vocab().keys():  # transformers makes up an empty one
+    if tokenizer.get_vocab().keys() == tokenizer.get_added_vocab().keys():  # transformers creates an empty one
         raise InputError(f"{folder}：没有分词器的词表（tokenizer.json，或 vocab.json 和 merges.txt）；请重新下载模型")
     if not tokenizer.is_fast:
         raise InputError(f"{folder}：没有 tokenizer.json 这样的快速分词器；请换一个带快速分词器的模型")
@@ -84,10 +84,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The base model's configuration, read before its weights.
+    """Read the base model's configuration, without its weights.
 
     Raises:
-        InputError: the folder holds no model that transformers knows.
+        InputError: the folder has no model that transformers knows.
     """
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -96,10 +96,12 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
 
 def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The base model on the CPU, from safetensors only, with sampling defaults taken out of its generation config.
+    """Load the base model onto the CPU, from safetensors files only.
+
+    The sampling defaults of its generation config are removed, so that generation is greedy.
 
     Raises:
-        InputError: the folder holds no causal language model that transformers knows, or not all of its weights.
+        InputError: the folder has no causal language model that transformers knows, or some weights are missing.
     """
     if not is_watched():
         disable_progress_bar()
@@ -114,9 +116,9 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}：读不出模型（{one_line(error)}）；请重新下载模型") from error
-    if missing := sorted(loading["missing_keys"]):  # transformers makes them up and goes on
+    if missing := sorted(loading["missing_keys"]):  # transformers would use random values instead
         raise InputError(f"{folder}：缺少 {len(missing)} 个权重，例如 {missing[0]}；请重新下载模型")
-    # Qwen ships temperature 0.7 and repetition_penalty 1.1; answers here repeat keys and names, and must be greedy.
+    # Qwen sets temperature 0.7 and repetition_penalty 1.1; answers must be greedy, and they do repeat keys and names.
     shipped = model.generation_config
     model.generation_config = GenerationConfig(
         do_sample=False,
@@ -130,7 +132,7 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def model_hash(folder: Path) -> str:
-    """The hashes of a model's config and weights, or of an adapter's."""
+    """Short SHA-256 hashes of the config and weights of a model or an adapter, joined with ``-``."""
     files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
     return "-".join(file_hash(path)[:8] for path in files)
 
@@ -166,10 +168,10 @@ def add_lora(
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """A trained adapter on its base.
+    """Load a trained adapter onto its base model.
 
     Raises:
-        InputError: the folder has no adapter, or one whose weights do not fit the base (peft issue 2115).
+        InputError: the folder has no adapter, or its weights do not fit the base (peft issue 2115).
     """
     if not (folder / ADAPTER_FILE).is_file():
         raise InputError(f"{folder}：没有 {ADAPTER_FILE}；请给出训练脚本的 --output_dir")

@@ -1,8 +1,9 @@
-"""Where predictions go: a stream, or a file that grows window by window and is taken up again after any death.
+"""Where predictions are written: to a stream, or to a file that grows window by window and can be resumed.
 
-Beside ``predictions.jsonl`` stands ``predictions.jsonl.progress.json``: how many rows and bytes are whole, their hash,
-the counts for the metrics so far, and what the run was (input, adapter, settings). It is replaced as a whole after
-each window is on the disk, so whatever the output file has beyond it is the work of a killed run and is cut off.
+Beside ``predictions.jsonl`` there is ``predictions.jsonl.progress.json``. It keeps how many rows and bytes are
+finished, their hash, the counts for the metrics, and the identity of the run (input, adapter, settings). It is
+replaced as a whole after each window is on the disk. Anything in the output file beyond the finished bytes was left
+by a run that was killed, and is cut off when the run is resumed.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ def progress_path(path: Path) -> Path:
 
 
 def check_output(path: Path, input_file: Path | None, *, resume: bool, overwrite: bool) -> None:
-    """Refuse, before anything costly, to write where something would be lost; nothing is touched.
+    """Check that ``path`` can be written and nothing is lost, before the model is loaded. No file is changed.
 
-    A complete output of an earlier run may be replaced, as by a shell's ``>``. A half-finished one, or a file that
-    is no output of ours, only with ``overwrite``.
+    The complete output of an earlier run may be replaced, like with ``>`` in a shell. An unfinished output, or a file
+    that `predict.py` did not write, needs ``overwrite``.
 
     Raises:
-        InputError: what stands there, and what to do.
+        InputError: says what is there and what to do.
     """
     refuse_folder(path, str(path / "predictions.jsonl"))
     _check_place(path)
@@ -92,18 +93,22 @@ def finished_lines(path: Path | None, rows: int) -> Iterator[bytes]:
 
 
 class Stream:
-    """JSON lines to a stream, and the counts of what they hold; a stream begins anew every time."""
+    """Writes JSON lines to a stream and adds up their counts. A stream cannot be resumed."""
 
     def __init__(self, file: IO[str]) -> None:
         self.file = file
         self.rows, self.tally = 0, Tally()
 
     def add(self, lines: Sequence[bytes], tally: Tally) -> None:
-        """Write a window's lines."""
+        """Write the lines of one window.
+
+        Raises:
+            RunError: they cannot be written.
+        """
         try:
             self.file.writelines(line.decode() + "\n" for line in lines)
             self.file.flush()
-        except BrokenPipeError:  # the reader has had enough
+        except BrokenPipeError:  # the reader has stopped reading, as `head` does
             raise
         except OSError as error:
             raise RunError(f"结果写不出去（{error.strerror}）") from error
@@ -111,31 +116,31 @@ class Stream:
         self.tally.add(tally)
 
     def finish(self) -> None:
-        """Nothing more will come."""
+        """All lines are written; nothing is left to do."""
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is left to do: every window is flushed."""
+        """Nothing to do: every window has been flushed."""
 
 
 class GrowingFile:
-    """JSON lines on disk, whole up to a window's end, with the counts of what they hold.
+    """Writes JSON lines to a file, safely up to the end of each window, and adds up their counts.
 
-    Use as a context manager; it says on the way out of a failure how much is kept.
+    Used as a context manager. If the run fails, it logs how many rows are kept.
 
     Args:
-        path: the output.
-        run: what decides the output: input, adapter, settings; flat names and values.
-        resume: go on after what an earlier run has finished; where there is nothing, begin.
+        path: the output file.
+        run: the identity of the run, everything that decides the output: input, adapter, settings.
+        resume: continue after the finished rows of an earlier run; without any, start from the beginning.
 
     Attributes:
-        rows: how many are finished.
+        rows: number of finished rows.
         tally: their counts.
 
     Raises:
-        InputError: what is there is of another run or has been changed since, or the file cannot be written.
+        InputError: the file belongs to another run or was changed since, or it cannot be written.
     """
 
     def __init__(self, path: Path, run: dict, *, resume: bool) -> None:
@@ -152,7 +157,7 @@ class GrowingFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             for leftover in path.parent.glob(f".{glob.escape(progress_path(path).name)}.*.tmp"):
                 leftover.unlink()
-            self._save()  # before the file is cut: whatever is in it now is no longer of this run
+            self._save()  # before the file is cut: what it holds now does not belong to this run
             self._file = path.open("r+b" if progress is not None and path.exists() else "wb")
             if progress is not None:
                 self._file.truncate(self._bytes)
@@ -171,7 +176,7 @@ class GrowingFile:
         self.tally = Tally.from_json(progress["tally"])
 
     def _rehash(self, progress: dict) -> None:
-        """Read the finished part again: it must be what was written."""
+        """Hash the finished part of the file again, and check that nobody has changed it."""
         left = progress["bytes"]
         if self.path.exists():
             with self.path.open("rb") as file:
@@ -184,7 +189,7 @@ class GrowingFile:
             )
 
     def add(self, lines: Sequence[bytes], tally: Tally) -> None:
-        """Write a window's lines; when this returns they outlive the process and a power cut.
+        """Write the lines of one window. Afterwards they survive a crash and a power cut.
 
         Raises:
             RunError: they cannot be written.
@@ -203,7 +208,7 @@ class GrowingFile:
         self._save()
 
     def finish(self) -> None:
-        """Say that the output is complete."""
+        """Mark the output as complete."""
         self.complete = True
         self._save()
 
@@ -227,8 +232,8 @@ class GrowingFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        with suppress(OSError):  # what could not be written was said by `add`
+        with suppress(OSError):  # `add` has already reported what could not be written
             self._file.close()
         if kind is not None and self.run.get("input_file"):
-            kept = _read_progress(self.path)  # not self.rows: the signal may have come before they were saved
+            kept = _read_progress(self.path)  # not self.rows: they may not be saved yet
             logger.warning("%s：已写好 %d 行；原来的命令加 --resume 接着跑", self.path, kept["rows"] if kept else 0)

@@ -1,4 +1,4 @@
-"""From an adapter's folder to predictions: what `predict.py`, the notebooks and the benchmarks call."""
+"""Load a fine-tuned model and predict rows with it: `predict.py`, the notebooks and the benchmarks use this."""
 
 from __future__ import annotations
 
@@ -63,7 +63,13 @@ AS_TRAINED = LimitChoice()
 
 @dataclass(frozen=True)
 class Predictor:
-    """Everything that a prediction needs, and the folders it came from."""
+    """A loaded model with everything that prediction needs.
+
+    Attributes:
+        row_settings: how rows are read and results are written.
+        base_folder: the folder of the base model.
+        adapter: the folder of the adapter; None for the base model alone.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -153,11 +159,11 @@ def _row_settings(chosen: RowSettings, limits: LimitChoice, trained_threshold: f
 def predict_rows(
     predictor: Predictor, rows: Iterable[dict | RowError]
 ) -> tuple[Iterator[bytes], Callable[[], dict[str, float] | None]]:
-    """Predict rows as users have them.
+    """Predict a user's rows.
 
     Returns:
-        The output lines in order, as JSON without line ends; and a function that gives the metrics over the rows
-        with gold (None without any) once the lines are used up.
+        The output lines in order, as JSON without newlines; and a function that gives the metrics (see `metrics_of`),
+        to be called after the last line.
     """
     total = Tally()
 
@@ -171,10 +177,10 @@ def predict_rows(
 
 
 def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tuple[list[bytes], Tally]:
-    """The output lines of a window's rows, in order, and their counts.
+    """The output lines of one window of rows, in order, and their counts.
 
     Raises:
-        RunError: the GPU's memory is not enough.
+        RunError: the GPU has not enough memory.
     """
     task, settings = predictor.task, predictor.row_settings
     records = [to_record(row, task, settings) for row in rows]
@@ -191,7 +197,7 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
 
 
 def metrics_of(predictor: Predictor, tally: Tally) -> dict[str, float] | None:
-    """Metrics over the rows with gold, and what was wrong with unconstrained answers; None where there is neither."""
+    """Metrics over the rows with gold, and the problems of unconstrained answers; None if there is neither."""
     figures = tally.metrics(predictor.task)
     metrics = {} if figures is None else {"rows": tally.rows["gold"], **figures}
     if figures is not None and tally.rows["judged"] < tally.rows["gold"]:
@@ -203,9 +209,10 @@ def metrics_of(predictor: Predictor, tally: Tally) -> dict[str, float] | None:
 
 
 def run_identity(predictor: Predictor, input_file: Path | None, **reading: object) -> dict:
-    """What decides the output, as flat names and values; an input that is no file has no name to go on by.
+    """Everything that decides the output, by name: a run may only be resumed if all of it is the same.
 
     Args:
+        input_file: None if the input is not a file; such a run cannot be resumed.
         reading: further settings of how the input is read.
     """
     tokenizer = orjson.dumps([predictor.tokenizer.backend_tokenizer.to_str(), predictor.tokenizer.chat_template])

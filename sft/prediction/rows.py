@@ -1,6 +1,6 @@
-"""Between a user's row and a record, and between a result and the line that goes out; what the metrics are made of.
+"""From a user's row to a record, and from a result to an output line.
 
-``text`` and offsets that go out are the user's own: those from before normalisation.
+``text`` and offsets of an output line refer to the user's own text, before normalisation.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowSettings:
-    """How rows are taken and results given; as by default, nothing is chosen.
+    """How rows are read and results are written.
 
     Attributes:
-        text_column, label_column: where text and gold stand; None: by the usual names.
-        options: the options of every row, instead of its own.
-        threshold: labels and entities less probable than this are not given.
-        with_answer: the model's answer goes out as it was.
+        text_column, label_column: the columns of text and gold; None: found by the usual names.
+        options: the options of every row, instead of the row's own.
+        threshold: leave out labels and entities with a lower probability.
+        with_answer: also write the model's answer as it was generated.
     """
 
     text_column: str | None = None
@@ -40,21 +40,22 @@ DEFAULT = RowSettings()
 
 
 def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT) -> dict | RowError:
-    """The record of a raw row, a record, or a row with only a text; ``original`` keeps the user's text.
+    """The record of a row; ``original`` keeps the user's text. An error comes back as it is.
 
-    Gold is taken along where it is usable; a row without it, or with a broken one, is still predicted.
+    The row may be a raw row, a record, or only a text. Gold is kept if it is usable; a row without gold, or with
+    broken gold, is still predicted.
     """
     if isinstance(row, RowError):
         return row
     try:
         row = shape_by_column_names(row, task.answers, settings.text_column, settings.label_column)
         record = {"text": clean_text(row), "original": row["text"]}
-        record["text"].encode()  # a lone surrogate has no tokens
+        record["text"].encode()  # a lone surrogate cannot be tokenised
     except RowError as error:
         return error
     except UnicodeEncodeError:
         return RowError("text", "不是 UTF-8 编码，或含有残缺的代理项字符（lone surrogate）")
-    with suppress(RowError):  # of its gold
+    with suppress(RowError):  # the gold cannot be used
         record = task.known_fields(row) | record
     return record | {"options": settings.options} if settings.options else record
 
@@ -65,7 +66,7 @@ def to_output(
     task: Task,
     settings: RowSettings = DEFAULT,
 ) -> dict:
-    """What is written for a row: its own text, the result, and gold under ``gold``; or why there is no result."""
+    """What is written for a row: its own text, the result, and gold under ``gold``; or the error."""
     if isinstance(record, RowError):
         return {"error": str(record)}
     if "error" in prediction:

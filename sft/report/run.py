@@ -17,8 +17,7 @@ from sft.report.page import Fact, figure, write_page
 from sft.tracking.metrics_log import read_metrics
 
 if TYPE_CHECKING:
-    from sft.tasks.classification import Classification
-    from sft.tasks.ner import Ner
+    from sft.tasks.task import Task
 
 SPLIT_OF = {
     "before": "validation",
@@ -88,7 +87,7 @@ class RunFacts(NamedTuple):
 
 def write_run_report(
     output_dir: Path,
-    task: Classification | Ner,
+    task: Task,
     data: RunData,
     predictions: Mapping[str, Sequence[dict]],
     results: Mapping[str, float],
@@ -135,7 +134,7 @@ def write_run_report(
     write_page(output_dir / REPORT_FILE, page, shown, findings[shown] if shown else None)
 
 
-def _find(task: Classification | Ner, records: Sequence[dict], predictions: Sequence[dict]) -> Findings:
+def _find(task: Task, records: Sequence[dict], predictions: Sequence[dict]) -> Findings:
     findings = findings_of(task)
     for record, prediction in zip(records, predictions, strict=True):
         findings.add(record["text"], task.gold(record), prediction)
@@ -165,7 +164,7 @@ def _facts(data: RunData, results: Mapping[str, float], facts: RunFacts) -> list
     ]
 
 
-def _describe_data(task: Classification | Ner, data: RunData) -> dict:
+def _describe_data(task: Task, data: RunData) -> dict:
     """Lengths, label balance, and the conversion's report."""
     ordered, max_length = sorted(data.lengths.tokens), data.lengths.max_length
     labels_of = findings_of(task).labels_of
