@@ -174,4 +174,6 @@ def test_a_third_task_goes_from_raw_rows_to_a_report(tmp_path, tokenizer, monkey
     assert len(lines) == metrics["rows"]
     assert all(line["label"] in "123" and line["gold"]["label"] in "123" for line in lines)
     for html in (page, tmp_path / "run/report.html"):
-        assert lines[0]["text"] in html.read_text(encoding="utf-8")
+        text = html.read_text(encoding="utf-8")
+        assert lines[0]["text"] in text
+        assert "评分" in text and "文本分类</" not in text

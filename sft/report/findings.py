@@ -16,4 +16,4 @@ FINDINGS = {"label": LabelFindings, "entities": SpanFindings}  # by the key that
 
 def findings_of(task: Task) -> Findings:
     """An empty collection for the predictions of ``task``; a task's ``answers`` decides its kind."""
-    return FINDINGS[task.answers](task.labels)
+    return FINDINGS[task.answers](task.labels, task.title)

@@ -25,11 +25,13 @@ class LabelFindings:
 
     Args:
         labels: the task's labels, in the order of the page; labels that only appear in the data come after them.
+        title: the task's name for people.
     """
 
     kind = "labels"
 
-    def __init__(self, labels: tuple[str, ...] = ()) -> None:
+    def __init__(self, labels: tuple[str, ...] = (), title: str = "") -> None:
+        self.title = title
         self.numbers = {label: number for number, label in enumerate(labels)}
         self.rows = self.failed = 0
         self.pairs: Counter[tuple[int, int]] = Counter()  # (gold, predicted) → rows; -1 for no label
@@ -89,6 +91,7 @@ class LabelFindings:
         """What the template shows, except rows and estimates."""
         return {
             "kind": self.kind,
+            "title": self.title,
             "labels": list(self.numbers),
             "by_label": self._by_label(),
             "confusion": self._confusion(),

@@ -187,7 +187,11 @@ def _environment() -> Environment:
     environment.filters["figure"] = figure
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}%"
     environment.filters["score"] = lambda score: "–" if score is None or math.isnan(score) else f"{score:.3f}"
-    environment.globals |= {"t": _translated, "words": lambda key, **arguments: _words(key, arguments)}
+    environment.globals |= {
+        "t": _translated,
+        "title": _title,
+        "words": lambda key, **arguments: _words(key, arguments),
+    }
     return environment
 
 
@@ -203,6 +207,11 @@ def _translated(key: str, **arguments: object) -> Markup:
         return Markup('<span data-t="{}">{}</span>').format(key, _words(key, arguments))
     packed = _compact_json({name: str(value) for name, value in arguments.items()})
     return Markup('<span data-t="{}" data-a="{}">{}</span>').format(key, packed, _words(key, arguments))
+
+
+def _title(task_title: str) -> str:
+    """A task's name in both languages, if the table has it."""
+    return _translated(task_title) if task_title in STRINGS else task_title
 
 
 def _words(key: str, arguments: dict[str, object]) -> str:

@@ -27,11 +27,13 @@ class SpanFindings:
 
     Args:
         labels: the task's labels, in the order of the page; labels that only appear in the data come after them.
+        title: the task's name for people.
     """
 
     kind = "spans"
 
-    def __init__(self, labels: tuple[str, ...] = ()) -> None:
+    def __init__(self, labels: tuple[str, ...] = (), title: str = "") -> None:
+        self.title = title
         self.numbers = {label: number for number, label in enumerate(labels)}
         self.rows = self.failed = 0
         self.row_counts: Counter[RowCounts] = Counter()
@@ -108,6 +110,7 @@ class SpanFindings:
         """What the template shows, except rows and estimates."""
         return {
             "kind": self.kind,
+            "title": self.title,
             "labels": list(self.numbers),
             "by_label": self._by_label(),
             "errors": self._errors(),

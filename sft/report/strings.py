@@ -17,8 +17,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     "sections": ("目录", "Contents"),
     "report_run": ("微调报告", "Fine-tuning report"),
     "report_prediction": ("预测报告", "Prediction report"),
-    "task_labels": ("文本分类", "Text classification"),
-    "task_spans": ("命名实体识别", "Named entity recognition"),
+    # Titles of tasks; the title of another task is shown as it is.
+    "文本分类": ("文本分类", "Text classification"),
+    "命名实体识别": ("命名实体识别", "Named entity recognition"),
     "written": ("写于 {time}", "Written {time}"),
     "not_available": ("没有", "Not available"),
     "only_of_runs": ("没有：这是预测，不是训练。", "Not available: these are predictions, not a training run."),
