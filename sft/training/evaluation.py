@@ -109,6 +109,6 @@ class Evaluator:
         return Evaluation(metrics | {"loss": loss}, kept, threshold)
 
 
-def with_prefix(prefix: str, metrics: dict[str, float]) -> dict[str, float]:
-    """``f1`` → ``eval_f1``."""
-    return {f"{prefix}_{name}": value for name, value in metrics.items()}
+def metrics_of(evaluation: Evaluation | None, split: str) -> dict[str, float]:
+    """The metrics with the name of what was evaluated before theirs: ``f1`` → ``eval_f1``; empty for None."""
+    return {} if evaluation is None else {f"{split}_{name}": value for name, value in evaluation.metrics.items()}

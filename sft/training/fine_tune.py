@@ -34,7 +34,7 @@ from sft.tasks.task import Task
 from sft.tracking.callbacks import MetricsLog
 from sft.tracking.swanlab import SAMPLES, Tracking, start_tracking
 from sft.training.arguments import Arguments
-from sft.training.evaluation import Evaluator, Examples, with_prefix
+from sft.training.evaluation import Evaluation, Evaluator, Examples, metrics_of
 from sft.training.memory import peak_memory_bytes
 from sft.training.prepare import Numbered, Prepared, prepare
 from sft.training.preview import show_plan, show_rows
@@ -69,12 +69,13 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         results = training_results(trainer, trained.metrics)
         stop_if_asked(trainer)
         save_adapter(trainer, prepared.settings, results)
-        settings = evaluate_best(trainer, prepared.settings, results)
-        if prepared.splits.test:
-            evaluate_test(trainer, prepared, tracking, settings.threshold, results)
+        best = evaluate_best(trainer, prepared.settings)
+        tested = evaluate_test(trainer, prepared, tracking, best and best.threshold)
         trainer.save_state()
+        results |= metrics_of(best, "eval") | metrics_of(tested, "test")
         if trainer.is_world_process_zero():
-            write_down(prepared, run, trainer, settings, results)
+            evaluations = trainer.evaluations | {"after": best, "test": tested}
+            write_down(prepared, run, trainer.state.global_step, results, evaluations)
         leave_other_processes(trainer)
     return results
 
@@ -185,82 +186,81 @@ def save_adapter(trainer: SftTrainer, settings: TaskSettings, results: dict[str,
         write_json(trainer.run.output_dir / TRAIN_RESULTS_FILE, results)
 
 
-def evaluate_best(trainer: SftTrainer, settings: TaskSettings, results: dict[str, float]) -> TaskSettings:
-    """Evaluate the saved weights on the validation records, if there are any; add the metrics to ``results``.
+def evaluate_best(trainer: SftTrainer, settings: TaskSettings) -> Evaluation | None:
+    """Evaluate the saved weights on the validation records; None if there are no such records.
 
     The best weights may not be the last ones. So the metrics are not logged: the curve shows what was at each step.
-
-    Returns:
-        The settings with the threshold that was chosen on these records.
+    The threshold that is chosen on these records goes into ``task.json``.
     """
     if not trainer.validation.records:
-        return settings
-    evaluation = trainer.evaluations["after"] = trainer.validate()
-    results |= with_prefix("eval", evaluation.metrics)
-    settings = settings.replace(threshold=evaluation.threshold)
+        return None
+    best = trainer.validate()
     if trainer.is_world_process_zero():
-        write_split_results(trainer.run.output_dir, "eval", results)
-        settings.write(trainer.run.output_dir / TASK_FILE)
-    return settings
+        write_metrics(trainer.run.output_dir, "eval", best)
+        settings.replace(threshold=best.threshold).write(trainer.run.output_dir / TASK_FILE)
+    return best
 
 
 def evaluate_test(
-    trainer: SftTrainer,
-    prepared: Prepared,
-    tracking: Tracking,
-    threshold: float | None,
-    results: dict[str, float],
-) -> None:
-    """Look at the test records, once; add the metrics to ``results``, and keep some predictions as samples."""
-    records, output_dir = records_of(prepared.splits.test), trainer.run.output_dir
-    examples = Examples(records, prepared.rows.test)
-    evaluation = trainer.evaluator.evaluate(
-        trainer.model, examples, trainer.max_tokens, trainer.accelerator, threshold
-    )
-    trainer.evaluations["test"] = evaluation
-    metrics = with_prefix("test", evaluation.metrics)
-    results |= metrics
-    trainer.log(metrics)
+    trainer: SftTrainer, prepared: Prepared, tracking: Tracking, threshold: float | None
+) -> Evaluation | None:
+    """Evaluate on the test records, once, and keep some predictions as samples; None if there are no such records."""
+    if not prepared.splits.test:
+        return None
+    examples = Examples(records_of(prepared.splits.test), prepared.rows.test)
+    tested = trainer.evaluator.evaluate(trainer.model, examples, trainer.max_tokens, trainer.accelerator, threshold)
+    trainer.log(metrics_of(tested, "test"))
     count, seed = prepared.arguments.data.sample_predictions, trainer.args.seed
-    samples = sample_texts(prepared.task, records, evaluation.predictions, count, seed)
+    samples = sample_texts(prepared.task, examples.records, tested.predictions, count, seed)
     tracking.log_texts(SAMPLES, samples, trainer.state.global_step)
     if trainer.is_world_process_zero():
-        write_split_results(output_dir, "test", results)
-        write_json(output_dir / SAMPLES_FILE, samples)
+        write_metrics(trainer.run.output_dir, "test", tested)
+        write_json(trainer.run.output_dir / SAMPLES_FILE, samples)
+    return tested
 
 
-def write_split_results(output_dir: Path, split: str, results: dict[str, float]) -> None:
-    """``eval_results.json`` and ``test_results.json``: the figures whose names begin with ``split``."""
-    figures = {name: value for name, value in results.items() if name.startswith(f"{split}_")}
-    write_json(output_dir / f"{split}_results.json", figures)
+def write_metrics(output_dir: Path, split: str, evaluation: Evaluation) -> None:
+    """``eval_results.json`` and ``test_results.json``."""
+    write_json(output_dir / f"{split}_results.json", metrics_of(evaluation, split))
 
 
 def write_down(
-    prepared: Prepared, run: Run, trainer: SftTrainer, settings: TaskSettings, results: dict[str, float]
+    prepared: Prepared,
+    run: Run,
+    steps: int,
+    results: dict[str, float],
+    evaluations: dict[str, Evaluation | None],
 ) -> None:
-    """Results, loss curve, model card and report. A report that cannot be written is logged, not raised."""
-    output_dir = run.output_dir
+    """Results, loss curve, model card and report. A report that cannot be written is logged, not raised.
+
+    Args:
+        steps: optimizer steps of the run.
+        evaluations: ``before`` and ``after`` training on the validation records, and ``test``, as far as they exist.
+    """
+    output_dir, lengths, best = run.output_dir, prepared.lengths, evaluations["after"]
     write_json(output_dir / ALL_RESULTS_FILE, results)
     draw_loss_curve(output_dir / METRICS_FILE, output_dir / LOSS_CURVE_FILE)
+    settings = prepared.settings.replace(threshold=best and best.threshold)
     shown = shown_settings(prepared, run) | settings.to_json()
     write_model_card(output_dir, shown, results)
-    splits = {split: records_of(numbered) for split, numbered in prepared.splits._asdict().items()}
-    report = prepared.lengths
-    lengths = Lengths(report.lengths, settings.max_length, report.shortened_rows, report.pieces, report.dropped_tokens)
+    data = RunData(
+        {split: records_of(numbered) for split, numbered in prepared.splits._asdict().items()},
+        Lengths(
+            tokens=lengths.lengths,
+            max_length=settings.max_length,
+            shortened_lines=lengths.shortened_rows,
+            pieces=lengths.pieces,
+            dropped_tokens=lengths.dropped_tokens,
+        ),
+        Path(prepared.arguments.data.train_file),
+    )
     facts = RunFacts(
         base_model=settings.base_model,
         dtype=settings.dtype,
-        device_type=trainer.args.device.type,
-        steps=trainer.state.global_step,
+        device_type=prepared.arguments.training.device.type,
+        steps=steps,
         resumed=run.checkpoint is not None,
     )
+    predictions = {name: evaluation.predictions for name, evaluation in evaluations.items() if evaluation}
     with logged_not_raised(output_dir / REPORT_FILE):
-        write_run_report(
-            output_dir,
-            settings.task,
-            RunData(splits, lengths, Path(prepared.arguments.data.train_file)),
-            {name: evaluation.predictions for name, evaluation in trainer.evaluations.items()},
-            results,
-            facts,
-            shown,
-        )
+        write_run_report(output_dir, settings.task, data, predictions, results, facts, shown)

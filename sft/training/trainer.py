@@ -22,7 +22,7 @@ from sft.errors import RunError
 from sft.files import read_json, write_json
 from sft.training import checkpoints
 from sft.training.callbacks import LogLines, ProgressOnStderr, StopOnNonFinite, StopOnSignal
-from sft.training.evaluation import Evaluation, Evaluator, Examples, with_prefix
+from sft.training.evaluation import Evaluation, Evaluator, Examples, metrics_of
 from sft.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class SftTrainer(Trainer):
         started = time.perf_counter()
         evaluation = self.validate()
         self.evaluations["before" if self.state.global_step == 0 else "after"] = evaluation
-        metrics = with_prefix(metric_key_prefix, evaluation.metrics)
+        metrics = metrics_of(evaluation, metric_key_prefix)
         self.timed_since += time.perf_counter() - started  # tokens a second are those of training
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
