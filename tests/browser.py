@@ -1,4 +1,4 @@
-"""A headless Chromium to look at pages with; skipped, with the reason, where there is none (setup.sh installs it)."""
+"""A headless Chromium for tests of pages. Where it is missing, they are skipped (setup.sh installs it)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 FLAGS = (
     "--headless",
-    "--no-sandbox",  # root, as in containers, cannot have one; the pages are our own
+    "--no-sandbox",  # root (as in containers) cannot use the sandbox; the pages are our own
     "--disable-gpu",
     "--disable-quic",
-    "--disable-dev-shm-usage",  # containers have 64 MB of it
+    "--disable-dev-shm-usage",  # containers give /dev/shm only 64 MB
     "--no-first-run",
-    "--no-proxy-server",  # pages are on this machine
+    "--no-proxy-server",  # the pages are on this machine
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -25,7 +25,7 @@ WINDOW = (1280, 900)
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    """One Chromium for the whole session, as a selenium WebDriver; tests take `browser`."""
+    """One Chromium for the whole session, as a selenium WebDriver. Tests use the fixture `browser`."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver_program = shutil.which("chromedriver")
     if program is None or driver_program is None:
@@ -36,7 +36,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # Both programs are given by path, so that selenium looks nothing up and downloads nothing.
+    # Give the paths of both programs, so that selenium does not search for them or download them.
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_program))
     driver.set_page_load_timeout(60)
     yield driver
@@ -45,7 +45,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 @pytest.fixture
 def browser(chromium) -> Iterator:
-    """A selenium WebDriver at an empty page of the usual size, light, with nothing in its logs."""
+    """A selenium WebDriver on an empty page: normal window size, light colours, empty logs."""
     chromium.get("about:blank")
     chromium.set_window_size(*WINDOW)
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
@@ -55,7 +55,7 @@ def browser(chromium) -> Iterator:
 
 
 def console_messages(browser) -> list[str]:
-    """What the page wrote to the console since the last call, errors of loading included; ``LEVEL message``."""
+    """The console messages since the last call, loading errors included, each as ``LEVEL message``."""
     return [f"{entry['level']} {entry['message']}" for entry in browser.get_log("browser")]
 
 
@@ -65,13 +65,13 @@ def console_errors(browser) -> list[str]:
 
 
 def requested_urls(browser) -> list[str]:
-    """The addresses the page asked for since the last call, in order; ``data:`` ones are left out."""
+    """The URLs the page requested since the last call, in order, without ``data:`` URLs."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     return [url for url in urls if not url.startswith("data:")]
 
 
 def prefer_dark(browser) -> None:
-    """Tell pages that the user likes dark colours, until the next test."""
+    """Tell pages that the user prefers dark colours, until the next test."""
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})

@@ -1,4 +1,4 @@
-"""A copy of the checkout as a stranger has it after cloning, and commands run in it the way they are typed."""
+"""A copy of the checkout as a new user has it after cloning, and an environment to run commands in it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 def copy_checkout(folder: Path) -> Path:
-    """Copy what git tracks or would track to ``folder``."""
+    """Copy to ``folder`` every file that git tracks or does not ignore."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, names):
-        if (REPOSITORY / name).is_file():  # a tracked file may be deleted here
+        if (REPOSITORY / name).is_file():  # a tracked file may have been deleted from the working tree
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, target)
@@ -33,14 +33,14 @@ def first_lines(path: Path, count: int) -> str:
 
 
 def shorten_samples(folder: Path, rows: int) -> None:
-    """Leave the first ``rows`` rows of each sample file of a copy."""
+    """Keep only the first ``rows`` rows of each sample file of a copy."""
     for name in SAMPLE_FILES:
         path = folder / "data" / "sample" / f"{name}.jsonl"
         path.write_text(first_lines(path, rows), encoding="utf-8", newline="")
 
 
 def stranger(home: Path) -> dict[str, str]:
-    """The environment of someone who is logged in nowhere and reaches nothing but this machine."""
+    """Environment variables of a user who is logged in nowhere and can reach only this machine."""
     home.mkdir(parents=True, exist_ok=True)
     ours = ("SWANLAB_", "MODELSCOPE_", "HF_", "PYTEST_", "RANK", "PYTHONIOENCODING", "COVERAGE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}

@@ -1,32 +1,30 @@
-"""What several tests share: a tokenizer of Qwen2's form and the two tasks. No network, nothing kept on disk."""
+"""Fixtures that several tests share: a tokenizer like Qwen2's and the two tasks. They need no network."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers and peft are imported
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is: tiny models gain nothing from threads
+os.environ["HF_HUB_OFFLINE"] = "1"  # before importing transformers and peft
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before importing torch: tiny models need no threads
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.browser import browser, chromium  # noqa: F401  fixtures
 
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # cores may be shared
-settings.register_profile(
-    "ci", settings.get_profile("busy"), derandomize=True
-)  # a landing is judged on the same cases
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # shared cores
+settings.register_profile("ci", settings.get_profile("busy"), derandomize=True)  # in CI, always the same examples
 settings.load_profile("ci" if os.environ.get("CI") else "busy")
 
 SHARED_TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "qwen" / "Qwen2.5-1.5B-Instruct"
 
-# Qwen2's own split of text into words.
+# The regular expression with which Qwen2 splits text into words.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Qwen2.5's template as far as these tasks use it; like the real one it names <tool_call>, which is not special.
+# The part of Qwen2.5's template that these tasks use. Like the real one it names <tool_call>, no special token.
 CHAT_TEMPLATE = (
     "{% if tools %}{{ '<tool_call></tool_call>' }}{% endif %}"
     "{% for message in messages %}"
@@ -44,7 +42,7 @@ CORPUS = (
 
 
 def build_tokenizer():
-    """A byte-level BPE in Qwen2's form, learned from ``CORPUS``; no two runs differ."""
+    """A byte-level BPE like Qwen2's, trained on ``CORPUS``; the same at every run."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -73,7 +71,7 @@ def build_tokenizer():
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tokenizer as a folder on disk; not to be written to."""
+    """The tokenizer's folder on disk. Shared by all tests: do not write to it."""
     folder = tmp_path_factory.mktemp("tokenizer")
     build_tokenizer().save_pretrained(folder)
     return folder
@@ -81,7 +79,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder: Path):
-    """The tokenizer as ``sft.model.loading.load_tokenizer`` gives it; not to be changed."""
+    """The tokenizer as ``sft.model.loading.load_tokenizer`` returns it. Shared by all tests: do not change it."""
     from sft.model.loading import load_tokenizer
 
     return load_tokenizer(tokenizer_folder)
@@ -89,7 +87,7 @@ def tokenizer(tokenizer_folder: Path):
 
 @pytest.fixture(scope="session")
 def real_tokenizer():
-    """Qwen2.5's own tokenizer, where the real data stands beside the repository."""
+    """Qwen2.5's own tokenizer; the test is skipped where its files are not beside the repository."""
     if not SHARED_TOKENIZER.is_dir():
         pytest.skip(f"no real tokenizer in {SHARED_TOKENIZER}")
     from sft.model.loading import load_tokenizer
@@ -99,7 +97,7 @@ def real_tokenizer():
 
 @pytest.fixture
 def classification():
-    """The classification task with labels of which one is the beginning of another."""
+    """The classification task; one of its labels is a prefix of another."""
     from sft.tasks.classification import Classification
 
     return Classification(labels=("体育", "体育新闻", "军事", "经济"), system_prompt="请选出类型。")

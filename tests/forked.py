@@ -1,4 +1,4 @@
-"""Run `predict.py` in processes that can be killed, forked from a server that has imported torch once."""
+"""Run `predict.py` in processes that can be killed. A fork server imports torch once for all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(predict.__file__).parent
 
 
 def server() -> multiprocessing.context.ForkServerContext:
-    """A context whose processes start at once."""
+    """A multiprocessing context whose processes start quickly: the server has imported everything already."""
     paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     context = multiprocessing.get_context("forkserver")
@@ -22,7 +22,7 @@ def server() -> multiprocessing.context.ForkServerContext:
 
 
 def run(arguments: list[str], log: Path) -> None:
-    """The script, as far as a process can be it; what it says goes to ``log``."""
+    """Do what the script ``predict.py`` does; stdout and stderr go to ``log``."""
     with log.open("a", encoding="utf-8") as file:
         sys.stdout = sys.stderr = file
         code = predict.main(arguments)

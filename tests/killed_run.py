@@ -1,7 +1,8 @@
 """Run a training script that kills itself with SIGKILL: `python killed_run.py WHERE STEP <training flags>`.
 
-WHERE is ``step`` (right after an optimizer step), ``file`` (half of a checkpoint's optimizer file is written),
-``manifest`` (every file but the manifest is there) or ``rename`` (all is there, under the wrong name).
+WHERE says when: ``step`` (right after an optimizer step), ``file`` (half of a checkpoint's optimizer file is
+written), ``manifest`` (every file but the manifest is written) or ``rename`` (everything is written, but the
+folder does not have its final name yet).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Tiny random models of the supported architectures, and one that always answers right."""
+"""Tiny random models of the supported architectures, and a fake model whose answers are always right."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
-    "initializer_range": 0.3,  # far from uniform, so that options and tokens differ
+    "initializer_range": 0.3,  # large, so that options and tokens get clearly different probabilities
 }
 CONFIGS = {
     "qwen2": (Qwen2Config, {"tie_word_embeddings": True}),
@@ -38,13 +38,13 @@ CONFIGS = {
     "sliding_qwen2": (Qwen2Config, {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1}),
     "sliding_mistral": (MistralConfig, {"sliding_window": 12}),
 }
-WHOLE = ("qwen2", "qwen3", "llama")  # every layer sees everything
-NAMES = ("张伟", "上海", "菲律宾")  # what the `Oracle` knows
+WHOLE = ("qwen2", "qwen3", "llama")  # full attention in every layer
+NAMES = ("张伟", "上海", "菲律宾")  # the names that `Oracle` finds
 SLIDING = ("sliding_qwen2", "sliding_mistral")
 
 
 def tiny_model(architecture: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """A random two-layer model, the same for the same arguments."""
+    """A random two-layer model; the same arguments give the same weights."""
     config_type, special = CONFIGS[architecture]
     torch.manual_seed(seed)
     config = config_type(**SIZES | special, bos_token_id=None, eos_token_id=None)
@@ -52,7 +52,7 @@ def tiny_model(architecture: str, dtype: torch.dtype = torch.float32, seed: int 
 
 
 def with_random_lora(model: PreTrainedModel, seed: int = 1) -> PeftModel:
-    """``model`` with an adapter on every projection whose B is not zero, as after some training."""
+    """``model`` with an adapter on every projection. Its B matrices are not zero, as after some training."""
     config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, target_modules=LINEAR_PROJECTIONS)
     model = get_peft_model(model, config)
     torch.manual_seed(seed)
@@ -64,19 +64,19 @@ def with_random_lora(model: PreTrainedModel, seed: int = 1) -> PeftModel:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """Model and tokenizer as a folder that `sft.model.loading.load_base` and `load_tokenizer` read."""
+    """Save both to ``folder``, for `sft.model.loading.load_base` and `load_tokenizer` to read; return it."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 class Oracle:
-    """A model that answers with every one of ``NAMES`` in the sentence, each token as sure as the one before."""
+    """A fake model that answers with all ``NAMES`` in the sentence; every token has the same probability."""
 
     training = False
     device = torch.device("cpu")
     config = SimpleNamespace(model_type="oracle")
-    margin = 9.0  # of the right token's logit over the others
+    margin = 9.0  # the right token's logit is this much higher than the others
 
     def __init__(self, tokenizer) -> None:
         self.tokenizer = tokenizer

@@ -36,7 +36,7 @@ RESULTS = {
 
 
 def label_rows(count: int, seed: int = 0, length: int = 60) -> tuple[list[dict], list[dict]]:
-    """Records and predictions; about one prediction in five is wrong."""
+    """Records, and predictions of which about one in five is wrong."""
     rng = random.Random(seed)
     records, predictions = [], []
     for _ in range(count):
@@ -51,7 +51,7 @@ def label_rows(count: int, seed: int = 0, length: int = 60) -> tuple[list[dict],
 
 
 def span_rows(count: int, seed: int = 0, length: int = 60) -> tuple[list[dict], list[dict]]:
-    """Records and predictions; some gold spans are missed, moved or get another label, and some spans are invented."""
+    """Records and predictions: some gold spans are missed, shifted or get a wrong label; others are invented."""
     rng = random.Random(seed)
     records, predictions = [], []
     for _ in range(count):
@@ -87,12 +87,12 @@ def write_report(
     splits: dict[str, list] | None = None,
     **changes,
 ) -> Path:
-    """``report.html`` of a finished run with these test rows and every section of a report.
+    """Write the report of a finished run with these test rows and all sections; return the path of ``report.html``.
 
     Args:
-        bare: without ``metrics.jsonl`` and the conversion's report.
-        splits: other records of ``train``, ``validation`` and ``test``.
-        changes: other arguments for `write_run_report`.
+        bare: leave out ``metrics.jsonl`` and the conversion's report.
+        splits: records of ``train``, ``validation`` and ``test`` instead of the default ones.
+        changes: arguments for `write_run_report` that replace the default ones.
     """
     make = label_rows if task.name == "classification" else span_rows
     train, (validation, after) = make(200, 1)[0], make(50, 2)

@@ -1,6 +1,7 @@
 """A stand-in for the ModelScope hub on 127.0.0.1: serves folders as models and data sets to the real client.
 
-``GET /api/v1/models/{id}/repo/files`` and ``/api/v1/datasets/{id}/repo/tree`` list, ``…/repo?FilePath=`` gives bytes.
+``GET /api/v1/models/{id}/repo/files`` and ``/api/v1/datasets/{id}/repo/tree`` list the files;
+``…/repo?FilePath=`` returns the bytes of one.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ REPOSITORY = re.compile(r"/api/v1/(models|datasets)/([^/]+/[^/]+)(/repo/files|/r
 
 
 class StubHub:
-    """What the hub serves and what it was asked.
+    """The files that the hub serves, and the requests it has received.
 
     Attributes:
-        repositories: ``("models", "Owner/Name")`` or ``("datasets", …)`` → folder with its files.
-        wrong_bytes: file paths served with their first byte flipped.
-        requests: the paths asked for, oldest first.
+        repositories: ``("models", "Owner/Name")`` or ``("datasets", …)`` → the folder with its files.
+        wrong_bytes: paths of files to serve with a wrong first byte.
+        requests: the requested paths, oldest first.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class StubHub:
         self.endpoint = ""
 
     def environment(self, home: Path) -> dict[str, str]:
-        """The variables that lead the client here, and keep its settings and cache out of the user's home."""
+        """Environment variables that send the client to this hub and keep its settings and cache in ``home``."""
         return {
             "MODELSCOPE_ENDPOINT": self.endpoint,
             "MODELSCOPE_DOMAIN": self.endpoint.removeprefix("http://"),
@@ -70,7 +71,7 @@ class StubHub:
 
 
 def list_files(folder: Path) -> list[dict]:
-    """A repository listing as the hub gives it."""
+    """A repository's file list in the hub's format."""
     return [
         {
             "Path": path.relative_to(folder).as_posix(),
@@ -88,7 +89,7 @@ def list_files(folder: Path) -> list[dict]:
 
 @contextmanager
 def stub_hub() -> Iterator[StubHub]:
-    """Serve until the block ends."""
+    """Serve until the ``with`` block ends."""
     hub = StubHub()
 
     class Handler(BaseHTTPRequestHandler):
@@ -113,7 +114,7 @@ def stub_hub() -> Iterator[StubHub]:
         do_HEAD = do_GET
 
         def log_message(self, *arguments) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"

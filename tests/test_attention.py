@@ -1,4 +1,4 @@
-"""One attention function is registered with transformers; without a layout it is transformers' own."""
+"""One attention function is registered with transformers; without a layout it does the same as transformers' own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answer automaton: exactly the tokens that stay inside the language, for any tokenizer; gold is always inside."""
+"""The answer automaton allows exactly the tokens that keep answers valid, for any tokenizer, and all gold answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sft.tasks.entity_lines import NO_ENTITY, entity_line
 from sft.tasks.ner import CCFBDCI_LABELS, Ner
 
 CCFBDCI = Path(__file__).resolve().parents[2] / "shared" / "data" / "ner" / "ccfbdci.jsonl"
-LABELS = ("人", "人名", '"实\\"')  # one begins with another, one must be escaped
+LABELS = ("人", "人名", '"实\\"')  # one is a prefix of another, one needs escaping in JSON
 TEXTS = st.text(st.sampled_from(list('张伟张"\\\n\t{}] a:,上海\u2028\x00𠮷é<')), min_size=1, max_size=6)
 
 
@@ -29,12 +29,12 @@ def vocabulary(request, tokenizer) -> Vocabulary:
 
 
 def writable_runs(text: str, vocabulary: Vocabulary) -> str:
-    """The text with a mark in place of each character that no answer can hold."""
+    """The text with each character that the vocabulary cannot write replaced by a lone surrogate."""
     return "".join(c if vocabulary.can_write(entity_line("", c)[33:-2].encode()) else "\udfff" for c in text)
 
 
 def may_begin_an_answer(said: bytes, text: str) -> bool:
-    """Whether some answer begins with ``said``: by writing out every line that may come next."""
+    """Whether ``said`` is the beginning of some valid answer. Tries every line that may come next."""
     if NO_ENTITY.encode().startswith(said):
         return True
     cursor = 0
@@ -141,7 +141,7 @@ def assert_reachable(answer: str, text: str, labels: tuple[str, ...], vocabulary
 
 @pytest.mark.shared
 def test_every_gold_answer_of_ccfbdci_is_reachable_token_by_token(real_tokenizer):
-    """All that follow the convention; the others (about 1 in 300) name an entity that stands earlier in the text."""
+    """Also answers (about 1 in 300) that would be read as an earlier occurrence of the entity's text."""
     if not CCFBDCI.is_file():
         pytest.skip(f"no data in {CCFBDCI}")
     task = Ner.with_labels(CCFBDCI_LABELS.values())

@@ -1,4 +1,4 @@
-"""Batches: padding and accumulation change nothing about loss and gradients."""
+"""Batches: padding and gradient accumulation do not change the loss or the gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from models import WHOLE, tiny_model, with_random_lora
 from sft.engine.batches import EncodedRow, PaddedBatching
 from sft.engine.loss import supervised_loss
 
-PAD, IGNORED = 0, -100  # transformers' label for what is not supervised
+PAD, IGNORED = 0, -100  # transformers' label for tokens that are not supervised
 PADDED = PaddedBatching(PAD)
 SHAPES = ((9, 3), (4, 1), (15, 6), (2, 2))  # (prompt tokens, answer tokens)
 
@@ -28,7 +28,7 @@ def supervised_tokens(rows: list[EncodedRow]) -> int:
 
 
 def loss_and_gradients(model, micro_batches: list[list[EncodedRow]]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Summed over micro-batches, as one optimizer step sees it."""
+    """Loss and gradients summed over the micro-batches, as one optimizer step sees them."""
     model.zero_grad()
     tokens = supervised_tokens([row for rows in micro_batches for row in rows])
     total = 0.0
@@ -100,5 +100,5 @@ def test_labels_are_the_answers_own_ids_and_nothing_else():
         assert inputs["input_ids"][index][real].tolist() == row.prompt_ids + row.answer_ids
         assert inputs["position_ids"][index][real].tolist() == list(range(len(row)))
         assert (inputs["input_ids"][index][~real] == PAD).all()
-    next_ids = inputs["input_ids"][:, -inputs["logits_to_keep"] :][:, 1:]  # what each kept position predicts
+    next_ids = inputs["input_ids"][:, -inputs["logits_to_keep"] :][:, 1:]  # the token that each kept position predicts
     assert torch.equal(next_ids[batch["kept"]], batch["labels"])

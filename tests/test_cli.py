@@ -1,4 +1,4 @@
-"""Every command answers a slip on its command line alike: one line in Chinese, exit code 2."""
+"""Every command answers a wrong command line in the same way: one line in Chinese, exit code 2."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALL = pytest.mark.parametrize("command", COMMANDS)
 
 
 def line_of(command: str, words: list[str], capsys) -> str:
-    """What a command says of wrong usage."""
+    """A command's message about wrong usage."""
     with pytest.raises(SystemExit) as stop:
         COMMANDS[command][0](words)
     assert stop.value.code == 2

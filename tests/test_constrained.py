@@ -1,4 +1,4 @@
-"""Constrained decoding: what plain constrained greedy decoding gives, token by token, in fewer passes."""
+"""Constrained decoding gives the same answers as plain constrained greedy decoding, in fewer forward passes."""
 
 from __future__ import annotations
 
@@ -47,10 +47,12 @@ def prompts_of(texts: list[str], tokenizer) -> list[list[int]]:
 
 @torch.no_grad()
 def plain_greedy(model, vocabulary, text: str, prompt: list[int], answer_tokens: int) -> tuple[str, list, list]:
-    """One token at a time, every logit of the whole sequence anew: the definition.
+    """Constrained greedy decoding by its definition: one token at a time, without a cache.
 
-    Besides the answer, for each entity the log-probability of all tokens up to the one that ends its label, and what
-    of it is due to how that token goes on after the label's closing quote.
+    Returns:
+        The answer; for each entity, the log-probability of all tokens up to the one that ends its label; and for each
+        entity, the part of that log-probability that comes from the last token's characters after the label's
+        closing quote.
     """
     automaton = Automaton(text, answer_format(LABELS), vocabulary)
     state, answer, log_probability, upto, going_on = automaton.begin, [], 0.0, [], []
@@ -73,7 +75,7 @@ def plain_greedy(model, vocabulary, text: str, prompt: list[int], answer_tokens:
 
 
 def check_against_plain(model, tokenizer, texts: list[str], bounds: Bounds) -> int:
-    """The number of entities compared."""
+    """Compare the answers with `plain_greedy`; return how many entities they contain."""
     vocabulary = vocabulary_of(tokenizer)
     prompts = prompts_of(texts, tokenizer)
     answers = decode(model, vocabulary, LABELS, texts, prompts, bounds)
@@ -85,7 +87,7 @@ def check_against_plain(model, tokenizer, texts: list[str], bounds: Bounds) -> i
 
 @pytest.fixture(scope="module")
 def demo():
-    """A model that writes the template as it is usually spelt, and names many entities."""
+    """The demo model: it uses the usual tokens for the fixed parts of an answer, and names many entities."""
     return load_base(DEMO, torch.float32).eval(), load_tokenizer(DEMO)
 
 
@@ -99,7 +101,7 @@ class TestSameAsPlainGreedy:
             (answer,) = decode(model, vocabulary, LABELS, [text], [prompt], Bounds(1, 80))
             tokens += len(vocabulary.encode([answer.text])[0]) + 1
         hook.remove()
-        assert len(passes) < 0.65 * tokens  # untrained for the task, it is hard to guess
+        assert len(passes) < 0.65 * tokens  # the demo model is not trained for this task, so drafts often fail
         assert check_against_plain(model, tokenizer, texts, Bounds(3, 80)) > 3
 
     @pytest.mark.parametrize("architecture", CONFIGS)
@@ -151,7 +153,7 @@ class TestSameAsPlainGreedy:
 
 class TestScores:
     def test_scores_multiply_up_to_the_probability_of_the_answer_so_far(self, demo):
-        """But for what the last token of a label says of what follows it: that counts with the next entity."""
+        """Except characters after the closing quote in a label's last token: they count for the next entity."""
         model, tokenizer = demo
         vocabulary, texts = vocabulary_of(tokenizer), sample_texts(2)
         prompts = prompts_of(texts, tokenizer)
@@ -167,14 +169,14 @@ class TestScores:
         assert compared > 2
 
     def test_the_score_of_a_lone_allowed_answer_is_one(self, tokenizer, monkeypatch):
-        """A source of one character and one label: the only choice is whether there is an entity."""
+        """With a text of one character and one label, the only choice is whether there is an entity."""
         vocabulary, model = vocabulary_of(tokenizer), tiny_model("qwen2", torch.float64, seed=1)
         (prompt,) = prompts_of(["a"], tokenizer)
         automaton = Automaton("a", answer_format(("b",)), vocabulary)
         allowed = automaton.allowed(automaton.begin)
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
         (answer,) = decode(model, vocabulary, ("b",), ["a"], [prompt], Bounds(1, 60))
-        if answer.scores:  # spellings of the template differ, so at most the probability of beginning one
+        if answer.scores:  # many token sequences spell an entity, so this is at most P(it begins)
             opening = [token_id for token_id, state in allowed.items() if vocabulary.spelling[token_id][:1] == b"{"]
             ids = sorted(allowed)
             most = logits[ids].softmax(-1)[[ids.index(token_id) for token_id in opening]].sum().item()

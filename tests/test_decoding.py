@@ -1,4 +1,4 @@
-"""Decoding: probabilities are those of full sequences, answers are greedy, results are well-formed and in order."""
+"""Decoding: probabilities equal those of full sequences, answers are greedy, results are well-formed and in order."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from sft.tasks.entity_lines import NO_ENTITY, entity_line
 from sft.tasks.ner import Ner
 
 OPTION_SETS = (
-    ("体育", "体育新闻", "体育新闻联播"),  # each begins with the one before
-    ("军", "经济与社会发展、国际关系及其他一切未归入以上各类的文章"),  # one token against many
+    ("体育", "体育新闻", "体育新闻联播"),  # each is a prefix of the next
+    ("军", "经济与社会发展、国际关系及其他一切未归入以上各类的文章"),  # one option has one token, the other many
     tuple(f"选项{number}" for number in range(100)),
     ("唯一",),
 )
@@ -37,7 +37,7 @@ def some_prompts(lengths: tuple[int, ...]) -> list[list[int]]:
 
 @torch.no_grad()
 def scored_alone(model, tokenizer, prompt: list[int], options: tuple[str, ...]) -> torch.Tensor:
-    """Each option's log-probability from its own full sequence."""
+    """Each option's log-probability, computed from its own full sequence."""
     scores = []
     for ids in encode_texts(options, tokenizer):
         ids = [*ids, terminator_id(tokenizer)]
@@ -51,7 +51,7 @@ def check_scores(model, tokenizer, prompts, options_of, tolerance: float) -> Non
     scores = score_options(model, tokenizer, prompts, options_of)
     for got, prompt, options in zip(scores, prompts, options_of, strict=True):
         expected = scored_alone(model, tokenizer, prompt, options)
-        assert expected.unique().numel() == len(options)  # the model tells them apart
+        assert expected.unique().numel() == len(options)  # the model gives every option a different value
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -76,7 +76,7 @@ class TestScoreOptions:
     def test_scores_are_right_one_token_past_the_window(self, tokenizer, architecture):
         model = tiny_model(architecture, torch.float64)
         longest_tokens = max(map(len, encode_texts(OPTION_SETS[0], tokenizer)))
-        for length in (12 - longest_tokens, 13 - longest_tokens):  # the window is 12
+        for length in (12 - longest_tokens, 13 - longest_tokens):  # the sliding window is 12 tokens
             check_scores(model, tokenizer, some_prompts((max(1, length),)), OPTION_SETS[:1], 1e-10)
 
     def test_models_with_full_attention_take_one_pass_for_all_options(self, tokenizer):
@@ -85,7 +85,7 @@ class TestScoreOptions:
             passes = []
             model.base_model.register_forward_hook(lambda *_, passes=passes: passes.append(1))
             score_options(model, tokenizer, some_prompts((30, 20)), [("体育", "军事", "经济")] * 2)
-            assert len(passes) == (1 if architecture in WHOLE else 2)  # one for each row
+            assert len(passes) == (1 if architecture in WHOLE else 2)  # one pass for each row
 
     def test_an_adapter_takes_part(self, tokenizer):
         model = with_random_lora(tiny_model("qwen2", torch.float64))
@@ -147,7 +147,7 @@ class TestPredictLabels:
         assert 80 < widths[0] <= 100 + branch_tokens
 
     def test_raw_labels_are_had_by_asking_for_them(self, tokenizer, classification):
-        """What a random model says is no option, and is not made one."""
+        """A random model's answer is not one of the options, so the label stays None."""
         records = classification_records()
         for result in predict(
             tiny_model("qwen2"), tokenizer, classification, records, replace(LIMITS, constrained=False)
@@ -172,7 +172,7 @@ class TestPredictLabels:
 
 
 class Recording(Ner):
-    """An NER task that notes what the model answered."""
+    """An NER task that records the model's answers."""
 
     def parse(self, answer: str, record: dict) -> dict:
         self.__dict__.setdefault("answers", {})[record["text"]] = answer
@@ -192,7 +192,7 @@ def answers(model, tokenizer, texts: list[str], batch_size: int) -> dict[str, st
 
 @torch.no_grad()
 def greedy_answer(model, tokenizer, text: str) -> str:
-    """The most probable token after the most probable token, without cache or batch."""
+    """Greedy decoding of one text, without cache or batch."""
     task = Ner(labels=("地理实体", "人名"), system_prompt="请提取实体。")
     (ids,) = encode_prompts([{"text": text}], task, tokenizer)
     answer_ids = []
@@ -220,7 +220,7 @@ class TestGreedyAnswers:
         )
         loaded = load_base(save_model(model, tokenizer, tmp_path), torch.float32)
         expected = {text: greedy_answer(model, tokenizer, text) for text in TEXTS[:3]}
-        assert any(len(set(answer)) < len(answer) for answer in expected.values())  # something to be penalised
+        assert any(len(set(answer)) < len(answer) for answer in expected.values())  # with repeated tokens
         assert answers(loaded, tokenizer, TEXTS[:3], 2) == expected
         assert answers(with_random_lora(loaded), tokenizer, TEXTS[:3], 2) != expected
 
@@ -269,7 +269,7 @@ class TestPredictEntities:
     def test_an_answer_cut_off_is_unparsable_and_keeps_its_whole_lines(self, tokenizer, ner):
         oracle = Oracle(tokenizer)
         answer_ids = encode_texts([oracle.answer("张伟到上海")], tokenizer)[0]
-        for missing_tokens, whole in ((1, ["张伟"]), (0, ["张伟", "上海"])):  # the terminator is missing anyway
+        for missing_tokens, whole in ((1, ["张伟"]), (0, ["张伟", "上海"])):  # in both cases the terminator is missing
             limits = replace(RAW, max_new_tokens=len(answer_ids) - missing_tokens)
             (result,) = predict(oracle, tokenizer, ner, [{"text": "张伟到上海"}], limits)
             assert result["unparsable"]

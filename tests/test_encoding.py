@@ -1,4 +1,4 @@
-"""Encoding: what the model sees is the template's own rendering, whole where it must be, never longer than told."""
+"""Encoding: rows are tokenised exactly as the template renders them, and never exceed the maximum length."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def entity(text: str, surface: str, label: str = "人名", after: int = 0) -> di
 
 
 def rendered(task, record: dict, tokenizer) -> str:
-    """The template's text of prompt and answer."""
+    """Prompt and answer as the chat template renders them."""
     messages = [*task.prompt(record), {"role": "assistant", "content": task.answer(record)}]
     return tokenizer.apply_chat_template(messages, tokenize=False)
 
@@ -56,7 +56,7 @@ def check_row_is_the_templates_rendering(task, record: dict, tokenizer) -> None:
     whole = rendered(task, record, tokenizer)
     decoded = tokenizer.decode(row.prompt_ids + row.answer_ids)
     assert whole.startswith(decoded)
-    assert not whole.removeprefix(decoded).strip()  # the template's newline after the terminator is not learnt
+    assert not whole.removeprefix(decoded).strip()  # the newline after the terminator is not trained on
     assert tokenizer.decode(row.answer_ids[:-1]) == task.answer(record)
     assert row.answer_ids[-1] == terminator_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
 
@@ -147,7 +147,7 @@ class TestTerminator:
         check_row_is_the_templates_rendering(ner, {"text": "张伟", "entities": []}, loaded)
         loaded.save_pretrained(tmp_path)
         caplog.clear()
-        assert load_tokenizer(tmp_path).chat_template == loaded.chat_template  # it travels with the adapter
+        assert load_tokenizer(tmp_path).chat_template == loaded.chat_template  # it is saved with the tokenizer
         assert not caplog.records
 
 

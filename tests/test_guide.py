@@ -1,4 +1,4 @@
-"""docs/guide.md as a new user follows it: its data, its commands in order, its figures of memory."""
+"""docs/guide.md as a new user follows it: its data, its commands in order, its memory tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOWNLOAD = next(command for command in all_commands(GUIDE) if command.startswith
 
 
 def files_of_the_guide() -> dict[str, str]:
-    """What the guide tells the reader to save, by name."""
+    """The files that the guide tells the reader to save: name → content."""
     text = GUIDE.read_text(encoding="utf-8")
     return dict(re.findall(r"^存为 `(data/\S+?)`.*?：\n\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
 
@@ -71,7 +71,7 @@ def test_its_memory_tables_are_what_the_estimator_says():
 
 
 def table_rows(text: str) -> dict[str, list[float]]:
-    """First cell → the figures of the next two, of lines that begin with a number."""
+    """For table rows that begin with a number: first cell → the numbers in the next two cells."""
     rows = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -81,7 +81,7 @@ def table_rows(text: str) -> dict[str, list[float]]:
 
 
 def test_every_command_of_the_guide_is_one_of_those(tmp_path: Path):
-    """A command in the running text that nothing above runs would go stale unseen."""
+    """Otherwise a command in the running text could become wrong without any test noticing."""
     elsewhere = (r"modelscope download .*", r"swanlab watch swanlog", r"bash quickstart\.sh")
     elsewhere += (r"python -m benchmarks\.memory_table \S+", r"python -m sft\.tracking\.replay output/reviews")
     for command in all_commands(GUIDE):

@@ -1,4 +1,4 @@
-"""The loss in chunks is the loss over all logits, of which no more than one chunk exists at a time."""
+"""The chunked loss equals the loss over all logits, but only one chunk of logits exists at a time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOCABULARY, HIDDEN = 512, 32
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the most elements that any tensor of logits has."""
+    """Records the number of elements of the largest tensor of logits."""
 
     elements = 0
 
@@ -89,6 +89,6 @@ def test_a_head_that_is_more_than_one_frozen_layer_is_left_to_its_model():
     model = tiny_model("qwen2").requires_grad_(False)
     assert frozen_head(model) is model.lm_head
     assert frozen_head(with_random_lora(model)) is model.lm_head
-    model.config.model_type = "gemma2"  # caps its logits
+    model.config.model_type = "gemma2"  # an architecture that caps its logits
     assert frozen_head(model) is None
-    assert frozen_head(tiny_model("llama")) is None  # trained
+    assert frozen_head(tiny_model("llama")) is None  # this head is trainable

@@ -1,4 +1,4 @@
-"""Who may import whom (CONTRIBUTING.md): read from the imports themselves, so that the rooms stay rooms."""
+"""Who may import whom (CONTRIBUTING.md): checks the import statements of all modules."""
 
 from __future__ import annotations
 

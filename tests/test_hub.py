@@ -1,4 +1,4 @@
-"""The base model's folder: what is used, what is fetched from a stub of the hub, and what each mistake is told as."""
+"""The base model's folder: when it is used as it is, when it is downloaded (from a stub hub), and error messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_model(folder: Path, shards: int = 1) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder with an empty ``qwen/``."""
+    """An empty working directory with an empty ``qwen/``."""
     folder = tmp_path / "here"
     (folder / "qwen").mkdir(parents=True)
     monkeypatch.chdir(folder)
@@ -46,8 +46,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def server():
-    # One port for all tests: the client keeps the first address it was given for as long as the process lives. And
-    # it is imported here, or its log would go to whatever stderr one of the tests happens to have.
+    # All tests share one port, because the client keeps the first address it gets for the life of the process.
+    # Import the client here: otherwise its log handler would keep the stderr that pytest gives to one single test.
     import modelscope  # noqa: F401
 
     with stub_hub() as hub:

@@ -1,4 +1,4 @@
-"""Scores: right by hand on small examples, and by a second implementation on generated ones."""
+"""Metrics are checked by hand on small examples, and against a second implementation on generated ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def span_metrics_of(golds, predictions, labels) -> dict[str, float]:
 
 @st.composite
 def rows_of_entities(draw) -> list[list[dict]]:
-    """Rows whose entities do not overlap, as both gold and parsed answers are."""
+    """Rows whose entities do not overlap, as in gold data and parsed answers."""
     rows = []
     for entities in draw(st.lists(st.lists(ENTITY, max_size=5), min_size=1, max_size=5)):
         row, end = [], 0
@@ -43,14 +43,14 @@ def rows_of_entities(draw) -> list[list[dict]]:
 
 @st.composite
 def gold_and_predicted(draw) -> tuple[list, list]:
-    """Gold rows, and predictions some of which are right."""
+    """Gold rows and predicted rows; some predictions are right."""
     gold = draw(rows_of_entities())
     predicted = [row if draw(st.booleans()) else draw(rows_of_entities())[0] for row in gold]
     return gold, predicted
 
 
 def nervaluate_strict(gold: list, predicted: list) -> tuple[dict, dict]:
-    """``(overall, by label)`` of nervaluate's strict scores; its ends are inclusive."""
+    """nervaluate's strict scores as ``(overall, by label)``. Its span ends are inclusive."""
 
     def inclusive(rows: list) -> list:
         return [[entity | {"end": entity["end"] - 1} for entity in row] for row in rows]
@@ -92,9 +92,9 @@ class TestSpanScores:
             [],
         ]
         predicted = [
-            [{"start": 0, "end": 2, "label": "人名"}, {"start": 5, "end": 8, "label": "人名"}],  # one end is off
-            [{"start": 0, "end": 3, "label": "地理实体"}],  # the label is
-            [{"start": 1, "end": 2, "label": "人名"}],  # nothing there
+            [{"start": 0, "end": 2, "label": "人名"}, {"start": 5, "end": 8, "label": "人名"}],  # one end is wrong
+            [{"start": 0, "end": 3, "label": "地理实体"}],  # the label is wrong
+            [{"start": 1, "end": 2, "label": "人名"}],  # gold has no entity here
         ]
         figures = span_metrics_of(gold, predicted, LABELS)
         assert figures["precision"] == pytest.approx(1 / 4)

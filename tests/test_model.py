@@ -1,4 +1,4 @@
-"""Models and adapters: what is loaded is whole and is what was saved, or one line says what is wrong."""
+"""Models and adapters: loading gives exactly what was saved, or a one-line error says what is wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def logits(model) -> torch.Tensor:
 
 
 def change_weights(path: Path, change) -> None:
-    """Rewrite a safetensors file after ``change(tensors, first name)``."""
+    """Rewrite a safetensors file after calling ``change(tensors, first_name)`` on its tensors."""
     tensors = load_file(path)
     change(tensors, min(tensors))
     save_file(tensors, path, metadata={"format": "pt"})
@@ -119,7 +119,7 @@ class TestAdapter:
         model = add_lora(model, **vars(LoraArguments()))
         assert torch.equal(logits(model), before)
         trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        assert len(trained) == 2 * 7 * 2  # layers, projections, A and B
+        assert len(trained) == 2 * 7 * 2  # 2 layers, 7 projections, matrices A and B
         assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
 
     def test_an_unknown_target_module_names_the_flag(self, base):
@@ -128,7 +128,7 @@ class TestAdapter:
 
 
 class TestBase:
-    @pytest.mark.parametrize("architecture", ["qwen2", "llama"])  # tied and untied heads
+    @pytest.mark.parametrize("architecture", ["qwen2", "llama"])  # with a tied head, with an untied head
     def test_a_base_model_is_loaded_as_it_was_saved(self, tokenizer, tmp_path, architecture):
         model = tiny_model(architecture)
         loaded = load_base(save_model(model, tokenizer, tmp_path), torch.float32)

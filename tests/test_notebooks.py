@@ -1,4 +1,4 @@
-"""The notebooks: as committed they hold no outputs and no logic of their own; run, they train and predict."""
+"""The notebooks: the committed files hold no outputs and no logic of their own; when run, they train and predict."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_cells_are_short_and_each_has_its_words(name):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_package_does_the_work(name):
-    """No functions, no classes, no prompts, no training loop: the same calls as the scripts make."""
+    """No functions, classes, prompts or training loop in the notebook: it makes the same calls as the scripts."""
     source = "\n".join(code_of(name))
     kinds = {type(node) for node in ast.walk(ast.parse(source))}
     assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.While, ast.For, ast.Try}
@@ -63,7 +63,7 @@ def test_the_package_does_the_work(name):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_another_model_takes_one_changed_cell(name):
-    """The model, its numbers and the size of the run are named in the first code cell and nowhere else."""
+    """Only the first code cell names the model, its settings and the size of the run."""
     first, *rest = code_of(name)
     assigned = {target.id for node in ast.parse(first).body for target in node.targets}
     assert {"MODEL", "DTYPE", "LEARNING_RATE", "ROWS", "STEPS"} <= assigned
@@ -77,10 +77,10 @@ def stores(node: ast.AST) -> bool:
 
 
 def execute(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, parameters: str | None = None) -> tuple:
-    """Run a notebook of a clone as a stranger would; its outputs, and what `REPORT` says.
+    """Run a notebook of a clone in a new user's environment; return its outputs and what `REPORT` printed.
 
     Args:
-        parameters: a cell to run after the one that sets them.
+        parameters: code of an extra cell, run after the notebook's parameter cell to change its values.
     """
     notebook = nbformat.read(folder / name, as_version=4)
     (place,) = [n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
@@ -130,7 +130,7 @@ def test_as_committed_it_learns_the_task_within_four_minutes_of_two_cores(name, 
 
 
 def assert_loss_was_learned_from(output_dir: Path) -> None:
-    """LoRA's second matrices start as zeros; after a step they are not."""
+    """LoRA's B matrices start as zeros; after a step they are not."""
     from safetensors.torch import load_file
 
     weights = load_file(output_dir / "adapter_model.safetensors")

@@ -1,4 +1,4 @@
-"""Output files that grow: whatever kills a run, resuming gives the bytes of an undisturbed one, or says why not."""
+"""Output files: resuming a killed run gives the same bytes as an uninterrupted run, or says why it cannot."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from sft.tasks.evaluation import Tally, score_predictions
 from sft.tasks.settings import FORMAT_VERSION
 
 ROWS = 300
-WINDOW = 32  # rows, at --batch_size 2
+WINDOW = 32  # rows that are read ahead and written together, at --batch_size 2
 LABELS = ("体育", "军事", "经济")
 
 
 @pytest.fixture(scope="module")
 def adapter(tokenizer, tmp_path_factory) -> Path:
-    """A classification adapter as training leaves it, its base model beside it."""
+    """The folder of a classification adapter as training writes it, next to its base model."""
     folder = tmp_path_factory.mktemp("output")
     base = save_model(tiny_model("qwen2"), tokenizer, folder / "base")
     adapter = folder / "adapter"
@@ -45,7 +45,7 @@ def adapter(tokenizer, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows_file(tmp_path_factory) -> Path:
-    """Rows of many lengths with gold; some cannot be read, some have no gold."""
+    """Rows of many lengths. Most have gold labels; some have none, and some cannot be read."""
     draw = random.Random(0)
     lines = []
     for number in range(ROWS):
@@ -64,7 +64,7 @@ def flags(adapter: Path, rows_file: Path, output: Path, *more: str) -> list[str]
 
 @pytest.fixture(scope="module")
 def undisturbed(adapter, rows_file, tmp_path_factory) -> Path:
-    """The output of a run that nothing happened to."""
+    """The output of an uninterrupted run."""
     output = tmp_path_factory.mktemp("undisturbed") / "predictions.jsonl"
     assert predict.main(flags(adapter, rows_file, output)) == 0
     return output
@@ -72,7 +72,7 @@ def undisturbed(adapter, rows_file, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def half(undisturbed, adapter, rows_file, tmp_path, monkeypatch) -> Path:
-    """The output of a run that failed after two windows, a torn third one behind them."""
+    """The output of a run that stopped after two windows; after them comes a part of the third."""
     output = tmp_path / "predictions.jsonl"
     add = GrowingFile.add
 
@@ -162,7 +162,7 @@ class TestKilled:
 
     @pytest.mark.slow
     def test_killed_twenty_times_in_five_thousand_rows(self, tmp_path, capsys):
-        """The real script, the demo model, a process of its own each time."""
+        """Runs the real script on the demo model, each time in a new process."""
         sample = forked.ROOT / "data/sample/news_train.jsonl"
         rows = [json.loads(line) for line in sample.read_text(encoding="utf-8").splitlines()]
         path = tmp_path / "rows.jsonl"
@@ -212,7 +212,7 @@ class TestKilled:
 
 
 class TestRefused:
-    """Exit 2, one line, and the output as it was."""
+    """Exit code 2, a one-line message, and an unchanged output file."""
 
     def check(self, output: Path, arguments: list[str], capsys, *words: str) -> None:
         before = {path: path.read_bytes() for path in output.parent.iterdir() if path.is_file()}

@@ -1,4 +1,4 @@
-"""Prediction from the user's side: rows in every form, their own text and offsets, and every row accounted for."""
+"""Prediction as a user sees it: every input form, offsets in the user's own text, one output for every row."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def texts_of(rows) -> list[str]:
 
 
 def outcomes(rows) -> list[str]:
-    """Each row's text, or what is wrong with it."""
+    """Each row's text, or its error message."""
     return [str(row) if isinstance(row, RowError) else row["text"] for row in rows]
 
 
@@ -144,7 +144,7 @@ class TestBadInput:
             assert classification.gold(record) is None
 
 
-# Words that normalising changes: one to one, two to one, three to one, one to two; and some that it does not.
+# Words that Unicode normalisation changes (1 character to 1, 2 to 1, 3 to 1, 1 to 2), and some that it leaves alone.
 WORDS = ("豈", "e\u0301", "\u1112\u1161\u11ab", "\u0958", "A\u030a\u0323", "张伟", "a", "𠮷", "한", "é")
 
 
@@ -195,7 +195,7 @@ class TestUsersOwnText:
 
 
 def check_outputs(outputs: list[dict], texts: list[str | None]) -> None:
-    """One output a row, in order; None stands for a row with an error."""
+    """Check that there is one output for each row, in order. In ``texts``, None stands for a row with an error."""
     assert [None if "error" in output and "text" not in output else output["text"] for output in outputs] == texts
 
 
@@ -278,7 +278,7 @@ class TestPredictRows:
 
 
 class Babbler(Oracle):
-    """A model whose answers have every fault there is."""
+    """A model whose answers contain every possible mistake."""
 
     def answer(self, sentence: str) -> str:
         faults = [("张伟", "人名"), ("张伟", "人名"), ("火星", "人名"), ("到", "怪物")]
@@ -320,7 +320,7 @@ class TestUnconstrained:
 
 @pytest.fixture(scope="module")
 def trained(tokenizer, tmp_path_factory) -> Path:
-    """A folder as training leaves it: adapter, tokenizer, task.json; its base model beside it."""
+    """A folder as training writes it: adapter, tokenizer, task.json. Its base model is next to it."""
     folder = tmp_path_factory.mktemp("output")
     base = save_model(tiny_model("qwen2"), tokenizer, folder / "base")
     adapter = folder / "adapter"
@@ -461,7 +461,7 @@ class TestCommandLine:
 
     @pytest.mark.parametrize("to_file", [False, True], ids=["lines", "metrics"])
     def test_a_reader_that_has_had_enough_is_no_error_to_tell(self, trained, rows_file, tmp_path, to_file):
-        """As in ``predict.py … | head -1``."""
+        """The reader closes the pipe early, as in ``predict.py … | head -1``."""
         reader, writer = os.pipe()
         os.close(reader)
         output = ["--output_file", str(tmp_path / "out.jsonl")] if to_file else []

@@ -1,4 +1,4 @@
-"""Preprocessing is fast and changes nothing: what prompts share is tokenised once."""
+"""Preprocessing tokenises the text that all prompts share only once, and the token ids stay the same."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ def test_the_real_tokenizer_gives_real_prompts_the_same_ids_faster(real_tokenize
 def test_a_tokenizer_that_would_join_the_two_parts_is_given_them_whole(monkeypatch, tokenizer):
     texts = [f"张伟到了<|im_start|>上海{n}" for n in range(16)]
     whole = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    monkeypatch.setattr(encoding, "_shared_characters", lambda *_: 5)  # within the control token
+    monkeypatch.setattr(encoding, "_shared_characters", lambda *_: 5)  # a cut inside the control token
     assert encoding._tokenize(texts, tokenizer) == whole

@@ -1,4 +1,4 @@
-"""The readme: each of its commands is run here, in a copy of the checkout; both languages say the same commands."""
+"""The readme: each command is run here, in a copy of the checkout; both languages have the same commands."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ TRAIN_ROWS, TEST_ROWS = 24, 6
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
-    """The fenced blocks in ``languages``, in order."""
+    """The contents of the fenced blocks marked with one of ``languages``, in order."""
     return [body for language, body in FENCE.findall(path.read_text(encoding="utf-8")) if language in languages]
 
 
 def commands_of(block: str) -> list[str]:
-    """One command a line; a backslash at the end of a line joins it to the next."""
+    """One command for each line; a backslash at the end of a line joins it to the next."""
     lines = block.replace("\\\n", " ").splitlines()
     return [" ".join(line.split()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
@@ -49,7 +49,7 @@ def fenced_commands(path: Path, *languages: str) -> list[str]:
 
 
 def inline_commands(path: Path) -> list[str]:
-    """Commands in the running text: code that begins with a program's name and goes on."""
+    """Commands in the running text: inline code that begins with a program's name and has further words."""
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
     code = [" ".join(span.split()) for span in re.findall(r"`([^`\n]+)`", text)]
     return [span for span in code if span.split()[0] in PROGRAMS and " " in span]
@@ -68,7 +68,7 @@ WINDOWS = fenced_commands(CHINESE, "bat")
 
 
 class Workspace:
-    """A copy of the checkout in which commands are run verbatim, each once, after those it follows."""
+    """A copy of the checkout where commands run exactly as written, each only once."""
 
     def __init__(self, folder: Path, home: Path, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -119,7 +119,7 @@ def hub() -> Iterator[StubHub]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, hub: StubHub) -> Workspace:
-    """A clone, a hub that serves a small model under the big one's name, and what a user fetches by hand."""
+    """A clone, a hub that serves a small model under the big one's name, and the files a user downloads by hand."""
     home = tmp_path_factory.mktemp("home")
     folder = copy_checkout(tmp_path_factory.mktemp("clone"))
     sample, served = folder / "data" / "sample", tmp_path_factory.mktemp("served")
@@ -178,7 +178,7 @@ def assert_trained(workspace: Workspace, command: str, done: subprocess.Complete
 
 
 def promised_files() -> list[str]:
-    """The files the readme says a run leaves."""
+    """The files that, by the readme, a run writes."""
     paragraph = re.search(r"^输出文件夹里有：.*?\n\n", CHINESE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     names = re.findall(r"`([\w.]+)`", paragraph[0])
     assert len(names) >= 8
@@ -237,19 +237,19 @@ def predicts_in_two_processes(workspace: Workspace, hub: StubHub, command: str) 
 
 
 def example_fields() -> list[list[str]]:
-    """The fields of the predictions the readme shows: a classification, then a NER one."""
+    """The field names of the two predictions that the readme shows: first classification, then NER."""
     examples = [json.loads(line) for block in blocks(CHINESE, "") for line in block.splitlines() if line[:1] == "{"]
     assert len(examples) == 2
     return [list(example) for example in examples]
 
 
 def logs_in_when_wanted(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """The command exists. It talks to swanlab.cn, so it is not run; every other command here does without it."""
+    """The command connects to swanlab.cn, so only its help is run. No other command here needs that site."""
     assert "Login to the SwanLab cloud" in workspace.run(f"{command} --help").stdout
 
 
 def installs(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """Every line is pinned and met by what runs this test."""
+    """Every requirement is pinned, and the packages of this environment meet it."""
     requirements = requirements_of(workspace.path(command.split()[-1]))
     assert len(requirements) >= 10
     for requirement in requirements:
@@ -274,7 +274,7 @@ def trains_in_two_processes(workspace: Workspace, hub: StubHub, command: str) ->
 
 
 def watches(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """The dashboard comes up on 127.0.0.1, here on a free port."""
+    """The dashboard answers on 127.0.0.1; here it uses a free port."""
     workspace.path("swanlog").mkdir(exist_ok=True)
     port = free_port()
     with running(workspace, f"exec {command} --port {port}") as process:
@@ -314,7 +314,7 @@ def free_port() -> int:
 
 
 def replays(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """The metrics of the run before it are in SwanLab's store once more."""
+    """Replaying writes the metrics of the earlier run to SwanLab's local store again."""
     trained = next(other for other in STORY if f"--output_dir {command.split()[-1]}" in other)
     workspace.run_after(trained, STORY)
     before = {path.name for path in workspace.path("swanlog").glob("run-*")}
@@ -323,7 +323,7 @@ def replays(workspace: Workspace, hub: StubHub, command: str) -> None:
 
 
 def opens_notebooks(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """A front end is the user's own choice and not installed; the kernel it asks for comes with the packages."""
+    """The notebook front end is the user's choice and is not installed; the kernel it needs is installed."""
     assert command in ("pip install notebook", "jupyter notebook")
     kernels = workspace.run("python -c 'import ipykernel.kernelspec as k; print(k.KERNEL_NAME)'").stdout.split()
     notebook = json.loads((REPOSITORY / "qwen_ner.ipynb").read_text(encoding="utf-8"))
@@ -331,7 +331,7 @@ def opens_notebooks(workspace: Workspace, hub: StubHub, command: str) -> None:
 
 
 def makes_an_environment(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """``py`` is Windows' name for a Python; without pip, for the packages are another command's."""
+    """``py`` is Python's launcher on Windows. Leave pip out: another command installs the packages."""
     version = re.search(r"py -3\.(\d+) ", command)
     assert int(version[1]) >= 11
     here = command.replace(version[0].strip(), shlex.quote(sys.executable)).replace("-m venv", "-m venv --without-pip")
@@ -340,7 +340,7 @@ def makes_an_environment(workspace: Workspace, hub: StubHub, command: str) -> No
 
 
 def activates(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """Windows' script; here only that it is where Python puts it for Windows, in the folder just made."""
+    """The script exists only on Windows. Check only that its path is in the environment created before."""
     assert command == r".venv\Scripts\activate"
     assert next(line for line in WINDOWS if "venv" in line).split()[-1] == command.split("\\")[0]
 
@@ -353,17 +353,17 @@ def sets_utf8(workspace: Workspace, hub: StubHub, command: str) -> None:
 
 
 def is_quickstart(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """Run for real by `test_quickstart_...` below."""
+    """`test_quickstart_...` below really runs it."""
     assert command.split()[-1] == "quickstart.sh"
 
 
 def is_the_windows_quickstart(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """What quickstart.sh runs, word for word; run for real by `test_windows_commands_...` below."""
+    """The same words as quickstart.sh runs; `test_windows_commands_...` below really runs them."""
     assert shlex.split(command)[1:] in quickstart_calls(workspace.home)
 
 
 def runs_what_test_sh_should(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """What test.sh would run, as this is run by it."""
+    """Check only what test.sh would run: test.sh itself runs this test."""
     folder, log = with_fake_python(workspace.home / "test_sh")
     shutil.copy(folder / ".shim/python", folder / ".shim/ruff")
     for more, expected in (("", ["-m", "pytest", "-m", "not slow"]), (" --all", ["-m", "pytest"])):
@@ -373,7 +373,7 @@ def runs_what_test_sh_should(workspace: Workspace, hub: StubHub, command: str) -
 
 
 def begins_like_a_command_of_the_story(workspace: Workspace, hub: StubHub, command: str) -> None:
-    """``modelscope download …``: short for one that is tested."""
+    """``modelscope download …`` is short for a command that another rule tests."""
     assert any(other.startswith(command.removesuffix(" …")) for other in STORY)
 
 
@@ -462,7 +462,7 @@ if arguments[:1] and arguments[0].startswith("train_"):
 
 
 def with_fake_python(folder: Path) -> tuple[Path, Path]:
-    """The shell scripts with a ``.venv`` whose python notes what it is asked; and the file it notes it in."""
+    """A folder with the shell scripts and a ``.venv`` whose python only logs its arguments; and that log file."""
     log, shims = folder / "calls.jsonl", folder / ".shim"
     shims.mkdir(parents=True)
     for name in ("quickstart.sh", "test.sh", "setup.sh", "requirements.txt", "requirements-dev.txt"):
@@ -476,14 +476,14 @@ def with_fake_python(folder: Path) -> tuple[Path, Path]:
 
 
 def mark_installed(folder: Path) -> None:
-    """What setup.sh leaves in ``.venv`` when all is installed."""
+    """Write the files that setup.sh leaves in ``.venv`` when everything is installed."""
     for name in ("requirements.txt", "requirements-dev.txt"):
         shutil.copy(folder / name, folder / f".venv/installed-{name}.txt")
     shutil.copy(folder / "requirements.txt", folder / ".venv/installed-base.txt")
 
 
 def quickstart_calls(home: Path) -> list[list[str]]:
-    """What quickstart.sh runs, one list of words a call."""
+    """The python commands that quickstart.sh runs, each as a list of words."""
     folder = home / "quickstart_calls"
     log = folder / "calls.jsonl"
     if not folder.exists():
@@ -525,7 +525,7 @@ def test_quickstart_shows_both_tasks_before_and_after_and_does_not_train_again(t
 
 
 def quickstart_table(output: str) -> dict[str, tuple[float, float]]:
-    """Metric → before and after, from the last lines of quickstart.sh."""
+    """Metric → its value before and after training, from the last lines that quickstart.sh prints."""
     rows = re.findall(r"^\S+ .*?(准确率|F1) +([\d.]+) +([\d.]+)$", output, re.MULTILINE)
     return {metric: (float(before), float(after)) for metric, before, after in rows}
 

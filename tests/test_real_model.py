@@ -1,4 +1,4 @@
-"""The real Qwen2.5-1.5B tokenizer and config, two layers deep: what a user with the real weights would run."""
+"""The real Qwen2.5-1.5B tokenizer and config, but only two layers: the steps of a user with the real weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def two_layers(tmp_path_factory) -> Path:
-    """The true config and vocabulary with two layers of random weights."""
+    """The real config and vocabulary with two layers of random weights."""
     folder = tmp_path_factory.mktemp("real") / "Qwen2.5-2-layers"
     shutil.copytree(REAL, folder)
     config = AutoConfig.from_pretrained(REAL)
@@ -71,7 +71,7 @@ def test_real_rows_train_and_predict_with_the_full_vocabulary(transfer, train, r
     flags += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", "--eval_strategy", "no"]
     assert train.main(flags) == 0
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[:2]]
-    assert all(10 < loss < 14 for loss in losses)  # guessing among 151,936 tokens is ln 151,936 = 11.93
+    assert all(10 < loss < 14 for loss in losses)  # a uniform guess among 151,936 tokens has loss ln 151,936 = 11.93
     capsys.readouterr()
     row = json.loads(rows.read_text(encoding="utf-8").splitlines()[0])
     arguments = ["--adapter", str(tmp_path / "run"), "--text", row["text"], "--max_new_tokens", "4"]

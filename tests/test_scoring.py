@@ -1,4 +1,4 @@
-"""Scoring options over a tree: long documents, very many options, and what goes through the model."""
+"""Scoring options over a tree: long documents, very many options, and how many tokens go through the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MANY = tuple(f"类型{number}：{'体育新闻'[number % 4]}" for number in rang
 
 @pytest.fixture
 def widths(monkeypatch) -> list[int]:
-    """How many tokens each pass has."""
+    """A list that receives the number of tokens of each forward pass."""
     found: list[int] = []
     original = scoring._score_pass
 
@@ -77,7 +77,7 @@ def test_what_rows_and_options_begin_with_is_computed_once(tokenizer, widths):
     ids = encode_texts(["体育新闻"], tokenizer)[0]
     assert encode_texts(["体育"], tokenizer)[0] == ids[: len(encode_texts(["体育"], tokenizer)[0])]
     scores_of = score_options(tiny_model("qwen2"), tokenizer, prompts, [options] * 2)
-    assert widths == [47 + 1 + 2 * len(ids)]  # all of the first prompt, the last token of the second, the options
+    assert widths == [47 + 1 + 2 * len(ids)]  # first prompt, the second's last token (the rest is shared), options
     assert all(scores[0] == scores[1] for scores in scores_of)
 
 

@@ -17,7 +17,7 @@ from checkout import REPOSITORY, first_lines, stranger
 QUICK = ("transfer_classification_data.py", "transfer_ner_data.py", "predict.py")
 TRAINING = ("train_qwen2_classification.py", "train_qwen2_ner.py")
 SCRIPTS = QUICK + TRAINING
-# In the readme, but other programs' or older ones': what they are of.
+# Flags in the readme that belong to other programs or older versions, and to which.
 OTHERS_FLAGS = {
     "--model": "modelscope",
     "--dataset": "modelscope",
@@ -30,11 +30,11 @@ CONSOLES = {
     "gbk": {"PYTHONIOENCODING": "gbk", "PYTHONUTF8": "0"},
     "C": {"LC_ALL": "C", "LANG": "C"},
 }
-NOT_IN_GBK = "😀乙\u0301"  # an emoji, and an accent that composes with nothing
+NOT_IN_GBK = "😀乙\u0301"  # an emoji, and an accent that does not combine with the character before it
 
 
 def run(script: str, *arguments: str, cwd: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess:
-    """A script in a process of its own; output as bytes."""
+    """Run a script in a new process; its output stays bytes."""
     return subprocess.run(
         [sys.executable, str(REPOSITORY / script), *arguments],
         cwd=cwd,
@@ -45,7 +45,7 @@ def run(script: str, *arguments: str, cwd: Path = REPOSITORY, **environment: str
 
 
 def exit_of(script: str, *arguments: str) -> int:
-    """The exit code of a script's ``main`` in this process: importing torch once is enough."""
+    """The exit code of a script's ``main``, called in this process so that torch is imported only once."""
     main = __import__(script.removesuffix(".py")).main
     try:
         return main(list(arguments))
@@ -55,7 +55,7 @@ def exit_of(script: str, *arguments: str) -> int:
 
 @pytest.fixture(scope="module")
 def help_texts() -> dict[str, str]:
-    """What ``--help`` says on a GBK console, which has the fewest characters."""
+    """Each script's ``--help`` text on a GBK console, the one with the fewest characters."""
     done = {script: run(script, "--help", **CONSOLES["gbk"]) for script in SCRIPTS}
     for script, process in done.items():
         assert process.returncode == 0, script
@@ -83,7 +83,7 @@ def test_help_names_every_flag_of_the_readme(help_texts):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_flags_a_message_advises_exist(help_texts, script):
-    """A message of ours that says ``--flag`` names one that some script has."""
+    """Every ``--flag`` in our messages is a flag of some script."""
     known = set(re.findall(r"--\w+", "".join(help_texts.values())))
     strings = re.findall(r"f?\"[^\"\n]*[\u4e00-\u9fff][^\"\n]*\"", (REPOSITORY / script).read_text(encoding="utf-8"))
     advised = set(re.findall(r"--\w+", re.sub(r"modelscope download[^，；\"]*|curl [^，；\"]*", "", "".join(strings))))
@@ -101,14 +101,14 @@ def test_help_answers_at_once(script):
 
 
 def test_help_of_training_costs_little_more_than_transformers_itself():
-    """On an idle machine 3 to 5 seconds, nearly all of it importing torch, transformers and peft."""
+    """It takes 3 to 5 seconds on an idle machine, nearly all for importing torch, transformers and peft."""
     floor = processor_seconds("-c", "from transformers import HfArgumentParser, TrainingArguments")
     ours = processor_seconds(str(REPOSITORY / TRAINING[1]), "--help")
     assert ours < 1.3 * floor + 1
 
 
 def processor_seconds(*arguments: str) -> float:
-    """What a python process took, whatever else the machine was doing meanwhile."""
+    """CPU seconds of a python process; other work on the machine hardly changes them."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], capture_output=True, check=True, cwd=REPOSITORY)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -196,7 +196,7 @@ def test_with_nothing_downloaded_the_advice_is_what_to_type(script, capsys, tmp_
 
 @pytest.fixture(scope="module")
 def raw_rows(tmp_path_factory) -> Path:
-    """Sample rows of both tasks, some with characters that GBK does not have; and one bad row each."""
+    """Sample rows of both tasks: some have characters that GBK does not have, and one row of each task is bad."""
     folder = tmp_path_factory.mktemp("原始 数据")
     for name in ("news", "ner"):
         rows = [
@@ -216,7 +216,7 @@ def convert(script: str, raw: Path, folder: Path, task: str, **environment: str)
 
 @pytest.fixture(scope="module")
 def records(raw_rows, tmp_path_factory) -> Path:
-    """The same rows converted, by scripts started in another folder than the repository's."""
+    """The same rows converted, with the scripts started outside the repository's folder."""
     folder = tmp_path_factory.mktemp("elsewhere")
     for script, name, task in (
         ("transfer_classification_data.py", "news", "cls"),
@@ -247,7 +247,7 @@ def test_conversion_speaks_to_any_console(raw_rows, tmp_path, script, name, cons
 
 @pytest.mark.parametrize("console", CONSOLES)
 def test_preview_speaks_to_any_console(records, tokenizer_folder, console):
-    """The model's tokens may be parts of characters: no console can show those."""
+    """A token may be only a part of a character, which no console can show."""
     model = records / "model"
     if not model.exists():
         from models import save_model, tiny_model
@@ -270,7 +270,7 @@ def test_preview_speaks_to_any_console(records, tokenizer_folder, console):
 
 
 def test_prediction_and_training_run_from_another_folder(records, tmp_path):
-    """With absolute paths; nothing is written where the command is run but SwanLab's own folder."""
+    """Paths are absolute, and nothing is written to the working directory."""
     here = tmp_path / "here"
     here.mkdir()
     base = str(REPOSITORY / "qwen/demo")

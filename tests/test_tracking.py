@@ -91,7 +91,7 @@ def refusing_server():
         do_POST = do_HEAD = do_GET
 
         def log_message(self, *arguments) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""Training runs as a user starts them: what they leave behind, resuming, stopping, and what they refuse."""
+"""Training runs as a user starts them: the files they write, resuming, stopping, and what they refuse."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LAST_STEP = 10
 
 
 def write_records(path: Path, task, records: list[dict]) -> Path:
-    """Records as the transfer scripts write them."""
+    """Write a records file and its settings as the transfer scripts do."""
     lines = []
     for record in records:
         messages = [*task.prompt(record), {"role": "assistant", "content": task.answer(record)}]
@@ -72,7 +72,7 @@ def base(tmp_path_factory, tokenizer) -> Path:
 
 
 def flags(base: Path, data: Path, output_dir: Path, *more: str) -> list[str]:
-    """Ten steps, a checkpoint and an evaluation every two; dropout on, so that random state matters."""
+    """Ten steps, with a checkpoint and an evaluation every two. Dropout is on, so the random state matters."""
     return [
         *("--model_name_or_path", str(base), "--train_file", str(data / "train_cls.jsonl"), "--dtype", "float32"),
         *("--output_dir", str(output_dir), "--swanlab_mode", "disabled", "--disable_tqdm", "true"),
@@ -84,7 +84,7 @@ def flags(base: Path, data: Path, output_dir: Path, *more: str) -> list[str]:
 
 
 def train(arguments: list[str]) -> int:
-    """Run the classification script in this process, on one thread as the killed runs are."""
+    """Run the classification script in this process, on one thread like `killed_run.py`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -95,7 +95,7 @@ def train(arguments: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def finished(base, data, tmp_path_factory) -> Path:
-    """An undisturbed run."""
+    """The output folder of an uninterrupted run."""
     output_dir = tmp_path_factory.mktemp("finished") / "run"
     assert train(flags(base, data, output_dir)) == 0
     return output_dir
@@ -107,7 +107,7 @@ def metrics_of(output_dir: Path) -> list[dict]:
     return [{name: value for name, value in row.items() if not timed.search(name)} for row in rows]
 
 
-# ---- what a run leaves behind ----
+# ---- what a run writes ----
 
 
 def test_a_run_leaves_everything_a_user_and_predict_need(finished):
@@ -183,7 +183,7 @@ def test_the_evaluation_before_the_first_step_is_neither_best_nor_patience(base,
         states.append((state["global_step"], state["best_global_step"]))
         first = next(row["step"] for row in metrics_of(output_dir) if "eval_loss" in row)
         assert first == (0 if start == "true" else 2)
-    assert states == [(4, 2), (4, 2)]  # nothing is learnt: the first evaluation is the best, the second stops it
+    assert states == [(4, 2), (4, 2)]  # learning rate 0: the first evaluation stays best, the second stops the run
 
 
 def test_what_a_run_took_at_most_is_in_its_results(finished):
@@ -318,7 +318,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_with_143(base, data, tmp_path):
 
 def test_nan_stops_the_run_at_that_step_and_names_the_row(base, data, tmp_path, tokenizer, capsys):
     rows = articles(12, 2)
-    rows[8]["text"] += "龘"  # its bytes are tokens no other row has
+    rows[8]["text"] += "龘"  # no other row has its byte tokens
     write_records(tmp_path / "train_cls.jsonl", Classification(LABELS), rows)
     poisoned = save_model(tiny_model("llama"), tokenizer, tmp_path / "poisoned")  # its head is not the embedding
     weights = load_file(poisoned / "model.safetensors")
@@ -334,14 +334,14 @@ def test_nan_stops_the_run_at_that_step_and_names_the_row(base, data, tmp_path, 
 
 
 def documented_path(language: str) -> list[str]:
-    """The functions that CONTRIBUTING tells to read first, in order."""
+    """The functions that CONTRIBUTING tells the reader to read first, in order."""
     text = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text[text.index(language) :].split("\n### ")[0]
     return re.findall(r"^\d\. `(\w+)`", section, re.MULTILINE)
 
 
 def test_six_functions_lead_from_the_script_to_the_loss(base, data, tmp_path, monkeypatch):
-    """Those of this project on the stack when the loss is computed are those that CONTRIBUTING names."""
+    """When the loss is computed, this project's functions on the call stack are those that CONTRIBUTING names."""
     from sft.engine import loss
 
     chunked_loss, paths = loss.chunked_loss, set()
@@ -395,7 +395,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
 def test_a_mistake_is_told_in_one_line_with_exit_code_2(change, said, base, data, tmp_path, capsys):
     try:
         code = train(flags(base, data, tmp_path / "run", "--swanlab_mode", "offline", *change))
-    except SystemExit as stop:  # argparse's own
+    except SystemExit as stop:  # raised by argparse
         code = stop.code
     captured = capsys.readouterr()
     assert code == 2 and captured.out == ""
@@ -423,7 +423,7 @@ def test_records_that_training_would_not_render_the_same_are_refused_with_their_
     assert "train_cls.jsonl:2" in error and said in error
 
 
-# ---- looking before leaping ----
+# ---- preview and dry run ----
 
 
 def test_preview_shows_what_is_supervised_and_trains_nothing(base, data, tmp_path, capsys):

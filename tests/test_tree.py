@@ -1,4 +1,4 @@
-"""A batch as a prefix tree computes what one row at a time computes: loss, every gradient, the trained adapter."""
+"""A batch as a prefix tree gives the same loss, gradients and trained adapter as one row at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TREE, PADDED = PrefixTreeBatching(), PaddedBatching(0)
 
 @st.composite
 def batches(draw, longest: int = 40) -> list[EncodedRow]:
-    """Rows with a common beginning (or none), some alike, some whose whole prompt is shared."""
+    """Rows that share a prefix (or nothing); some are equal, some share their whole prompt."""
     shared = draw(st.lists(TOKENS, max_size=longest))
     rows = []
     for line in range(1, draw(st.integers(1, 6)) + 1):
@@ -33,7 +33,7 @@ def batches(draw, longest: int = 40) -> list[EncodedRow]:
 
 
 def in_float64(model):
-    """The model with RMSNorm in float64 too: transformers' own rounds to float32 inside, forward and backward."""
+    """The model in float64, RMSNorm included: that of transformers rounds to float32 in forward and backward."""
     model = model.double()
 
     def forward(self, states):
@@ -56,7 +56,10 @@ def loss_and_gradients(model, pieces: list[dict], supervised_tokens: int) -> tup
 
 
 def assert_equal(ours, theirs, tolerance: float, truth=None) -> None:
-    """Equal to a relative tolerance, or within 8 times the worst rounding of theirs; ``truth`` is in float64."""
+    """Check that both agree within a relative tolerance, or within 8 times the largest rounding error of ``theirs``.
+
+    ``truth`` is the same loss and gradients in float64, from which the rounding error is measured.
+    """
     (our_loss, our_gradients), (their_loss, their_gradients) = ours, theirs
     assert abs(our_loss - their_loss) <= tolerance * abs(their_loss)
     assert our_gradients.keys() == their_gradients.keys() and our_gradients
@@ -64,7 +67,8 @@ def assert_equal(ours, theirs, tolerance: float, truth=None) -> None:
     largest = max(norm(gradient) for gradient in their_gradients.values())
     rounding = 0.0 if truth is None else max(norm(their_gradients[name] - truth[1][name]) for name in their_gradients)
     for name, gradient in their_gradients.items():
-        # A token that attends to itself alone has no gradient at its query: rounding noise is compared with the rest.
+        # A token that attends only to itself has zero gradient at its query, so a gradient may be only rounding noise.
+        # Hence the tolerance is relative to at least 1 % of the largest gradient.
         allowed = tolerance * norm(gradient).clamp_min(1e-2 * largest)
         allowed = max(allowed, 8 * rounding)
         assert norm(our_gradients[name] - gradient) <= allowed, name
@@ -72,14 +76,14 @@ def assert_equal(ours, theirs, tolerance: float, truth=None) -> None:
 
 @pytest.fixture(scope="module", params=WHOLE)
 def exact_model(request):
-    """A float64 model with an adapter whose every gradient is alive, and the base under it."""
+    """A float64 model with an adapter that has no zero gradient, and its base model."""
     base = tiny_model(request.param, torch.float64)
     return in_float64(with_random_lora(base)), base
 
 
 @pytest.fixture(params=["fused", "products"])
 def either_attention(request, monkeypatch):
-    """The fused kernel, and the plain products that bfloat16 takes on a CPU."""
+    """Run the test with the fused kernel, and with the plain matrix products that bfloat16 uses on a CPU."""
     if request.param == "products":
         monkeypatch.setattr(prefix_tree, "SHORT_DTYPES", [torch.float64])
 
@@ -109,7 +113,7 @@ def test_pieces_of_a_batch_add_up_to_the_batch(exact_model, rows, max_tokens):
 
 @pytest.mark.parametrize("magnitude", [1, 100])
 def test_plain_products_are_as_exact_as_the_fused_kernel(magnitude, monkeypatch):
-    """In bfloat16, with scores as large as Qwen2.5's too."""
+    """Compared in bfloat16, also with attention scores as large as Qwen2.5's."""
     generator = torch.Generator().manual_seed(0)
     tree = build_tree(30, [range(30, 50), range(50, 64), range(64, 160)])
     states = [torch.randn((1, heads, 160, 16), generator=generator) for heads in (4, 2, 2)]
@@ -178,7 +182,7 @@ def test_rows_of_2000_tokens_agree_with_gradient_checkpointing_and_without(
 
 
 def test_rows_of_both_tasks_agree(exact_model, tokenizer, classification, ner):
-    """Real prompts: one system prompt for all, and for classification options that differ from row to row."""
+    """Real prompts: all rows share the system prompt; classification rows differ in their options."""
     model, base = exact_model
     texts = ["昨天国家队在上海赢了比赛。", "坦克演习。", "菲律宾总统埃斯特拉达到了上海。" * 4]
     records_of = {
@@ -200,11 +204,11 @@ def test_rows_of_both_tasks_agree(exact_model, tokenizer, classification, ner):
         assert_equal(loss_and_gradients(model, [TREE.collate(rows)], supervised_tokens), alone, 1e-10)
 
 
-# ---- attention of variable length, by a plain reading of what torch documents ----
+# ---- variable-length attention, against a simple version of what torch documents ----
 
 
 def plain_varlen(query, key, value, query_offsets, key_offsets, longest_queries, longest_keys, **keywords):
-    """`torch.nn.attention.varlen.varlen_attn` one sequence at a time: causal from the lower right corner."""
+    """`torch.nn.attention.varlen.varlen_attn` one sequence at a time, with a causal mask aligned lower right."""
     assert keywords["window_size"] == (-1, 0) and query_offsets.dtype == key_offsets.dtype == torch.int32
     parts = []
     for start, end, key_start, key_end in zip(
@@ -252,7 +256,7 @@ def test_variable_length_attention_is_used_only_where_it_gives_what_sdpa_gives(w
     monkeypatch.setattr(prefix_tree, "varlen_attn", plain_varlen if works else upper_left)
     assert prefix_tree.agrees_with_groups(base, torch.device("cpu")) is works
     monkeypatch.undo()
-    assert not prefix_tree.agrees_with_groups(base, torch.device("cpu"))  # flash attention is for GPUs
+    assert not prefix_tree.agrees_with_groups(base, torch.device("cpu"))  # flash attention needs a GPU
     assert TREE.for_model(base, torch.device("cpu")) == TREE
 
 

@@ -1,6 +1,6 @@
-"""Whatever the model and the text: every answer is well-formed.
+"""Every answer is well-formed, for any model and any text.
 
-The large run, its figures in docs/prediction.md: `python -m pytest tests/test_well_formed.py -m slow -s`.
+docs/prediction.md gives the numbers of the large run: `python -m pytest tests/test_well_formed.py -m slow -s`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TEXTS = st.lists(st.sampled_from(PIECES) | st.characters(exclude_categories=["Cs
 
 
 def check_entities(model, tokenizer, texts: list[str], limits: Limits) -> int:
-    """How many entities there were."""
+    """Check every predicted entity; return how many there are."""
     records = [record for text in texts if not isinstance(record := to_record({"text": text}, NER), RowError)]
     entities = 0
     for record, result in zip(records, predict(model, tokenizer, NER, records, limits), strict=True):

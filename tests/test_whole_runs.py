@@ -1,4 +1,7 @@
-"""Whole training runs give the same adapter however a step is computed: trees or padding, pieces, processes, luck."""
+"""Whole training runs end at the same adapter, however a step is computed.
+
+Steps may use prefix trees or padding, any micro-batch size, one or two processes, and may run out of memory.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def distance(ours: Path, theirs: Path) -> float:
 
 @pytest.fixture(scope="module")
 def padded(base, data, tmp_path_factory) -> Path:
-    """The plain way: one process, one padded batch of eight rows a step."""
+    """The reference run: one process, one padded batch of eight rows for each step."""
     output_dir = tmp_path_factory.mktemp("padded") / "run"
     more = ("--batching", "padded", "--per_device_train_batch_size", "8")
     assert train_qwen2_ner.main(flags(base, data, output_dir, *more)) == 0
@@ -109,7 +112,7 @@ def out_of_memory() -> torch.OutOfMemoryError:
 
 @pytest.fixture
 def forward_that_fits(monkeypatch):
-    """A model whose forward runs out of memory over so many tokens."""
+    """A function that makes the model's forward run out of memory above a given number of tokens."""
     forward = Qwen2Model.forward
 
     def limit(most_tokens: int) -> None:
@@ -127,7 +130,7 @@ def forward_that_fits(monkeypatch):
 def test_out_of_memory_halves_the_pieces_and_changes_nothing_else(
     batching, forward_that_fits, padded, base, data, tmp_path, caplog
 ):
-    """The second batch of a step fails when the first has left its gradients."""
+    """The second batch of a step fails when the gradients of the first are already there."""
     forward_that_fits(300)
     more = ("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--batching", batching)
     with caplog.at_level(logging.WARNING):
@@ -140,7 +143,7 @@ def test_out_of_memory_halves_the_pieces_and_changes_nothing_else(
 
 
 def test_gradients_of_a_backward_that_broke_off_are_taken_back(padded, base, data, tmp_path, monkeypatch):
-    """In the second batch of a step, the last layer's gradients are there when the first layer's no longer fit."""
+    """In a step's second batch, memory runs out in the first layer, after the last layer added its gradients."""
     forward, backwards = Qwen2Attention.forward, []
 
     def breaks(self, hidden_states, **keywords):
@@ -180,7 +183,7 @@ def test_a_resumed_run_keeps_its_piece_size_unless_told_another(said, used, padd
     assert distance(tmp_path / "run", padded) <= 1e-3
 
 
-# ---- choosing ----
+# ---- choosing the batching ----
 
 
 def test_a_model_that_trees_cannot_express_is_padded_and_said_once(data, tmp_path, tokenizer, caplog):
@@ -215,7 +218,7 @@ def test_a_compiled_model_trains_to_the_same_adapter(padded, base, data, tmp_pat
 
 @pytest.mark.slow
 def test_a_bfloat16_loss_curve_stays_within_what_batch_layout_does_to_it(base, data, tmp_path):
-    """Fifty steps: trees differ from padded batches no more than padded batches of one layout from another."""
+    """Over 50 steps, trees differ from padded batches no more than two layouts of padded batches do."""
     layouts = {
         "whole": ("--batching", "padded"),
         "pieces": ("--batching", "padded", "--max_tokens_per_micro_batch", "600"),

@@ -1,4 +1,4 @@
-"""Small tokenizers that spell text in other ways than Qwen's: SentencePiece BPE, Unigram with and without bytes."""
+"""Small tokenizers of other kinds than Qwen's: SentencePiece BPE, Unigram with and without byte tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _finished(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def llama_like():
-    """SentencePiece BPE as Llama 2 has it: a space before everything, unknown characters as bytes."""
+    """SentencePiece BPE like Llama 2's: puts a space before the text, writes unknown characters as bytes."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.train_from_iterator(
@@ -33,7 +33,7 @@ def llama_like():
     settings = json.loads(tokenizer.to_str())
     vocab = {"<unk>": 0} | {token: index + 1 for index, token in enumerate(BYTES)}
     for token in settings["model"]["vocab"]:
-        if token != "\n":  # in Llama 2 a byte
+        if token != "\n":  # Llama 2 writes it as a byte token
             vocab.setdefault(token, len(vocab))
     merges = [merge for merge in settings["model"]["merges"] if not any("\n" in part for part in merge)]
     settings["model"] |= {"vocab": vocab, "merges": merges, "byte_fallback": True}
@@ -46,7 +46,7 @@ def llama_like():
 
 
 def unigram(byte_fallback: bool):
-    """Unigram with Metaspace; without bytes most characters are unknown to it."""
+    """Unigram with Metaspace. Without byte tokens, it does not know most characters."""
     words = [
         "实体",
         "人名",
@@ -75,7 +75,7 @@ def unigram(byte_fallback: bool):
 
 
 def word_piece():
-    """BERT's kind, whose decoder makes spaces up."""
+    """WordPiece, as BERT uses. Its decoder inserts spaces that the text does not have."""
     tokenizer = Tokenizer(models.WordPiece({"<unk>": 0, "张": 1, "##伟": 2}, unk_token="<unk>"))
     tokenizer.decoder = decoders.WordPiece()
     return _finished(tokenizer)
