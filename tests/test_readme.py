@@ -605,7 +605,7 @@ DOCUMENTS = ["readme.md", "readme_en.md", "CONTRIBUTING.md", *(f"docs/{path.name
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_modules_named_in_documents_exist(name: str) -> None:
     text = (REPOSITORY / name).read_text(encoding="utf-8")
-    named = set(re.findall(r"sft/[\w/]+\.py", text)) | {
+    named = set(re.findall(r"(?:sft|tests|benchmarks|demo)/[\w/]+\.py", text)) | {
         f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m (sft[\w.]+)", text)
     }
     assert [module for module in sorted(named) if not (REPOSITORY / module).is_file()] == []
