@@ -1,10 +1,11 @@
-"""What the same rows give without a language model: a CRF for entities, TF-IDF with logistic regression for labels.
+"""Baselines without a language model: a CRF for entities, and TF-IDF with logistic regression for labels.
 
     python -m venv .venv-baselines && .venv-baselines/bin/pip install -r benchmarks/requirements-baselines.txt
     .venv-baselines/bin/python -m benchmarks.baselines      # from the project's folder, after both transfer scripts
 
-Reads the record files that training reads, scores with the tasks' own ``score``. The CRF sees characters in a window
-of two to each side and tags BIO; TF-IDF counts 1 to 3 characters, and the answer is the likeliest of a row's options.
+They read the same record files as training and are scored with the tasks' own ``count`` and ``metrics``. The CRF sees
+two characters on each side and predicts BIO tags. TF-IDF uses character n-grams of 1 to 3; the answer is the most
+probable of the row's options.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ COLUMNS = ("train rows", "test rows", "train s", "test s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, predict and score each baseline; print a table."""
+    """Train, predict and score each baseline, and print a table.
+
+    Returns:
+        0 done, 2 bad input or a package that is not installed.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="where the record files are (data)")
     parser.add_argument("--task", choices=("ner", "classification"), help="only this one; both by default")
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_crf(data_dir: Path, iterations: int) -> dict[str, float]:
-    """Rows, seconds and span scores of a linear-chain CRF."""
+    """Train a linear-chain CRF and return its rows, seconds and entity metrics by name."""
     import pycrfsuite
 
     train, test, settings = read_split(data_dir, "ner")
@@ -70,7 +75,7 @@ def measure_crf(data_dir: Path, iterations: int) -> dict[str, float]:
 
 
 def features(text: str) -> list[list[str]]:
-    """For each character: itself, its neighbours, the pairs they form, and whether it is a digit or Latin letter."""
+    """The features of each character: the character, its neighbours, the pairs they form, and its `kind`."""
     padded = f"\x02\x02{text}\x03\x03"
     return [
         [
@@ -85,7 +90,7 @@ def features(text: str) -> list[list[str]]:
 
 
 def kind(character: str) -> str:
-    """A coarse class of a character."""
+    """The class of a character: ``digit``, ``latin``, ``letter`` or ``sign``."""
     if character.isdigit():
         return "digit"
     if character.isascii():
@@ -94,7 +99,7 @@ def kind(character: str) -> str:
 
 
 def tags(record: dict) -> list[str]:
-    """BIO tags, one a character."""
+    """One BIO tag for each character of the record's text."""
     result = ["O"] * len(record["text"])
     for entity in record["entities"]:
         result[entity["start"]] = f"B-{entity['label']}"
@@ -103,7 +108,7 @@ def tags(record: dict) -> list[str]:
 
 
 def spans(bio: Sequence[str]) -> list[dict]:
-    """Entities of BIO tags; an I that continues nothing starts one."""
+    """The entities in a sequence of BIO tags. An I tag that continues no entity starts a new one."""
     entities: list[dict] = []
     previous = "O"
     for position, tag in enumerate(bio):
@@ -116,7 +121,7 @@ def spans(bio: Sequence[str]) -> list[dict]:
 
 
 def measure_tfidf(data_dir: Path) -> dict[str, float]:
-    """Rows, seconds and label scores of logistic regression on TF-IDF."""
+    """Train logistic regression on TF-IDF and return its rows, seconds and label metrics by name."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -142,19 +147,23 @@ def measure_tfidf(data_dir: Path) -> dict[str, float]:
 
 
 def read_split(data_dir: Path, name: str) -> tuple[list[dict], list[dict], dict]:
-    """Training records, test records and the task's settings."""
+    """Read the training records, the test records and the task's settings.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
     train_file, test_file = data_dir / f"train_{name}.jsonl", data_dir / f"test_{name}.jsonl"
     train, test = ([record for _, record in read_records(path)] for path in (train_file, test_file))
     return train, test, read_json(settings_path(train_file))
 
 
 def counts(train: Sequence[dict], test: Sequence[dict], train_seconds: float, test_seconds: float) -> dict[str, float]:
-    """The columns every baseline has."""
+    """The figures that every baseline has: numbers of rows, and seconds."""
     return dict(zip(COLUMNS, (len(train), len(test), train_seconds, test_seconds), strict=True))
 
 
 def print_figures(name: str, figures: dict[str, float]) -> None:
-    """One baseline as a table of two columns."""
+    """Print one baseline as a Markdown table of two columns."""
     print(f"| {name} | |\n|---|---|")
     for column, value in figures.items():
         shown = f"{value:.1f}" if column.endswith(" s") else f"{value:.4f}" if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""What the constraint changes: the same model on the same test rows, with well-formed answers only and as it comes.
+"""Compare constrained decoding (only well-formed answers) with free decoding: same model, same test rows.
 
 python -m benchmarks.constrained_or_not --adapter output/real-ner --records data/real/test_ner.jsonl
 python -m benchmarks.constrained_or_not --adapter output/real-cls --records data/real/test_cls.jsonl
@@ -20,7 +20,11 @@ from sft.tasks.evaluation import score_predictions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict twice, print the metrics side by side, and what was wrong with the free answers."""
+    """Predict both ways; print the metrics side by side, and what was wrong with the free answers.
+
+    Returns:
+        0 done, 2 bad input.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--adapter", type=Path, required=True, help="--output_dir of a training script")
     parser.add_argument("--records", type=Path, required=True, help="test records of the transfer scripts")
@@ -35,16 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     golds = [loaded.task.gold(record) for record in records]
     free_limits = replace(loaded.limits, constrained=False)
-    kept, free = (
+    constrained, free = (
         list(predict(loaded.model, loaded.tokenizer, loaded.task, records, limits))
         for limits in (loaded.limits, free_limits)
     )
-    figures = [score_predictions(loaded.task, golds, results) for results in (kept, free)]
+    figures = [score_predictions(loaded.task, golds, results) for results in (constrained, free)]
     print(f"{len(records)} rows\n| | constrained | free |\n|---|---|---|")
     for name in figures[0]:
         print(f"| {name} | {figures[0][name]:.4f} | {figures[1].get(name, 0.0):.4f} |")
-    what = loaded.task.answers
-    agreeing = sum(shown(one[what]) == shown(other[what]) for one, other in zip(kept, free, strict=True))
+    field = loaded.task.answers
+    agreeing = sum(
+        comparable(one[field]) == comparable(other[field]) for one, other in zip(constrained, free, strict=True)
+    )
     print(f"\nthe same result: {agreeing / len(records):.2%}")
     for kind in free[0].get("problems", ()):
         rows = sum(result["problems"][kind] > 0 for result in free)
@@ -52,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def shown(result: object) -> object:
-    """A label, or entities without their scores."""
+def comparable(result: object) -> object:
+    """A result to compare: a label, or entities without their scores."""
     if not isinstance(result, list):
         return result
     return [(entity["start"], entity["end"], entity["label"]) for entity in result]

@@ -1,10 +1,10 @@
-"""How fast conversion is, against a plain json loop that does what the original scripts did.
+"""Measure the speed of conversion against a plain JSON loop that does what the original scripts did.
 
-    python benchmarks/convert_speed.py                       # 1,000,000 rows a task, about a minute or two each
+    python benchmarks/convert_speed.py                       # 1,000,000 rows for each task, one or two minutes each
     python benchmarks/convert_speed.py --rows 100000 --characters 2000
 
-Both run as processes of their own, interleaved, on generated rows in a temporary folder; the best time of each
-counts. Ours checks, normalises, deduplicates, splits and accounts besides; the plain loop does none of that.
+Each side runs in its own process, in turns, on generated rows in a temporary folder. The best time of each side
+counts. Our conversion also checks, normalises, deduplicates, splits and reports; the plain loop does none of that.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHARACTERS = (
 
 
 def main() -> None:
-    """Generate, run both ways alternately, print."""
+    """Generate rows, run both sides in turns, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--characters", type=int, help="mean length of a text (200 for articles, 35 for sentences)")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(task: str, folder: Path, arguments: argparse.Namespace) -> None:
-    """Print the seconds of both, their ratio and our peak memory for one task."""
+    """For one task, print the seconds of both sides, their ratio and our peak memory."""
     raw = folder / "raw.jsonl"
     generate(task, raw, arguments.rows, arguments.characters or (200 if task == "classification" else 35))
     plain = [sys.executable, __file__, "--plain", task, str(raw), str(folder / "plain.jsonl")]
@@ -71,7 +71,7 @@ def measure(task: str, folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def run(command: list[str]) -> tuple[float, float, float]:
-    """Wall-clock seconds, CPU seconds and peak resident megabytes of a process."""
+    """Run a command; return its wall-clock seconds, CPU seconds and peak resident memory in MB."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -82,7 +82,7 @@ def run(command: list[str]) -> tuple[float, float, float]:
 
 
 def generate(task: str, path: Path, rows: int, characters: int) -> None:
-    """Rows in the original shape: one in twenty repeats an earlier one; six of ten sentences have no entity."""
+    """Write rows in the original format. One row in 20 repeats the row before it; 60 % of sentences have no entity."""
     source = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         line = ""
@@ -95,13 +95,13 @@ def generate(task: str, path: Path, rows: int, characters: int) -> None:
 
 
 def classification_row(text: str, source: random.Random) -> dict:
-    """A row as zh_cls_fudan-news has them: the options are a Python list in a string."""
+    """A row like those of zh_cls_fudan-news: the options are a Python list written as a string."""
     options = source.sample(CATEGORIES, source.randint(2, 6))
     return {"text": text, "category": str(options), "output": source.choice(options)}
 
 
 def ner_row(text: str, source: random.Random) -> dict:
-    """A row as CCFBDCI has them."""
+    """A row like those of CCFBDCI."""
     entities, position = [], 0
     for _ in range(source.randint(1, 3) if source.random() < 0.4 else 0):
         start = position + source.randint(0, 3)
@@ -115,7 +115,7 @@ def ner_row(text: str, source: random.Random) -> dict:
 
 
 def plain_loop(task: str, raw: str, output: str) -> None:
-    """The conversion of the original scripts: read, build instruction, input and output, write."""
+    """What the original scripts do: read each line, build instruction, input and output, and write it."""
     with open(raw, encoding="utf-8") as source, open(output, "w", encoding="utf-8") as file:  # noqa: PTH123
         for line in source:
             data = json.loads(line)
@@ -124,7 +124,7 @@ def plain_loop(task: str, raw: str, output: str) -> None:
 
 
 def plain_classification(data: dict) -> dict:
-    """One row as the original classification script turned it."""
+    """One row as the original classification script converts it."""
     text, category = data["text"], data["category"]
     return {
         "instruction": "你是一个文本分类领域的专家，你会接收到一段文本和几个潜在的分类选项，请输出文本内容的正确类型",
@@ -134,7 +134,7 @@ def plain_classification(data: dict) -> dict:
 
 
 def plain_ner(data: dict) -> dict:
-    """One row as the original NER script turned it."""
+    """One row as the original NER script converts it."""
     answer, label = "", ""
     for entity in data["entities"]:
         for name in entity["entity_names"]:

@@ -1,4 +1,4 @@
-"""Draws img/prefix_tree.svg: the same four rows padded and as a prefix tree, and who sees whom.
+"""Draw img/prefix_tree.svg: the same four rows padded and as a prefix tree, and the tree's attention mask.
 
 python benchmarks/draw_prefix_tree.py
 """
@@ -14,8 +14,8 @@ TEXT = 'font-family="sans-serif" font-size="13" fill="#333"'
 
 
 def main() -> None:
-    """Write the picture."""
-    parts = [*padded(20, 40), *flat(20, 140), *mask(330, 40)]
+    """Write the SVG file."""
+    parts = [*draw_padded(20, 40), *draw_tree(20, 140), *draw_mask(330, 40)]
     legend = (("prefix", "共有的开头"), ("own", "各行自己的"), ("padding", "补齐"))
     for number, (kind, text) in enumerate(legend):
         parts += [cell(20 + 100 * number, 215, kind), label(40 + 100 * number, 226, text)]
@@ -25,8 +25,8 @@ def main() -> None:
     path.write_text(picture, encoding="utf-8")
 
 
-def padded(left: int, top: int) -> list[str]:
-    """Four rows, each with the prefix of its own, filled up to the longest."""
+def draw_padded(left: int, top: int) -> list[str]:
+    """Draw four rows, each with its own copy of the prefix, padded to the longest row."""
     width = PREFIX + max(BRANCHES)
     parts = [label(left, top - 12, f"补齐：{len(BRANCHES)} × {width} = {len(BRANCHES) * width} 个词元")]
     for row, own in enumerate(BRANCHES):
@@ -35,8 +35,8 @@ def padded(left: int, top: int) -> list[str]:
     return parts
 
 
-def flat(left: int, top: int) -> list[str]:
-    """The prefix once, then every branch behind it."""
+def draw_tree(left: int, top: int) -> list[str]:
+    """Draw the prefix tree as one sequence: the prefix once, then every branch after it."""
     parts = [
         label(left, top - 12, f"前缀树：{PREFIX} + {' + '.join(map(str, BRANCHES))} = {PREFIX + sum(BRANCHES)} 个词元")
     ]
@@ -49,8 +49,8 @@ def flat(left: int, top: int) -> list[str]:
     return parts
 
 
-def mask(left: int, top: int) -> list[str]:
-    """Queries down, keys across: all see the prefix and, causally, their own run."""
+def draw_mask(left: int, top: int) -> list[str]:
+    """Draw the mask, queries down and keys across: each token sees the prefix and the earlier tokens of its branch."""
     runs = [0] * PREFIX + [number for number, own in enumerate(BRANCHES, start=1) for _ in range(own)]
     parts = [label(left, top - 12, "谁看得见谁（行：查询，列：键）")]
     for query, query_run in enumerate(runs):
@@ -62,12 +62,12 @@ def mask(left: int, top: int) -> list[str]:
 
 
 def cell(left: int, top: int, kind: str) -> str:
-    """One token."""
+    """Draw one token as a square."""
     return f'<rect x="{left}" y="{top}" width="{CELL - 1}" height="{CELL - 1}" fill="{COLOURS[kind]}"/>'
 
 
 def label(left: int, base: int, text: str) -> str:
-    """A line of text."""
+    """Draw a line of text."""
     return f'<text x="{left}" y="{base}" {TEXT}>{text}</text>'
 
 

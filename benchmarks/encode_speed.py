@@ -1,8 +1,9 @@
-"""How long training waits for its rows: read and checked, turned into tokens, put into a table.
+"""Measure how long training waits for its rows: read and check them, encode them, put them into a table.
 
     python benchmarks/encode_speed.py --train_file data/train_ner.jsonl --tokenizer qwen/Qwen2.5-1.5B-Instruct
 
-The records are those of a NER file, over and over with a number at the end, so that no two are the same.
+The records of a NER file are repeated, each with a different number at the end of its text, so that no two are the
+same.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Result = TypeVar("Result")
 
 
 def main() -> None:
-    """Make the rows, then time each part of the wait."""
+    """Write the rows to a temporary file, then time each step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--train_file", type=Path, default=Path("data/train_ner.jsonl"))
     parser.add_argument("--tokenizer", type=Path, default=Path("qwen/Qwen2.5-1.5B-Instruct"))
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def numbered_records(path: Path, task: Ner) -> Iterator[dict]:
-    """The records of a file without end, each with a number of its own."""
+    """Repeat the records of a file forever, each with a different number at the end of its text."""
     records = [record for _, record in read_task_records(path, task)]
     for number in count():
         record = records[number % len(records)]
@@ -61,7 +62,7 @@ def numbered_records(path: Path, task: Ner) -> Iterator[dict]:
 
 
 def timed(what: str, action: Callable[[], Result]) -> Result:
-    """Do it, and print how long it took."""
+    """Call ``action``, print how long it took, and return its result."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = action()
     print(

@@ -1,4 +1,4 @@
-"""The memory that training is estimated to need, by tokens a micro-batch: the table in docs/guide.md.
+"""Print the tables of docs/guide.md: the estimated memory of training for each micro-batch size.
 
 python -m benchmarks.memory_table qwen/Qwen2.5-1.5B-Instruct
 """
@@ -15,12 +15,12 @@ from sft.training.memory import ModelShape, StepKind, estimate_memory_bytes, tok
 
 MICRO_BATCH_TOKENS = (1024, 2048, 4096, 8192, 16384)
 CARDS_GB = (6, 8, 12, 16, 24, 48, 80)
-CARD_ITSELF_GB = 1  # CUDA, the adapter, its gradients and Adam's moments
-SUPERVISED_SHARE = 4  # one token in so many is supervised, as `sft.training.memory.tokens_that_fit` assumes
+CARD_ITSELF_GB = 1  # for CUDA, the adapter, its gradients and Adam's moments
+SUPERVISED_SHARE = 4  # one token in 4 is supervised, as `sft.training.memory.tokens_that_fit` assumes
 
 
 def main() -> None:
-    """Print two Markdown tables; the folder needs config.json only."""
+    """Print two Markdown tables. The model folder needs only config.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     folder = parser.parse_args().model

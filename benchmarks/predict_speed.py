@@ -1,13 +1,18 @@
-"""How fast predictions come, against what people run: the same model, the same rows, interleaved in one run.
+"""Measure the speed of prediction against the usual methods: same model, same rows, in turns in one process.
 
     python -m benchmarks.predict_speed --adapter output/real-ner --records data/real/test_ner.jsonl
     python -m benchmarks.predict_speed --adapter output/real-ner --records data/real/test_ner.jsonl --widen --rows 48
 
-``--widen`` gives the fine-tuned model the shape and the cost of one of 222 million parameters (see widened_model.py).
-Every method answers greedily from the same prompts. ``loop`` is the original project's way: ``generate``, one row at a
-time. ``batched`` pads on the left and takes rows sorted by length; it and ours run with the best batch size of a grid.
-``work`` is the arithmetic done, in units of ours, counted in hooks while it runs: the ratio of times if all computed
-equally fast.
+``--widen`` gives the fine-tuned model the shape and the cost of a model with 222 million parameters (see
+widened_model.py). Every method decodes greedily from the same prompts:
+
+- ``ours`` is what `predict.py` does;
+- ``loop`` is the original project's method: ``generate`` with one row at a time;
+- ``batched`` is ``generate`` with left padding and rows sorted by length.
+
+``ours`` and ``batched`` run with the fastest batch size of ``--batch_sizes``. The column ``work`` is the arithmetic of
+a method divided by that of ``ours``, counted by hooks during the run. It would be the ratio of times if all methods
+computed equally fast.
 """
 
 from __future__ import annotations
@@ -37,25 +42,40 @@ ORIGINAL_MAX_NEW_TOKENS = 512
 
 @dataclass
 class Work:
-    """What a run of a method did."""
+    """What one run of a method did.
+
+    Attributes:
+        seconds: wall-clock time.
+        cpu_seconds: CPU time of both cores; on a shared machine it varies less than ``seconds``.
+        passes: forward passes.
+        row_passes: forward passes counted once for each row in them.
+        tokens: tokens through the transformer body, padding included.
+        head_rows: hidden states through the whole output layer. With constrained answers, ours computes only some
+            columns of it, which are not counted.
+        answers: the answer of each row as text.
+    """
 
     seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of both cores; steadier than the clock where the machine is shared
+    cpu_seconds: float = 0.0
     passes: int = 0
-    row_passes: int = 0  # a row in a pass
-    tokens: int = 0  # through the body, padding included
-    head_rows: int = 0  # through the whole head; ours takes only some columns where answers are constrained
+    row_passes: int = 0
+    tokens: int = 0
+    head_rows: int = 0
     answers: list[str] = field(default_factory=list)
 
     def flop(self, model: PreTrainedModel) -> float:
-        """Of the matrices, attention left out."""
+        """Floating-point operations of the weight matrices; attention is not counted."""
         head = model.get_output_embeddings().weight.numel()
-        body = sum(p.numel() for p in model.base_model.parameters() if p.ndim == 2) - head  # tied: embedding is head
+        body = sum(p.numel() for p in model.base_model.parameters() if p.ndim == 2) - head  # the embedding is the head
         return 2.0 * (self.tokens * body + self.head_rows * head)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print a table."""
+    """Measure every method and print a table.
+
+    Returns:
+        0 done, 2 bad input.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--adapter", type=Path, required=True, help="--output_dir of a training script")
     parser.add_argument("--records", type=Path, required=True, help="test records of the transfer scripts")
@@ -80,38 +100,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     records = records[:: max(1, len(records) // arguments.rows)][: arguments.rows]
-    loaded = replace(loaded, model=merged(loaded, arguments.widen))
+    loaded = replace(loaded, model=merge_adapter(loaded, arguments.widen))
     compare(loaded, records, arguments)
     return 0
 
 
-def merged(loaded: Predictor, widened: bool) -> PreTrainedModel:
-    """The model with the adapter in its weights, so that no method pays for it."""
+def merge_adapter(loaded: Predictor, widened: bool) -> PreTrainedModel:
+    """The model with the adapter merged into its weights, so that no method spends time on it."""
     model = loaded.model.merge_and_unload().eval()
     return widen(model) if widened else model
 
 
 def compare(loaded: Predictor, records: list[dict], arguments: argparse.Namespace) -> None:
-    """Run every method in turn, round after round; print medians."""
-    # What is cut is cut for all: the others get the very prompts that ours reads.
-    records = [fitted(record, loaded) for record in records]
+    """Run every method in turn for several rounds, and print medians."""
+    # Cut long texts before the comparison, so that all methods read the same prompts.
+    records = [cut_to_length(record, loaded) for record in records]
     lengths = [len(ids) for ids in encode_prompts(records, loaded.task, loaded.tokenizer)]
     print(f"rows {len(records)}, prompt tokens {min(lengths)}-{max(lengths)}, mean {statistics.mean(lengths):.0f}")
     methods = method_table(loaded, records)
-    wanted = arguments.methods or [name for name in methods if name != "continuous"]  # minutes, on a CPU
+    wanted = arguments.methods or [name for name in methods if name != "continuous"]  # it takes minutes on a CPU
     methods = {name: run for name, run in methods.items() if name == "ours" or name in wanted}
-    measured(loaded, methods["ours"], arguments.batch_sizes[0])  # what is made once and kept
+    measure(loaded, methods["ours"], arguments.batch_sizes[0])  # warm up: fill the caches that later runs reuse
     sizes = {name: best_size(loaded, run, arguments.batch_sizes) for name, run in methods.items()}
     runs: dict[str, list[Work]] = {name: [] for name in methods}
     for _ in range(arguments.rounds):
         for name, run in methods.items():
-            runs[name].append(measured(loaded, run, sizes[name]))
+            runs[name].append(measure(loaded, run, sizes[name]))
             print(f"  {name} {runs[name][-1].seconds:.2f} s", file=sys.stderr)
     report(loaded, records, runs, sizes)
 
 
-def fitted(record: dict, loaded: Predictor) -> dict:
-    """The record as far as ``max_length`` lets it be read."""
+def cut_to_length(record: dict, loaded: Predictor) -> dict:
+    """The record cut to ``max_length``, as prediction would cut it."""
     room = 1 + max(map(len, loaded.tokenizer(list(loaded.task.options(record) or [""])).input_ids))
     length = lambda piece: len(encode_prompts([piece], loaded.task, loaded.tokenizer)[0]) + room  # noqa: E731
     return loaded.task.pieces(record, length, loaded.limits.max_length)[0]
@@ -121,10 +141,10 @@ Run = Callable[[int], list[str]]
 
 
 def method_table(loaded: Predictor, records: list[dict]) -> dict[str, Run]:
-    """Each method as a function of the batch size that gives the answers as text, in order."""
+    """Each method by name: a function that takes the batch size and returns the answers as text, in order."""
     free_text = loaded.task.options(records[0]) is None
     extra = {"prompt_lookup_num_tokens": 10}
-    prompts = lambda: encode_prompts(records, loaded.task, loaded.tokenizer)  # noqa: E731 (all encode in their time)
+    prompts = lambda: encode_prompts(records, loaded.task, loaded.tokenizer)  # noqa: E731 (encoding counts in each method's time)
     methods: dict[str, Run] = {
         "ours": lambda size: ours(loaded, records, size),
         "batched": lambda size: batched(loaded, prompts(), size),
@@ -137,14 +157,14 @@ def method_table(loaded: Predictor, records: list[dict]) -> dict[str, Run]:
 
 
 def ours(loaded: Predictor, records: list[dict], size: int) -> list[str]:
-    """What `predict.py` does."""
+    """Answer with `sft.decoding.decode.predict`, as `predict.py` does."""
     limits = replace(loaded.limits, batch_size=size)
     results = predict(loaded.model, loaded.tokenizer, loaded.task, records, limits)
     return [result["answer"] if "answer" in result else result["label"] for result in results]
 
 
 def batched(loaded: Predictor, prompts: list[list[int]], size: int, **keywords) -> list[str]:
-    """``generate`` with left padding, rows of like length together."""
+    """Answer with ``generate``: left padding, rows of similar length in one batch."""
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for start in range(0, len(order), size):
@@ -168,7 +188,7 @@ def batched(loaded: Predictor, prompts: list[list[int]], size: int, **keywords) 
 
 
 def continuous(loaded: Predictor, prompts: list[list[int]]) -> list[str]:
-    """transformers' continuous batching with a paged cache."""
+    """Answer with transformers' continuous batching and its paged cache."""
     settings = GenerationConfig(
         max_new_tokens=ORIGINAL_MAX_NEW_TOKENS,
         do_sample=False,
@@ -185,27 +205,27 @@ def continuous(loaded: Predictor, prompts: list[list[int]]) -> list[str]:
 
 
 def text_of(token_ids: list[int], loaded: Predictor) -> str:
-    """The answer before its terminator."""
+    """The answer as text, without its terminator and what follows."""
     end = terminator_id(loaded.tokenizer)
     return loaded.tokenizer.decode(token_ids[: token_ids.index(end)] if end in token_ids else token_ids)
 
 
 def best_size(loaded: Predictor, run: Run, sizes: Sequence[int]) -> int:
-    """The fastest batch size of the grid for a method that has one."""
+    """The fastest batch size of the grid; 1 for a method that ignores the batch size."""
     if len(sizes) == 1:
         return sizes[0]
-    first = measured(loaded, run, sizes[0])
+    first = measure(loaded, run, sizes[0])
     seconds = {sizes[0]: first.seconds}
     for size in sizes[1:]:
-        again = measured(loaded, run, size)
-        if again.passes == first.passes:  # it takes no batch size
+        again = measure(loaded, run, size)
+        if again.passes == first.passes:  # this method ignores the batch size
             return 1
         seconds[size] = again.seconds
     return min(seconds, key=seconds.__getitem__)
 
 
-def measured(loaded: Predictor, run: Run, size: int) -> Work:
-    """One run, timed and counted."""
+def measure(loaded: Predictor, run: Run, size: int) -> Work:
+    """Run a method once; return its time, its counts and its answers."""
     with counting(loaded.model) as work:
         started, cpu_started = time.perf_counter(), time.process_time()
         work.answers = run(size)
@@ -215,7 +235,7 @@ def measured(loaded: Predictor, run: Run, size: int) -> Work:
 
 @contextmanager
 def counting(model: PreTrainedModel) -> Iterator[Work]:
-    """Count what goes through body and head."""
+    """Count what goes through the model's body and head inside the ``with`` block."""
     work = Work()
 
     def body(module, positional, keywords, output) -> None:
@@ -240,7 +260,7 @@ def counting(model: PreTrainedModel) -> Iterator[Work]:
 
 
 def report(loaded: Predictor, records: list[dict], runs: dict[str, list[Work]], sizes: dict[str, int]) -> None:
-    """A table: time, ratio to ours in the same round, counts, and how far the answers agree."""
+    """Print a table: speed, ratio to ours in the same round, counts, and the share of equal answers."""
     ours_runs = runs["ours"]
     answer_tokens = sum(len(ids) + 1 for ids in loaded.tokenizer(ours_runs[0].answers).input_ids)
     print(f"answer tokens {answer_tokens}, terminators included")
@@ -257,8 +277,10 @@ def report(loaded: Predictor, records: list[dict], runs: dict[str, list[Work]], 
     print(f"| {' | '.join((*columns, 'valid', 'same as ours'))} |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, works in runs.items():
-        ratio = statistics.median(mine.seconds / his.seconds for mine, his in zip(works, ours_runs, strict=True))
-        cpu = statistics.median(mine.cpu_seconds / his.cpu_seconds for mine, his in zip(works, ours_runs, strict=True))
+        ratio = statistics.median(their.seconds / our.seconds for their, our in zip(works, ours_runs, strict=True))
+        cpu = statistics.median(
+            their.cpu_seconds / our.cpu_seconds for their, our in zip(works, ours_runs, strict=True)
+        )
         seconds = statistics.median(work.seconds for work in works)
         tokens = sum(len(ids) + 1 for ids in loaded.tokenizer(works[0].answers).input_ids)
         flop = works[0].flop(loaded.model) / ours_runs[0].flop(loaded.model)
@@ -275,14 +297,16 @@ def report(loaded: Predictor, records: list[dict], runs: dict[str, list[Work]], 
         print(f"| {' | '.join(map(str, (name, sizes[name], *figures, f'{valid:.1%}', f'{same:.1%}')))} |")
 
 
-def agreement(loaded: Predictor, records: list[dict], answers: list[str], ours_: list[str]) -> tuple[float, float]:
-    """Shares: of valid answers, and of these that say what ours does."""
+def agreement(
+    loaded: Predictor, records: list[dict], answers: list[str], our_answers: list[str]
+) -> tuple[float, float]:
+    """``(share of valid answers, share of the valid answers that equal ours)``."""
     valid = same = 0
-    for record, answer, mine in zip(records, answers, ours_, strict=True):
+    for record, answer, our_answer in zip(records, answers, our_answers, strict=True):
         result = loaded.task.parse(answer, record)
         if not result["unparsable"] and not any(result.get("problems", {}).values()):
             valid += 1
-            same += answer.strip() == mine
+            same += answer.strip() == our_answer
     return valid / len(records), same / max(1, valid)
 
 

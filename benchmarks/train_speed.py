@@ -1,13 +1,13 @@
-"""How fast and how lean training is, against the original recipe, transformers' Trainer, and TRL.
+"""Measure speed and memory of training against the original recipe, transformers' Trainer and TRL.
 
     python -m venv .venv-trl && .venv-trl/bin/pip install -r benchmarks/requirements-trl.txt
     python benchmarks/train_speed.py --tokenizer qwen/Qwen2.5-1.5B-Instruct     # after both transfer scripts
 
-Real rows at their real lengths. Speed with a Qwen2 of 1.5B's proportions (its head costs 0.178 of its body), the
-token ids folded into its small vocabulary; memory with the whole vocabulary. The contestants are processes that
-train alternately, one pass over the rows each, in several rounds; ratios are medians over the rounds. Before that,
-in float32, all must have the same loss at the first step. Every peer runs at each point of a small grid once, and
-the fastest goes into the rounds.
+The rows are real and keep their real lengths. Speed is measured with a small Qwen2 that has the proportions of the
+1.5B model (its head costs 0.178 of its body); token ids are mapped into its small vocabulary. Memory is measured with
+the whole vocabulary. Each contestant is a process. In each round every contestant trains one pass over the rows, in
+turn; ratios are medians over the rounds. Before that, all must have the same loss at the first step in float32. Each
+other library first runs once with every setting of a small grid, and its fastest setting takes part in the rounds.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Contestant:
     """A library with its settings.
 
     Attributes:
-        name: as the tables have it.
-        group: peers of one group are points of one grid.
-        library: of the worker.
-        arguments: of its Trainer.
-        job: what else the worker is told.
+        name: its name in the tables.
+        group: only the fastest contestant of each group takes part in the rounds.
+        library: ``ours``, ``hf`` or ``trl``.
+        arguments: keyword arguments of the library's TrainingArguments.
+        job: further settings for the worker process.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Contestant:
 
 
 def batches(size: int) -> dict:
-    """So many rows at a time, sixteen a step."""
+    """Trainer arguments for ``size`` rows in each batch and 16 rows in each optimizer step."""
     return {"per_device_train_batch_size": size, "gradient_accumulation_steps": ROWS_PER_STEP // size}
 
 
 GROUPED = {"train_sampling_strategy": "group_by_length"}
-TRL = {"max_length": 2048}  # it cuts rows at 1,024 tokens unless told
+TRL = {"max_length": 2048}  # by default TRL cuts rows at 1,024 tokens
 OURS = Contestant("ours", "ours", "ours", batches(16), {"batching": "prefix_tree"})
 PADDED = replace(OURS, name="ours, padded by length", group="padded", arguments=batches(16) | GROUPED)
 PADDED = replace(PADDED, job={"batching": "padded"})
@@ -72,8 +72,8 @@ PEERS = [
 ]
 
 
-def packed(rows: list[dict], pack_tokens: int) -> Contestant:
-    """TRL packing: about sixteen rows a step, as near as packs come."""
+def trl_packing(rows: list[dict], pack_tokens: int) -> Contestant:
+    """TRL with packing; a step has a whole number of packs, with about 16 rows in all."""
     mean_tokens = statistics.mean(len(row["prompt_ids"]) + len(row["answer_ids"]) for row in rows)
     packs = max(1, round(ROWS_PER_STEP * mean_tokens / pack_tokens))
     arguments = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": packs}
@@ -81,8 +81,8 @@ def packed(rows: list[dict], pack_tokens: int) -> Contestant:
     return Contestant(f"TRL packing {pack_tokens}, 1x{packs}", "TRL", "trl", arguments)
 
 
-class Running:
-    """A contestant's process."""
+class ContestantProcess:
+    """The process of one contestant."""
 
     def __init__(self, contestant: Contestant, rows: Path, base: Path, dtype: str, passes: int, python: dict) -> None:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -93,24 +93,24 @@ class Running:
         )  # fmt: skip
         job = {"library": contestant.library, "arguments": contestant.arguments, **contestant.job}
         job |= {"rows": str(rows), "base": str(base), "dtype": dtype, "passes": passes}
-        self._tell(json.dumps(job | {"output_dir": tempfile.gettempdir()}))
+        self._send(json.dumps(job | {"output_dir": tempfile.gettempdir()}))
 
     def one_pass(self) -> dict:
-        """Let it run once over the rows; what it reports."""
-        self._tell("go")
-        return self._answer()
+        """Let it train one pass over the rows, and return its report: seconds, CPU seconds and counts."""
+        self._send("go")
+        return self._receive()
 
     def finish(self) -> dict:
-        """The first loss and the peak memory."""
-        report = self._answer()
+        """Wait for the end; return the loss of the first step and the peak memory in bytes."""
+        report = self._receive()
         self.process.wait()
         return report
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def _answer(self) -> dict:
+    def _receive(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
             self.errors.seek(0)
@@ -119,7 +119,7 @@ class Running:
 
 
 def main() -> None:
-    """Measure what was asked for and print tables."""
+    """Measure what the flags ask for and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--tokenizer", type=Path, default=Path("qwen/Qwen2.5-1.5B-Instruct"))
     parser.add_argument("--data_dir", type=Path, default=Path("data"), help="train_ner.jsonl and train_cls.jsonl")
@@ -147,7 +147,12 @@ def main() -> None:
 
 
 def read_rows(kind: str, arguments: argparse.Namespace) -> list[dict]:
-    """Encoded rows of one kind; articles are court texts, put together to about a thousand tokens."""
+    """Encoded rows of one kind, as dicts of ``prompt_ids`` and ``answer_ids``.
+
+    Args:
+        kind: ``ner``; ``unshared`` (NER rows without a common beginning); ``court`` (classification rows); or
+            ``articles`` (court texts joined_records to about 1,000 tokens).
+    """
     sys.path.insert(0, str(ROOT))
     from sft.data.records import read_task_records
     from sft.model.encoding import encode_rows
@@ -167,32 +172,32 @@ def read_rows(kind: str, arguments: argparse.Namespace) -> list[dict]:
     rows = encode_rows(records[: 8 * count], task, tokenizer, 1024)[0]
     if kind == "articles":
         rows = articles(records, task, tokenizer, count)
-    if kind == "unshared":  # the first token tells the rows apart, so that nothing is shared
+    if kind == "unshared":  # a different first token for each row, so that nothing is shared
         for number, row in enumerate(rows):
             row.prompt_ids = [number + 10, *row.prompt_ids[1:]]
     return [{"prompt_ids": row.prompt_ids, "answer_ids": row.answer_ids} for row in rows[:count]]
 
 
 def articles(records: list[tuple[int, dict]], task, tokenizer, count: int) -> list:
-    """Rows whose text is that of several records after one another, cut to about a thousand tokens."""
+    """Rows that each join the texts of several records, cut to about 1,000 tokens."""
     from sft.model.encoding import encode_rows
 
-    joined, remaining = [], iter(records)
-    while len(joined) < count:
+    joined_records, remaining = [], iter(records)
+    while len(joined_records) < count:
         line, record = next(remaining)
         text = record["text"]
         while len(text) < 2 * ARTICLE_TOKENS:
             text += next(remaining)[1]["text"]
-        joined.append((line, record | {"text": text}))
+        joined_records.append((line, record | {"text": text}))
     generator = random.Random(1)
     return [
         encode_rows([pair], task, tokenizer, round(ARTICLE_TOKENS * generator.uniform(0.8, 1.2)))[0][0]
-        for pair in joined
+        for pair in joined_records
     ]
 
 
 def describe(kind: str, rows: list[dict]) -> None:
-    """One line about the rows."""
+    """Print one line about the rows: mean lengths in tokens and the length of their common beginning."""
     prompts, answers = ([len(row[name]) for row in rows] for name in ("prompt_ids", "answer_ids"))
     shared = os.path.commonprefix([row["prompt_ids"] for row in rows])
     print(
@@ -203,7 +208,7 @@ def describe(kind: str, rows: list[dict]) -> None:
 
 
 def save_base(folder: Path, shape: dict, dtype: str) -> Path:
-    """A random Qwen2 of a shape, with a tokenizer that knows its ids by number."""
+    """Save a Qwen2 of the given shape with random weights, and a tokenizer whose tokens are the ids as numbers."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -220,7 +225,7 @@ def save_base(folder: Path, shape: dict, dtype: str) -> Path:
 
 
 def write_rows(path: Path, rows: list[dict], vocabulary: int) -> Path:
-    """Rows with their ids folded into a vocabulary; 0 and 1 are kept for padding and the end."""
+    """Write rows with their token ids mapped into a smaller vocabulary; 0 and 1 are kept for padding and the end."""
     folded = [{name: [2 + token % (vocabulary - 2) for token in ids] for name, ids in row.items()} for row in rows]
     path.write_text("\n".join(map(json.dumps, folded)))
     return path
@@ -230,18 +235,18 @@ def write_rows(path: Path, rows: list[dict], vocabulary: int) -> Path:
 
 
 def measure_speed(kind: str, rows: list[dict], folder: Path, arguments: argparse.Namespace) -> None:
-    """Equal losses first; then the grid; then the fastest of each group in turns."""
+    """Check that losses are equal, run the grid, then run the fastest of each group in rounds."""
     python = {"trl": arguments.trl_python}
     rows = rows[: max(32, round(arguments.seconds_per_pass * len(rows)) // 16 * 16)]
     base = save_base(folder / "speed", WIDE if arguments.wide else SMALL, arguments.dtype)
     longest = max(len(row["prompt_ids"]) + len(row["answer_ids"]) for row in rows)
-    peers = PEERS + [packed(rows, tokens) for tokens in (1024, 2048) if tokens >= longest]
+    peers = PEERS + [trl_packing(rows, tokens) for tokens in (1024, 2048) if tokens >= longest]
     assert_equal_losses([OURS, PADDED, ORIGINAL, peers[0], peers[2], peers[-1]], rows[:16], folder, python)
-    whole, part = write_rows(folder / "rows", rows, 3640), write_rows(folder / "part", rows[: len(rows) // 2], 3640)
+    all_rows, half = write_rows(folder / "rows", rows, 3640), write_rows(folder / "part", rows[: len(rows) // 2], 3640)
     best: dict[str, tuple[float, Contestant]] = {}
     if kind != "unshared" and not arguments.only:
         for peer in peers:
-            running = Running(peer, part, base, arguments.dtype, 1, python)
+            running = ContestantProcess(peer, half, base, arguments.dtype, 1, python)
             report = running.one_pass()
             running.finish()
             speed = len(rows) // 2 / report["seconds"]
@@ -252,13 +257,14 @@ def measure_speed(kind: str, rows: list[dict], folder: Path, arguments: argparse
         contestants = [OURS, *(peer for peer in [*peers, ORIGINAL] if arguments.only in peer.name)]
     if arguments.max_tokens:
         contestants[0] = replace(OURS, job=OURS.job | {"max_tokens": arguments.max_tokens})
-    take_turns(contestants, whole, rows, base, arguments, python)
+    take_turns(contestants, all_rows, rows, base, arguments, python)
 
 
-def take_turns(contestants, whole: Path, rows: list[dict], base: Path, arguments, python: dict) -> None:
-    """Rounds of one pass each, after one pass to warm up; medians, ratios and what arithmetic allows."""
+def take_turns(contestants, all_rows: Path, rows: list[dict], base: Path, arguments, python: dict) -> None:
+    """Warm up with one pass, run the rounds, and print medians, ratios and the ratio that the arithmetic predicts."""
     running = {
-        peer.name: Running(peer, whole, base, arguments.dtype, arguments.rounds + 1, python) for peer in contestants
+        peer.name: ContestantProcess(peer, all_rows, base, arguments.dtype, arguments.rounds + 1, python)
+        for peer in contestants
     }
     reports = {name: [process.one_pass()] for name, process in running.items()}
     for _ in range(arguments.rounds):
@@ -285,9 +291,11 @@ def take_turns(contestants, whole: Path, rows: list[dict], base: Path, arguments
 
 
 def flops(shape: dict, peer: Contestant, report: dict, supervised: int) -> float:
-    """Of the linear layers of one pass: forward, the gradient of inputs, and what checkpointing computes again.
+    """Floating-point operations of the linear layers in one pass over the rows.
 
-    Attention, adapters and optimizer are left out. A chunked head is counted at supervised positions, twice.
+    Counts the forward pass, the gradient of the inputs, and for the body what gradient checkpointing recomputes.
+    Attention, adapters and optimizer are not counted. A head that runs in chunks is counted at supervised positions
+    only, forward and backward.
     """
     hidden, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
     heads, kv_heads = shape["num_attention_heads"], shape["num_key_value_heads"]
@@ -298,13 +306,17 @@ def flops(shape: dict, peer: Contestant, report: dict, supervised: int) -> float
 
 
 def assert_equal_losses(contestants, rows: list[dict], folder: Path, python: dict) -> None:
-    """The first step of the same sixteen rows, in float32, has the same loss for all."""
+    """Check that all contestants have the same loss at the first step on the same 16 rows in float32.
+
+    Raises:
+        AssertionError: the losses differ by more than 1e-4 of ours.
+    """
     base = save_base(folder / "float32", SMALL, "float32")
     path = write_rows(folder / "sixteen", rows, 3640)
     losses = {}
     for peer in contestants:
-        whole_step = peer.arguments | {"gradient_accumulation_steps": 16}  # packs too make one step then
-        running = Running(replace(peer, arguments=whole_step), path, base, "float32", 1, python)
+        whole_step = peer.arguments | {"gradient_accumulation_steps": 16}  # so that packs, too, make one step
+        running = ContestantProcess(replace(peer, arguments=whole_step), path, base, "float32", 1, python)
         running.one_pass()
         losses[peer.name] = running.finish()["first_loss"]
     spread = max(losses.values()) - min(losses.values())
@@ -316,12 +328,12 @@ def assert_equal_losses(contestants, rows: list[dict], folder: Path, python: dic
 
 
 def measure_memory(kind: str, rows: list[dict], folder: Path, arguments: argparse.Namespace) -> None:
-    """Peak resident memory above the loaded model over one step, each contestant on its own."""
+    """Print each contestant's peak resident memory over one step, without the loaded model. One runs at a time."""
     base = save_base(folder / "whole", WHOLE_VOCABULARY, arguments.dtype)
     path = write_rows(folder / "memory", rows[:ROWS_PER_STEP], 151936)
     ours = None
-    for peer in [OURS, PEERS[0], PEERS[2], ORIGINAL, packed(rows, 2048), *PEERS[4:]]:
-        running = Running(peer, path, base, arguments.dtype, 1, {"trl": arguments.trl_python})
+    for peer in [OURS, PEERS[0], PEERS[2], ORIGINAL, trl_packing(rows, 2048), *PEERS[4:]]:
+        running = ContestantProcess(peer, path, base, arguments.dtype, 1, {"trl": arguments.trl_python})
         speed = ROWS_PER_STEP / running.one_pass()["seconds"]
         peak = running.finish()["peak_bytes"]
         ours = ours or peak

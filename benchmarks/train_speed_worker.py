@@ -1,7 +1,8 @@
-"""One contestant of train_speed.py: trains the rows it is given with one library and tells how long it took.
+"""One contestant of train_speed.py: trains on the given rows with one library and reports how long it took.
 
-Started by the driver in the contestant's own environment. Speaks JSON lines: a line on stdin lets it run one more
-pass over the rows; each pass is answered with one line on stdout.
+train_speed.py starts it in the contestant's own Python environment. They talk in JSON lines: the first line on stdin
+is the job, each further line starts one more pass over the rows. After each pass, and at the end, one line goes to
+stdout.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ from transformers import (
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 OUTPUT = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # libraries print to stdout
+os.dup2(2, 1)  # what libraries print to stdout goes to stderr
 
 
 class Pacer(TrainerCallback):
-    """Waits before every pass over the rows until it is this contestant's turn, and reports the pass."""
+    """Waits for a line on stdin before every pass over the rows, and reports each pass."""
 
     def __init__(self) -> None:
         self.tokens = self.head_positions = self.steps = 0
 
-    def watch(self, model: torch.nn.Module) -> None:
-        """Count what the body and the model's own head really run on (recomputation does not pass here)."""
+    def count_in(self, model: torch.nn.Module) -> None:
+        """Count the tokens that the body runs on and the positions of the model's own head.
+
+        What gradient checkpointing recomputes is not counted.
+        """
         base = model.get_base_model()
         base.get_input_embeddings().register_forward_pre_hook(self._count_tokens)
         base.get_output_embeddings().register_forward_hook(self._count_head)
@@ -60,11 +64,11 @@ class Pacer(TrainerCallback):
     def on_epoch_end(self, args, state, control, **_) -> None:
         wall, cpu = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
         counts = {"tokens": self.tokens, "head_positions": self.head_positions, "steps": self.steps}
-        say(seconds=wall, cpu_seconds=cpu, **counts)
+        send(seconds=wall, cpu_seconds=cpu, **counts)
 
 
 def main() -> None:
-    """Read the job from the first line of stdin and train."""
+    """Read the job from the first line of stdin, train, and report the first loss and the peak memory."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     job = json.loads(sys.stdin.readline())
     rows = [json.loads(line) for line in Path(job["rows"]).read_text().splitlines()]
@@ -73,26 +77,26 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype, attn_implementation="sdpa")
     pacer = Pacer()
     trainer = {"ours": ours, "hf": hugging_face, "trl": trl}[job["library"]](model, rows, job, pacer)
-    pacer.watch(trainer.model)
+    pacer.count_in(trainer.model)
     for parameter in trainer.model.parameters():
-        parameter.detach().sum()  # weights are read from the disk when first touched
+        parameter.detach().sum()  # read the weights now: the file is mapped, and pages load at first use
     before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     trainer.train()
     status = Path("/proc/self/status").read_text()
     peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    say(first_loss=losses[0], peak_bytes=peak - before)
+    send(first_loss=losses[0], peak_bytes=peak - before)
 
 
-def say(**values) -> None:
-    """One line to the driver."""
+def send(**values) -> None:
+    """Send one line of JSON to train_speed.py."""
     OUTPUT.write(json.dumps(values) + "\n")
     OUTPUT.flush()
 
 
 def settings(job: dict) -> dict:
-    """What all three take: the same rows a step, optimizer and schedule."""
+    """The settings of all three libraries: the same rows in each step, optimizer and schedule."""
     options = {
         "output_dir": job["output_dir"],
         "num_train_epochs": job["passes"],
@@ -102,7 +106,7 @@ def settings(job: dict) -> dict:
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
-        "bf16": False,  # the base is bfloat16 itself, the adapter float32; TRL's default would cast on the fly
+        "bf16": False,  # no autocast: the base is already bfloat16, the adapter float32; TRL's default is True
         "dataloader_pin_memory": False,
         "gradient_checkpointing": False,
         "seed": 0,
@@ -111,14 +115,14 @@ def settings(job: dict) -> dict:
 
 
 def with_adapter(model):
-    """The adapter every contestant trains; its B is zero, so the first loss is the base's."""
+    """Add the adapter that every contestant trains. Its B is zero, so the first loss is that of the base model."""
     return get_peft_model(
         model, LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=32, lora_dropout=0.0, target_modules=PROJECTIONS)
     )
 
 
 def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
-    """This project's trainer, as `sft.training.fine_tune.fine_tune` builds it."""
+    """This project's trainer, as `sft.training.fine_tune.build_trainer` builds it."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching
     from sft.training.evaluation import Evaluator, Examples
@@ -129,7 +133,7 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
 
     encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], line) for line, row in enumerate(rows, start=1)]
     tokenizer = AutoTokenizer.from_pretrained(job["base"])
-    ways = {"prefix_tree": PrefixTreeBatching(), "padded": PaddedBatching(tokenizer.pad_token_id)}
+    batchings = {"prefix_tree": PrefixTreeBatching(), "padded": PaddedBatching(tokenizer.pad_token_id)}
     max_tokens = job.get("max_tokens") or fastest_on_cpu_tokens(model.config.intermediate_size)
     arguments = TrainingArguments(**settings(job), remove_unused_columns=False, length_column_name="length")
     return SftTrainer(
@@ -137,7 +141,7 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
         args=arguments,
         train_dataset=as_dataset(encoded),
         processing_class=tokenizer,
-        evaluator=Evaluator(None, tokenizer, None, ways[job["batching"]], quiet=True),
+        evaluator=Evaluator(None, tokenizer, None, batchings[job["batching"]], quiet=True),
         validation=Examples([], []),
         run=Run(Path(job["output_dir"]), checkpoint=None, identity={}, max_tokens=max_tokens),
         callbacks=[pacer],
@@ -145,7 +149,7 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
 
 
 def hugging_face(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
-    """transformers' Trainer with its own padding collator and the model's own loss over all positions."""
+    """transformers' Trainer with its own padding collator and the model's own loss, with logits of all positions."""
     model = with_adapter(model)
     if job["arguments"].get("gradient_checkpointing"):
         model.enable_input_require_grads()
@@ -165,7 +169,7 @@ def hugging_face(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
 
 
 def trl(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
-    """TRL's SFTTrainer; its loss runs the head in chunks over supervised positions."""
+    """TRL's SFTTrainer; its loss runs the head in chunks over the supervised positions."""
     from trl import SFTConfig, SFTTrainer
 
     ids = [row["prompt_ids"] + row["answer_ids"] for row in rows]
