@@ -1,4 +1,4 @@
-"""Composes sentences with marked names and news articles from templates, word lists and a seeded random source."""
+"""Compose sentences with labelled names, and news articles, from templates, word lists and a seeded random source."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ ENTITY_LABELS = ("GPE", "LOC", "ORG", "PER")
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
 _FULL_WIDTH = str.maketrans("0123456789", "０１２３４５６７８９")
 _FULL_WIDTH_SHARE = 0.12
-_COMPOSED_SHARE = 0.4  # of the training rows that are meant to hold entities
+_COMPOSED_SHARE = 0.4  # of the training rows with entities: their template is composed from parts
 _SECOND_SENTENCE_SHARE = 0.25
-_MOST_SENTENCES = 20  # of an article, besides two that only its topic has
-# Of the training articles, how many have no sentence that gives its topic away by its wording, only by its words.
+_MOST_SENTENCES = 20  # of an article, besides up to two sentences that only its topic has
+# Share of the training articles without any such sentence, where only the filled-in words show the topic.
 _GENERAL_SHARE = 0.6
-_STRAY_TOPIC_SHARE = 0.5  # of the articles, how many hold a sentence or two of another topic
+_STRAY_TOPIC_SHARE = 0.5  # share of the articles with one or two sentences about another topic
 
 
 @dataclass
 class Sentence:
-    """A text and its entities as ``(start, end, label)``, ends exclusive, in the order of the text."""
+    """A text and its entities as ``(start, end, label)`` in characters, end exclusive, in the order of the text."""
 
     text: str = ""
     entities: list[tuple[int, int, str]] = field(default_factory=list)
 
     def surfaces(self) -> list[str]:
-        """The entities' texts."""
+        """The texts of the entities."""
         return [self.text[start:end] for start, end, _ in self.entities]
 
     def append(self, other: Sentence) -> None:
-        """Put another sentence behind this one."""
+        """Append another sentence, and shift its entities."""
         offset = len(self.text)
         self.text += other.text
         self.entities += [(start + offset, end + offset, label) for start, end, label in other.entities]
@@ -43,7 +43,14 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Templates:
-    """The sentence templates of one split."""
+    """The sentence templates of one split.
+
+    Attributes:
+        entity: sentences with entities, for the NER sample.
+        empty: sentences without entities, for the NER sample.
+        news: sentences of articles on any topic.
+        news_by_topic: further sentences for each topic, by its label.
+    """
 
     entity: Sequence[str]
     empty: Sequence[str]
@@ -61,7 +68,7 @@ TEST_TEMPLATES = Templates(
 
 @cache
 def ordinary_text() -> str:
-    """Everything that is no name: templates and word lists, joined so that no word runs into the next."""
+    """All text that contains no names: templates and word lists, one on each line."""
     pieces: list[str] = []
     for templates in (TRAIN_TEMPLATES, TEST_TEMPLATES):
         pieces += [*templates.entity, *templates.empty, *templates.news]
@@ -73,7 +80,7 @@ def ordinary_text() -> str:
 
 
 def ordinary_words() -> list[str]:
-    """The word lists that are no names, one flat list."""
+    """All words that are not names, as one list."""
     return [
         *words.JOBS,
         *words.THINGS,
@@ -89,14 +96,19 @@ def ordinary_words() -> list[str]:
 
 
 def training_words() -> list[str]:
-    """Every word that pretraining may show, names aside."""
+    """Every word that pretraining may use, names not included."""
     sample_only = set(words.SAMPLE_THINGS)
     topic_words = [word for topic in words.TOPICS for word in (*topic.things, *topic.acts, *topic.roles)]
     return [*topic_words, *(word for word in ordinary_words() if word not in sample_only)]
 
 
 class Fillers:
-    """Draws what lower-case slots are filled with."""
+    """Draws the text for lower-case slots such as ``{thing}`` and ``{num}``.
+
+    Args:
+        random: where every choice comes from.
+        things, acts, roles: the words for these slots.
+    """
 
     def __init__(self, random: Random, things: Sequence[str], acts: Sequence[str] = (), roles: Sequence[str] = ()):
         self._random = random
@@ -114,7 +126,7 @@ class Fillers:
         }
 
     def draw(self, kind: str) -> str:
-        """A word, number, date or amount of money."""
+        """A random word, number, date or amount of money for a slot of this kind."""
         return self._random.choice(self._lists[kind]) if kind in self._lists else getattr(self, f"_{kind}")()
 
     def _num(self) -> str:
@@ -142,12 +154,14 @@ def fill(
     names: NameMaker,
     fillers: Fillers,
     wide_digits: bool = False,
-    marked: Collection[str] = ENTITY_LABELS,
+    entity_kinds: Collection[str] = ENTITY_LABELS,
 ) -> Sentence:
-    """Fill a template's slots; the same slot gets the same text, different slots different texts.
+    """Fill the slots of a template. The same slot always gets the same text; different name slots get different
+    names.
 
     Args:
-        marked: the kinds of slot that become entities of the sentence.
+        wide_digits: write digits in full width.
+        entity_kinds: the kinds of slot that become entities of the sentence.
     """
     sentence, chosen, cursor = Sentence(), {}, 0
     for slot in _SLOT.finditer(template):
@@ -159,7 +173,7 @@ def fill(
         sentence.text += template[cursor : slot.start()]
         start = len(sentence.text)
         sentence.text += chosen[key]
-        if kind in marked:
+        if kind in entity_kinds:
             sentence.entities.append((start, len(sentence.text), kind))
         cursor = slot.end()
     sentence.text += template[cursor:]
@@ -169,12 +183,12 @@ def fill(
 
 
 def composed_template(random: Random) -> str:
-    """A template put together from parts; no test sentence is made this way."""
+    """A random template composed from parts. No test sentence is made this way."""
     return "".join(random.choice(part) for part in ner_sentences.PARTS)
 
 
 def ner_sentence(random: Random, names: NameMaker, templates: Templates, empty_share: float = 0.25) -> Sentence:
-    """One row of the entity sample: a sentence or two, sometimes without any entity."""
+    """The text of one NER row: one or two sentences; a share ``empty_share`` of them has no entity."""
     empty = random.random() < empty_share
     lines = (templates.entity, templates.empty)
     if templates is TRAIN_TEMPLATES:
@@ -196,7 +210,7 @@ def ner_sentence(random: Random, names: NameMaker, templates: Templates, empty_s
 
 
 def topic_fillers(random: Random, topic: words.Topic, for_sample: bool) -> Fillers:
-    """Fillers that speak of a topic; the words of ``sample_things`` are kept from pretraining."""
+    """Fillers with the words of a topic; ``for_sample`` adds ``sample_things``, which pretraining never uses."""
     things = topic.things + topic.sample_things if for_sample else topic.things
     return Fillers(random, things, topic.acts, topic.roles)
 
@@ -210,18 +224,19 @@ def news_article(
     longest: int = 500,
     for_sample: bool = False,
 ) -> Sentence:
-    """An article of ``shortest`` to ``longest`` characters on a topic, perhaps with a sentence or two of another.
+    """An article about a topic; about half of them have one or two sentences about another topic.
 
     Args:
-        for_sample: use the topic's whole vocabulary, also what pretraining never shows.
+        shortest, longest: the range of its length in characters.
+        for_sample: also use the topic's words that pretraining never uses.
     """
     fillers = topic_fillers(random, topic, for_sample)
-    own = templates.news_by_topic[topic.label]
+    topic_lines = templates.news_by_topic[topic.label]
     if for_sample and templates is TRAIN_TEMPLATES and random.random() < _GENERAL_SHARE:
-        own = []
-    aim = shortest + int((longest - 60 - shortest) * random.random() ** 2)  # most are short
-    candidates = [*random.sample(templates.news, len(templates.news)), *own]
-    lines = [*random.sample(own, min(2, len(own))), *candidates[:_MOST_SENTENCES]]
+        topic_lines = []
+    aim = shortest + int((longest - 60 - shortest) * random.random() ** 2)  # most articles are short
+    candidates = [*random.sample(templates.news, len(templates.news)), *topic_lines]
+    lines = [*random.sample(topic_lines, min(2, len(topic_lines))), *candidates[:_MOST_SENTENCES]]
     sentences = [fill(line, names, fillers) for line in lines]
     kept, length = [], 0
     for sentence in sentences:
@@ -229,7 +244,7 @@ def news_article(
             kept.append(sentence)
             length += len(sentence.text)
     if random.random() < _STRAY_TOPIC_SHARE and len(kept) > 5:
-        _stray(random, names, topic, templates, kept, range(shortest, longest + 1), for_sample)
+        _add_other_topic(random, names, topic, templates, kept, range(shortest, longest + 1), for_sample)
     random.shuffle(kept)
     article = Sentence()
     for sentence in kept:
@@ -237,7 +252,7 @@ def news_article(
     return article
 
 
-def _stray(
+def _add_other_topic(
     random: Random,
     names: NameMaker,
     topic: words.Topic,
@@ -246,7 +261,7 @@ def _stray(
     lengths: range,
     for_sample: bool,
 ) -> None:
-    """Replace a sentence or two by such of another topic, where the whole stays within ``lengths``."""
+    """Replace one or two sentences by sentences about another topic if the total length stays in ``lengths``."""
     other = random.choice([other for other in words.TOPICS if other is not topic])
     fillers = topic_fillers(random, other, for_sample)
     for line in random.sample(templates.news, random.randint(1, 2)):
@@ -257,7 +272,7 @@ def _stray(
 
 
 class HeldOutNames:
-    """Names of the test rows, to keep them out of everything a model is trained on.
+    """The names of the test rows, which must not occur in anything that a model is trained on.
 
     Args:
         surfaces: the names.
@@ -268,7 +283,7 @@ class HeldOutNames:
         self._lengths = sorted({len(surface) for surface in self._surfaces})
 
     def occur_in(self, text: str) -> bool:
-        """Whether any of the names stands anywhere in a text."""
+        """Whether any of the names occurs in a text."""
         return any(
             text[start : start + length] in self._surfaces
             for length in self._lengths

@@ -1,8 +1,9 @@
-"""A start for the demonstration model in which copying need not be discovered first.
+"""Initial weights for the demonstration model that can almost copy from the start.
 
-A small model spends most of a short pretraining until two attention heads find each other: one that looks at the
-previous token, and one that looks for where the current token stood before and what came after it. Here the first two
-layers start out near such a pair; everything else starts at random, and all of it is trained.
+To copy, a model needs two attention heads that work together: one attends to the previous token; the other finds an
+earlier occurrence of the current token and attends to the token after it (an induction head). In a short pretraining,
+a small model needs most of the time to learn this pair. Here the first two layers start close to it. All other weights
+start at random, and all weights are trained.
 """
 
 from __future__ import annotations
@@ -13,15 +14,20 @@ import torch
 from transformers import Qwen2ForCausalLM
 
 EMBEDDING_STD = 0.05
-_PREVIOUS_SHARPNESS = 60.0  # squared length of each rotated pair: attention falls by e⁶ one token off
+_PREVIOUS_SHARPNESS = 60.0  # squared length of each rotary pair: one token further, attention is smaller by e⁶
 _MATCH_STRENGTH = 2.0
 _COPY_STRENGTH = 2.0
-_FAST_PAIRS = 4  # rotary pairs that turn too fast to compare tokens far apart
+_FAST_PAIRS = 4  # rotary pairs that rotate too fast to compare distant tokens
 
 
 @torch.no_grad()
 def start_copying(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
-    """Draw the embeddings, and set the first two layers' leading key-value groups to the pair of heads."""
+    """Draw the embeddings, and set the first two key-value groups of the first two layers to the pair of heads.
+
+    Args:
+        model: a Qwen2 of at least two layers and two key-value groups; changed in place.
+        generator: of the random numbers.
+    """
     hidden = model.config.hidden_size
     embeddings = model.model.embed_tokens.weight
     embeddings.copy_(_normal(embeddings.shape, EMBEDDING_STD, generator))
@@ -36,7 +42,7 @@ def start_copying(model: Qwen2ForCausalLM, generator: torch.Generator) -> None:
 
 
 def _look_at_previous(model, attention, group: int, read: torch.Tensor, write: torch.Tensor) -> None:
-    """Queries and keys of biases alone, turned against each other by one position."""
+    """Attend to the previous token: queries and keys are only biases, rotated against each other by one position."""
     size, heads = attention.head_dim, attention.num_key_value_groups
     keys = slice(group * size, (group + 1) * size)
     frequencies = model.model.rotary_emb.inv_freq.float()
@@ -52,7 +58,10 @@ def _look_at_previous(model, attention, group: int, read: torch.Tensor, write: t
 
 
 def _look_for_match(attention, group: int, read_current, read_previous, generator: torch.Generator) -> None:
-    """Queries of the current token, keys of the token before; the value is the token itself."""
+    """Attend to the token after an earlier occurrence of the current one.
+
+    The query is the current token, the key is the token before each position, the value is the token at the position.
+    """
     size, heads = attention.head_dim, attention.num_key_value_groups
     keys = slice(group * size, (group + 1) * size)
     slow = (torch.arange(size) % (size // 2) >= _FAST_PAIRS).float()[:, None]

@@ -1,6 +1,7 @@
-"""What the demonstration model is pretrained on: made-up exercises in reading, copying and following formats.
+"""The pretraining data of the demonstration model: made-up exercises in reading, copying and following formats.
 
-None asks either of the toolkit's two tasks: entity kinds, categories, instructions and answer formats all differ.
+No exercise is one of the toolkit's two tasks: names of entity kinds, categories, instructions and answer formats all
+differ.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from demo.names import NameMaker
 from sft.tasks.entity_lines import NO_ENTITY
 from sft.tasks.ner import CCFBDCI_LABELS
 
-# Kinds of span and what they are called here; the labels of the sample data are not among the names.
+# Kinds of span and their names in the lessons. The labels of the sample data are not among the names.
 KIND_NAMES = {
     "PER": ("姓名", "人物", "名字"),
     "GPE": ("国家城市", "行政区", "国名市名"),
@@ -84,8 +85,8 @@ class Lesson:
 
     Attributes:
         system: the instruction.
-        turns: what the user says and the answer to it, once or several times.
-        weight: how much each token of the answer counts in the loss.
+        turns: one or more pairs of a user message and its answer.
+        weight: the weight of each answer token in the loss.
     """
 
     system: str
@@ -94,7 +95,7 @@ class Lesson:
 
 
 def fixed_text() -> list[str]:
-    """The lessons' own words, for the tokenizer."""
+    """The fixed texts of the lessons, to train the tokenizer on."""
     parts = [line for part in ner_sentences.PARTS for line in part]
     lines = [*parts, *QUOTE_SENTENCES, *COPY_SYSTEMS, *QUOTE_SYSTEMS, *NEXT_SYSTEMS]
     lines += [*TELL_SYSTEMS, *EXTRACT_SYSTEMS, *CHOOSE_SYSTEMS, *CHOOSE_FORMS, *words.OTHER_TOPICS, *NOTHING]
@@ -118,7 +119,7 @@ class Teacher:
         self._names = NameMaker(random, "pretraining", corpus.ordinary_text())
         self._fillers = corpus.Fillers(random, words.THINGS)
         self._words = corpus.training_words()
-        # The labels of the two tasks are seen here as mere words to copy, so that their tokens are not strangers.
+        # The labels of the two tasks occur only as words to copy, so that their tokens are trained.
         self._words += [*CCFBDCI_LABELS.values(), NO_ENTITY, "entity_text", "entity_label"]
         self._words += [topic.label for topic in words.TOPICS]
 
@@ -131,14 +132,14 @@ class Teacher:
                 return lesson
 
     def copy(self) -> Lesson:
-        """Repeat a list of words, names and meaningless strings."""
+        """Copy a list of words, names and meaningless strings."""
         random = self._random
         separator = random.choice(("、", "，", " ", "\n", "；"))
         texts = [separator.join(self._item() for _ in range(random.randint(1, 5))) for _ in range(self._turns())]
         return Lesson(random.choice(COPY_SYSTEMS), [(text, text) for text in texts])
 
     def quote(self) -> Lesson:
-        """Write what a sentence has between quotation marks or brackets."""
+        """Write the text between quotation marks or brackets."""
         turns = [self._quotation() for _ in range(self._turns())]
         return Lesson(self._random.choice(QUOTE_SYSTEMS), turns)
 
@@ -150,7 +151,7 @@ class Teacher:
         return "".join(pieces), item
 
     def next_word(self) -> Lesson:
-        """Look up a word in a list and write the one after it."""
+        """Find a word in a list and write the word after it."""
         random = self._random
         items = list(dict.fromkeys(self._item() for _ in range(random.randint(3, 8))))
         place = random.randrange(max(1, len(items) - 1))
@@ -159,7 +160,7 @@ class Teacher:
         return Lesson(random.choice(NEXT_SYSTEMS), [(user, answer)])
 
     def tell(self) -> Lesson:
-        """Running text, without a question: sentences or an article."""
+        """Write plain text, without a question: sentences or an article."""
         random = self._random
         if random.random() < 0.5:
             topic = random.choice(words.TOPICS)
@@ -169,30 +170,32 @@ class Teacher:
         return Lesson(random.choice(TELL_SYSTEMS), [(random.choice(("写", "说", "请")), text)], 0.25)
 
     def extract(self) -> Lesson:
-        """Find spans of some kinds in a sentence, written in one of many formats."""
+        """Find the spans of some kinds in a sentence and write them in one of many formats."""
         random = self._random
         kinds = list(NAME_KINDS) if random.random() < 0.6 else random.sample(NAME_KINDS, random.randint(1, 3))
         if random.random() < 0.4:
             kinds += random.sample(WORD_KINDS, random.randint(1, 2))
         random.shuffle(kinds)
-        called = {kind: random.choice(KIND_NAMES[kind]) for kind in kinds}
+        kind_names = {kind: random.choice(KIND_NAMES[kind]) for kind in kinds}
         write, nothing = random.choice(FORMATS), random.choice(NOTHING)
-        example = write("某某", called[kinds[0]])
+        example = write("某某", kind_names[kinds[0]])
         instruction = random.choice(EXTRACT_SYSTEMS).format(
-            kinds="、".join(called.values()), example=example, nothing=nothing
+            kinds="、".join(kind_names.values()), example=example, nothing=nothing
         )
-        return Lesson(instruction, [self._extraction(called, write, nothing) for _ in range(self._turns())])
+        return Lesson(instruction, [self._extraction(kind_names, write, nothing) for _ in range(self._turns())])
 
-    def _extraction(self, called: dict[str, str], write: Callable[[str, str], str], nothing: str) -> tuple[str, str]:
-        sentence = self._sentence(called)
+    def _extraction(
+        self, kind_names: dict[str, str], write: Callable[[str, str], str], nothing: str
+    ) -> tuple[str, str]:
+        sentence = self._sentence(kind_names)
         if self._random.random() < 0.2:
-            sentence.append(self._sentence(called))
+            sentence.append(self._sentence(kind_names))
         spans = zip(sentence.surfaces(), sentence.entities, strict=True)
-        lines = [write(surface, called[kind]) for surface, (_, _, kind) in spans]
+        lines = [write(surface, kind_names[kind]) for surface, (_, _, kind) in spans]
         return sentence.text, "\n".join(lines) or nothing
 
     def choose(self) -> Lesson:
-        """Choose the topic of a short text among topics that are called otherwise than the sample's categories."""
+        """Choose the topic of a short text. The topics have other names than the categories of the sample."""
         random = self._random
         names = [topic.other_label for topic in words.TOPICS] + list(words.OTHER_TOPICS)
         if random.random() < 0.75:
@@ -222,15 +225,15 @@ class Teacher:
         chosen = random.sample(lines, random.randint(1, 4))
         return "".join(corpus.fill(line, self._names, fillers).text for line in chosen)
 
-    def _sentence(self, marked: Collection[str]) -> corpus.Sentence:
-        """A sentence put together from an opening, a subject, a predicate and a tail, or from a template."""
+    def _sentence(self, entity_kinds: Collection[str]) -> corpus.Sentence:
+        """A sentence from a template, or composed from an opening, a subject, a predicate and a tail."""
         random = self._random
         chance = random.random()
         if chance < 0.65:
             template = corpus.composed_template(random)
         else:
             template = random.choice(corpus.TRAIN_TEMPLATES.entity if chance < 0.85 else corpus.TRAIN_TEMPLATES.empty)
-        return corpus.fill(template, self._names, self._fillers, random.random() < 0.1, marked)
+        return corpus.fill(template, self._names, self._fillers, random.random() < 0.1, entity_kinds)
 
     def _item(self) -> str:
         random = self._random

@@ -1,9 +1,8 @@
-"""Write the sample data: made-up rows in the raw formats of the entity and the news data sets.
+"""Write the sample data: made-up rows in the raw formats of the NER and the news data sets.
 
     python -m demo.make_sample_data
 
-The same seed gives the same bytes. Names, places, organisations and templates of the test rows occur in no training
-row.
+The same seed gives the same bytes. The names and templates of the test rows occur in no training row.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from demo.names import NameMaker  # noqa: E402
 from sft.files import whole_file  # noqa: E402
 
 SEED = 20240601
-DEFAULT_COUNTS = ((4000, 250), (1000, 256))  # entity and news rows, for training and for testing
+DEFAULT_COUNTS = ((4000, 250), (1000, 256))  # NER and news rows, each (training, test)
 ENTITY_NAMES = {
     "GPE": ["地理实体", "政区", "国家", "城市"],
     "LOC": ["地点", "位置", "自然景观", "建筑"],
@@ -43,7 +42,7 @@ ENTITY_NAMES = {
 
 
 def ner_row(sentence: Sentence) -> dict:
-    """A raw row of the entity data."""
+    """A raw row of the NER data."""
     entities = [
         {
             "start_idx": start,
@@ -58,7 +57,7 @@ def ner_row(sentence: Sentence) -> dict:
 
 
 def news_row(random: Random, article: Sentence, label: str) -> dict:
-    """A raw row of the news data: the candidates are a Python list as a string, the right label among them."""
+    """A raw row of the news data. The options are a Python list written as a string; the right label is among them."""
     others = [topic.label for topic in words.TOPICS if topic.label != label]
     candidates = [label, *random.sample(others, random.randint(2, 5))]
     random.shuffle(candidates)
@@ -66,7 +65,7 @@ def news_row(random: Random, article: Sentence, label: str) -> dict:
 
 
 def distinct(compose: Callable[[], Sentence], count: int, held_out: HeldOutNames) -> list[Sentence]:
-    """``count`` different sentences without a held-out name."""
+    """Compose ``count`` different sentences that contain no held-out name."""
     found: dict[str, Sentence] = {}
     while len(found) < count:
         sentence = compose()
@@ -76,12 +75,14 @@ def distinct(compose: Callable[[], Sentence], count: int, held_out: HeldOutNames
 
 
 def surfaces(sentences: Iterable[Sentence]) -> set[str]:
-    """Every name of some sentences."""
+    """All names in some sentences."""
     return {surface for sentence in sentences for surface in sentence.surfaces()}
 
 
-def articles(random: Random, names: NameMaker, split: str, count: int, held_out: HeldOutNames) -> list[dict]:
-    """News rows, the topics in turn."""
+def articles(
+    random: Random, names: NameMaker, split: str, count: int, held_out: HeldOutNames
+) -> list[tuple[Sentence, str]]:
+    """News articles with their labels, in random order; every topic gets the same number of articles."""
     templates = TEST_TEMPLATES if split == "test" else TRAIN_TEMPLATES
     rows = []
     for number in range(count):
@@ -95,10 +96,10 @@ def articles(random: Random, names: NameMaker, split: str, count: int, held_out:
 
 
 def make_rows(seed: int, ner_counts: tuple[int, int], news_counts: tuple[int, int]) -> tuple[dict, HeldOutNames]:
-    """All four files' rows by file name, and the names of the test rows.
+    """The rows of all four files by file name, and the names that occur in the test rows.
 
     Args:
-        ner_counts, news_counts: rows for training and for testing.
+        ner_counts, news_counts: how many training rows and test rows.
     """
     none = HeldOutNames(())
     random = Random(f"{seed} ner test")
@@ -125,7 +126,7 @@ def make_rows(seed: int, ner_counts: tuple[int, int], news_counts: tuple[int, in
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line and write the four files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=PROJECT / "data" / "sample")
     parser.add_argument("--seed", type=int, default=SEED)

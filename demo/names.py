@@ -1,4 +1,4 @@
-"""Names composed from syllables, in splits that never share a name."""
+"""Names composed from syllables. Each composed name belongs to exactly one split."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from random import Random
 from demo import words
 
 SPLITS = ("train", "test", "pretraining")
-# Of every hundred possible names: test 20, train 35, pretraining the rest.
+# Of every 100 possible names, 20 are for test, 35 for train, and the rest for pretraining.
 _TEST_SHARE, _TRAIN_SHARE = 20, 55
 
 
 def split_of(core: str) -> str:
-    """The one split a composed name belongs to; the same on every machine."""
+    """The split that a composed name belongs to. It is the same on every machine."""
     share = zlib.crc32(core.encode()) % 100
     return "test" if share < _TEST_SHARE else "train" if share < _TRAIN_SHARE else "pretraining"
 
@@ -24,7 +24,7 @@ class NameMaker:
     Args:
         random: where the choices come from.
         split: one of ``SPLITS``.
-        ordinary_text: a name that occurs in it is no name but a word, and is not given out.
+        ordinary_text: text without names. A composed name that occurs in it is an ordinary word and is not used.
     """
 
     def __init__(self, random: Random, split: str, ordinary_text: str = "") -> None:
@@ -38,7 +38,7 @@ class NameMaker:
         return makers[label]()
 
     def person(self) -> str:
-        """A Chinese or a transliterated personal name."""
+        """A Chinese or a transliterated foreign personal name."""
         if self._random.random() < 0.22:
             return self._of_split(self._foreign_person)
         return self._of_split(self._chinese_person)
@@ -59,7 +59,7 @@ class NameMaker:
         return self._place_core() + self._random.choice(words.LANDMARK_SUFFIXES)
 
     def organisation(self) -> str:
-        """A company or an institution; institutions are named after a place."""
+        """A company, or an institution with the name of a place."""
         if self._random.random() < 0.45:
             return self._of_split(self._brand) + self._random.choice(words.COMPANY_SUFFIXES)
         return self.place() + self._random.choice(words.INSTITUTION_SUFFIXES)

@@ -1,4 +1,4 @@
-"""Sentence templates of the entity sample. Training and test share none.
+"""Sentence templates of the NER sample. Training and test have no template in common.
 
 ``{PER}``, ``{GPE}``, ``{LOC}`` and ``{ORG}`` are entities; a digit after the label
 (``{PER1}``) names the same entity again.
@@ -8,8 +8,8 @@ Lower-case slots are filled with words that are no entities.
 from __future__ import annotations
 
 
-def _listed(text: str) -> list[str]:
-    """Pieces of a sentence written one after the other, as a list; they may be empty."""
+def _parts(text: str) -> list[str]:
+    """Split a string of sentence parts at ``|``; a part may be empty."""
     return text.split("|")
 
 
@@ -134,7 +134,7 @@ TRAIN_EMPTY = """\
 学生们安静地读书，窗外下着{weather}。
 """.splitlines()
 
-# Training rows of the sample only; pretraining does not see these.
+# Only for the training rows of the sample; pretraining does not use these.
 MORE_TRAIN = """\
 {PER}对{ORG}的态度很坚决。
 法院驳回了对{ORG}的起诉，{PER}没有上诉。
@@ -400,20 +400,20 @@ TEST_EMPTY = """\
 {percent}的受访者没有听说过{thing}。
 """.splitlines()
 
-# Sentences of the training split and of pretraining are also put together from an opening, a subject, a predicate and
-# a tail. A slot's digit keeps the parts' names apart.
-OPENINGS = _listed(
+# Sentences of the training split and of pretraining are also composed from an opening, a subject, a predicate and a
+# tail. The digits of the slots keep the names of different parts different.
+OPENINGS = _parts(
     "|||||{date7}，|据{ORG7}消息，|在{GPE7}，|近日，|昨天下午，|随后，|与此同时，|{year}，|听说|"
     "有人说，|不久前，|按照安排，|为了{thing7}，|上午，|因为{weather}，|今年夏天，|在{LOC7}，|这时，|"
     "报道称，|事实上，|第二天，|经{ORG7}同意，|如果{thing7}顺利，|作为{GPE7}的代表，"
 )
-SUBJECTS = _listed(
+SUBJECTS = _parts(
     "{PER}|{PER}|{ORG}|{ORG}|{GPE}|{LOC}|{ORG}{job}{PER}|{PER}和{PER2}|{GPE}的{PER}|{job}{PER}|"
     "来自{GPE}的{job}{PER}|{GPE}{job}{PER}|{ORG}、{ORG2}|{GPE}、{GPE2}|位于{GPE}的{ORG}|"
     "{LOC}和{LOC2}|{num}名{job}|{ORG}的{PER}|{PER}、{PER2}、{PER8}|{GPE}队|{GPE}方面|{GPE}政府|他|她|"
     "大家|我们|这家公司|孩子们|那只{animal}|专家{PER}|{ORG}发言人{PER}"
 )
-PREDICATES = _listed(
+PREDICATES = _parts(
     "去了{LOC3}|到过{GPE3}|访问{GPE3}|加入{ORG3}|离开了{ORG3}|见到了{PER3}|把{thing}交给{PER3}|"
     "从{GPE3}来到{GPE4}|与{ORG3}合作|支持{PER3}的看法|认为{ORG3}做错了|批评了{GPE3}|路过{LOC3}|"
     "住在{LOC3}附近|把{tool}送给{PER3}|卖掉了{num}台{tool}|带来{num}斤{food}|说{PER3}已经到了{GPE3}|"
@@ -427,7 +427,7 @@ PREDICATES = _listed(
     "希望{GPE3}早日恢复{thing}|被评为{job2}|飞往{GPE3}|登上{LOC3}|沿着{LOC3}向前走|"
     "搬进了{LOC3}旁的新家"
 )
-TAILS = _listed(
+TAILS = _parts(
     "。|。|。|。|。|，花了{money}。|，用了{num}天。|，受到{PER5}的称赞。|，{GPE5}也不例外。|"
     "，并感谢{ORG5}。|，然后去了{LOC5}。|，{PER5}没有说话。|，地点在{LOC5}。|，引起{GPE5}的关注。|"
     "，{ORG5}对此表示欢迎。|，时间是{date}。|，“{thing2}很{adjective}，”{PER5}说。|"

@@ -1,7 +1,7 @@
-"""Sentence templates of the news sample. Training and test share none.
+"""Sentence templates of the news sample. Training and test have no template in common.
 
-``{thing}``, ``{act}`` and ``{role}`` are filled from the topic's vocabulary,
-``{PER}``, ``{GPE}``, ``{LOC}`` and ``{ORG}`` with names.
+``{thing}``, ``{act}`` and ``{role}`` are filled with words of the topic; ``{PER}``, ``{GPE}``, ``{LOC}`` and ``{ORG}``
+are filled with names.
 """
 
 TRAIN = """\

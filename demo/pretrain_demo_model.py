@@ -2,7 +2,7 @@
 
     python -m demo.pretrain_demo_model
 
-The weights depend on the flags and on the machine's arithmetic; the lessons on the seed alone.
+The weights depend on the flags and on the machine's floating-point arithmetic; the lessons depend only on the seed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,19 @@ from demo.tokenizer import common_characters, save_tokenizer, train_tokenizer  #
 
 FIRST_SHARES = {"copy": 6, "quote": 2, "next_word": 2, "extract": 2}
 LATER_SHARES = {"copy": 1, "quote": 0.5, "next_word": 0.5, "tell": 1, "extract": 7, "choose": 6}
-POOL = 512  # lessons drawn at a time and batched by length
+POOL = 512  # how many lessons are drawn at a time; they are batched by length
 
 
 @dataclass
 class Batch:
-    """Padded token ids; the flat positions whose logits are wanted, the tokens that follow there, their weights."""
+    """A padded batch.
+
+    Attributes:
+        input_ids: (rows, width) token ids, padded on the right.
+        positions: (supervised,) flat indices into ``input_ids``: the positions that predict a supervised token.
+        targets: (supervised,) these tokens.
+        weights: (supervised,) their weights in the loss.
+    """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
@@ -45,26 +52,26 @@ class Batch:
 
 
 def encode(lesson: Lesson, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Token ids of a lesson in ChatML, and which of them belong to answers."""
+    """The token ids of a lesson in ChatML, and for each whether it belongs to an answer."""
     ids = tokenizer.encode(f"<|im_start|>system\n{lesson.system}<|im_end|>").ids
-    answered = [False] * len(ids)
+    answer_mask = [False] * len(ids)
     for user, answer in lesson.turns:
-        asked = f"\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
-        for text, is_answer in ((asked, False), (answer + "<|im_end|>", True)):
+        user_turn = f"\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+        for text, is_answer in ((user_turn, False), (answer + "<|im_end|>", True)):
             piece = tokenizer.encode(text).ids
             ids += piece
-            answered += [is_answer] * len(piece)
-    return ids, answered
+            answer_mask += [is_answer] * len(piece)
+    return ids, answer_mask
 
 
 def collate(rows: list[tuple[list[int], list[bool], float]], padding: int) -> Batch:
-    """Pad rows of (ids, which are answers, weight) to one width."""
+    """Make a batch of rows ``(token ids, whether each belongs to an answer, weight)``."""
     width = max(len(ids) for ids, _, _ in rows)
     input_ids = torch.full((len(rows), width), padding)
     positions, targets, weights = [], [], []
-    for number, (ids, answered, weight) in enumerate(rows):
+    for number, (ids, answer_mask, weight) in enumerate(rows):
         input_ids[number, : len(ids)] = torch.tensor(ids)
-        places = [place for place, is_answer in enumerate(answered) if is_answer]
+        places = [place for place, is_answer in enumerate(answer_mask) if is_answer]
         positions += [number * width + place - 1 for place in places]
         targets += [ids[place] for place in places]
         weights += [weight] * len(places)
@@ -72,7 +79,7 @@ def collate(rows: list[tuple[list[int], list[bool], float]], padding: int) -> Ba
 
 
 def batches(teacher: Teacher, tokenizer: Tokenizer, random: Random, steps: int, tokens: int, easy: int):
-    """Yield ``steps`` batches of at most ``tokens`` padded tokens; the first ``easy`` ones mostly copy."""
+    """Yield ``steps`` batches of at most ``tokens`` tokens, padding included; the first ``easy`` ones mostly copy."""
     padding = tokenizer.token_to_id("<|endoftext|>")
     done = 0
     while done < steps:
@@ -97,7 +104,7 @@ def _groups(rows: list, tokens: int) -> Iterator[list]:
 
 
 def build_model(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Qwen2ForCausalLM:
-    """The untrained model."""
+    """The model with its initial weights."""
     config = Qwen2Config(
         vocab_size=math.ceil(tokenizer.get_vocab_size() / 64) * 64,
         hidden_size=arguments.hidden_size,
@@ -134,7 +141,7 @@ def build_optimizers(model: Qwen2ForCausalLM, arguments: argparse.Namespace) -> 
 
 
 def train(model: Qwen2ForCausalLM, tokenizer: Tokenizer, teacher: Teacher, arguments: argparse.Namespace) -> None:
-    """Run the lessons; the learning rate rises for fifty steps, and falls to nothing over the last 60 %."""
+    """Train on the lessons. The learning rate rises for 50 steps, and falls to zero over the last 60 % of steps."""
     optimizers = build_optimizers(model, arguments)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
@@ -168,7 +175,10 @@ def train(model: Qwen2ForCausalLM, tokenizer: Tokenizer, teacher: Teacher, argum
 
 
 def loss_of(model: Qwen2ForCausalLM, batch: Batch) -> torch.Tensor:
-    """Weighted mean cross entropy of the answers. Padding is on the right, so causal attention needs no mask."""
+    """The weighted mean cross-entropy of the answer tokens, a scalar.
+
+    Padding is on the right, so causal attention needs no mask.
+    """
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=batch.input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
         logits = model.lm_head(hidden[batch.positions])
@@ -177,7 +187,7 @@ def loss_of(model: Qwen2ForCausalLM, batch: Batch) -> torch.Tensor:
 
 
 def save(model: Qwen2ForCausalLM, directory: Path) -> None:
-    """Write weights in bfloat16 and the greedy generation settings."""
+    """Write the weights in bfloat16, and generation settings for greedy decoding."""
     config = model.config
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, max_new_tokens=512
@@ -190,7 +200,7 @@ def save(model: Qwen2ForCausalLM, directory: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line, train the tokenizer and the model, and save them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=PROJECT / "qwen" / "demo")
     parser.add_argument("--seed", type=int, default=7)

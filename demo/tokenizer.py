@@ -1,4 +1,4 @@
-"""The demonstration model's own tokenizer: byte-level BPE built like Qwen2's, trained on the made-up corpus."""
+"""The tokenizer of the demonstration model: byte-level BPE built like Qwen2's, trained on the made-up corpus."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# How often each kind of text is shown to the BPE trainer: merges of frequent text come first, so every character
-# becomes a token before any word does.
+# How often each kind of text is given to the BPE trainer. It merges frequent text first, so every character becomes a
+# token before any word does.
 _CHARACTER_WEIGHT, _PROMPT_WEIGHT, _WORD_WEIGHT = 400, 200, 8
 
 
 def common_characters() -> str:
-    """The 3,755 characters of GB 2312 level 1, by computing the code points of its rows."""
+    """The 3,755 characters of GB 2312 level 1, decoded from their byte codes."""
     return b"".join(
         bytes((row, cell)) for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF) if (row, cell) <= (0xD7, 0xF9)
     ).decode("gb2312")
 
 
 def train_tokenizer(vocabulary_size: int) -> Tokenizer:
-    """A byte-level BPE whose tokens are characters, words of the corpus and runs of the task prompts.
+    """A byte-level BPE whose tokens are characters, words of the corpus and parts of the task prompts.
 
-    Names are left out of the training text on purpose: they stay sequences of characters, so that a name is written
-    with the same tokens wherever it stands.
+    The training text has no names, on purpose: a name stays a sequence of characters, so that it has the same tokens
+    wherever it occurs.
+
+    Args:
+        vocabulary_size: how many tokens, special tokens included.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -63,7 +66,7 @@ def train_tokenizer(vocabulary_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """Write the files ``AutoTokenizer`` reads."""
+    """Write the files that ``AutoTokenizer`` reads."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     write_json(
@@ -100,7 +103,7 @@ def _known_characters() -> str:
 
 
 def _task_prompts() -> list[str]:
-    """What never changes in the prompts of the two tasks, so that a prompt is few tokens."""
+    """The fixed parts of the prompts of the two tasks, so that a prompt has few tokens."""
     labels = [topic.label for topic in words.TOPICS]
     ner, classification = Ner.with_labels(CCFBDCI_LABELS.values()), Classification(labels=tuple(labels))
     record = {"text": "", "options": ["甲"], "entities": [{"text": "甲", "label": label} for label in ner.labels]}
@@ -109,7 +112,7 @@ def _task_prompts() -> list[str]:
 
 
 def _words() -> list[str]:
-    """Words that are tokens of their own; those only the test rows use are not among them."""
+    """Words that become single tokens. Words that only the sample data uses are not among them."""
     found = [*corpus.training_words(), *CCFBDCI_LABELS.values(), *words.LANDMARK_SUFFIXES, *words.PLACE_SUFFIXES]
     found += [*words.INSTITUTION_SUFFIXES, *words.COMPANY_SUFFIXES]
     found += [word for topic in words.TOPICS for word in (topic.label, topic.other_label)]
@@ -117,7 +120,7 @@ def _words() -> list[str]:
 
 
 def _fragments() -> list[str]:
-    """What stands between the slots of the training templates and the lessons."""
+    """The texts between the slots of the training templates, and the fixed texts of the lessons."""
     templates = corpus.TRAIN_TEMPLATES
     lines = [*templates.entity, *templates.empty, *templates.news, *lessons.fixed_text()]
     lines += [line for topic_lines in templates.news_by_topic.values() for line in topic_lines]

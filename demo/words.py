@@ -1,6 +1,7 @@
-"""Word material of the made-up corpus: syllables names are composed of, fillers, and topic vocabularies.
+"""The words of the made-up corpus: syllables for names, words for slots, and the vocabulary of each topic.
 
-Everything here was written for this project; the corpus and the sample data are composed from it and nothing else.
+Everything here was written for this project. The corpus and the sample data are composed only from these words and the
+templates.
 """
 
 from __future__ import annotations
@@ -8,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-def _listed(text: str) -> list[str]:
-    """Words written one after the other, as a list."""
+def _word_list(text: str) -> list[str]:
+    """Split a string of words at white space."""
     return text.split()
 
 
@@ -35,44 +36,44 @@ FOREIGN_PLACE_ENDINGS = ("尼亚", "斯坦", "兰", "利亚", "维亚", "里科"
 FOREIGN_PERSON_ENDINGS = ("斯基", "诺夫", "森", "曼", "尔", "顿", "特", "斯", "娃", "德兹")
 BRAND_CHARACTERS = "华鼎联创中科恒信瑞丰天宇宏达盛世金元博众康泰星辰远景智汇海纳启明东方鑫源国盛融通百川汇通卓越腾跃"
 
-REAL_PLACES_TRAIN = _listed(
+REAL_PLACES_TRAIN = _word_list(
     "北京 上海 南京 广州 武汉 西安 沈阳 长沙 昆明 济南 合肥 福州 贵阳 兰州 海口 拉萨 大连 苏州 洛阳 "
     "桂林 日本 法国 巴西 印度 埃及 泰国 荷兰 墨西哥 俄罗斯 菲律宾 肯尼亚 新加坡 阿根廷 葡萄牙 东京 "
     "巴黎 曼谷 开罗 河南省 四川省 江西省 云南省"
 )
-REAL_PLACES_TEST = _listed(
+REAL_PLACES_TEST = _word_list(
     "杭州 成都 重庆 天津 哈尔滨 郑州 南宁 太原 青岛 无锡 厦门 德国 英国 加拿大 越南 瑞典 希腊 乌拉圭 "
     "柏林 伦敦 罗马 山东省 湖北省 吉林省"
 )
 PLACE_SUFFIXES = ("市", "市", "县", "县", "省", "区", "镇", "州", "自治县", "乡")
-LANDMARK_SUFFIXES = _listed(
+LANDMARK_SUFFIXES = _word_list(
     "山 岭 峰 河 江 湖 溪 湾 岛 海峡 高原 盆地 平原 草原 沙漠 湿地 水库 峡谷 广场 公园 大桥 机场 "
     "火车站 体育场 路 大道 码头 隧道 港 古城 瀑布 群岛"
 )
-INSTITUTION_SUFFIXES = _listed(
+INSTITUTION_SUFFIXES = _word_list(
     "大学 学院 理工大学 师范大学 第一中学 第二中学 实验小学 人民医院 中医院 人民政府 公安局 环保局 "
     "教育局 法院 海关 博物馆 图书馆 日报社 电视台 商会 消防支队 农业科学院"
 )
-COMPANY_SUFFIXES = _listed(
+COMPANY_SUFFIXES = _word_list(
     "集团 公司 科技公司 有限公司 科技有限公司 银行 证券 保险公司 汽车公司 制药厂 出版社 研究院 "
     "研究所 基金会 俱乐部 足球俱乐部 交响乐团 航空公司 律师事务所 通讯社 协会"
 )
 
-JOBS = _listed(
+JOBS = _word_list(
     "市长 记者 教授 医生 工程师 队长 校长 经理 董事长 总裁 秘书长 发言人 主任 部长 院长 会长 厂长 "
     "村支书 导演 教练 外交部长 总统 总理 大使 律师 作家 研究员 司机 老师 护士长"
 )
-THINGS = _listed(
+THINGS = _word_list(
     "新产品 计划 报告 方案 合同 协议 项目 展览 比赛 会议 论坛 工程 活动 课程 报名 捐款 消息 规定 "
     "名单 票价 设备 书 电影 合作 调查 演出 培训 补贴 招标 投资"
 )
-SAMPLE_THINGS = _listed("讲座 年会 试点 招聘 彩排 征文 巡查 义卖")
-ADJECTIVES = _listed("顺利 热闹 简单 重要 复杂 安静 明显 普通 特别 辛苦 迅速 稳定")
-FOODS = _listed("苹果 西瓜 米饭 面条 豆腐 饺子 包子 牛奶 鸡蛋 红薯 白菜 葡萄 桃子 馒头 蛋糕 咖啡 绿茶 粽子")
-ANIMALS = _listed("老虎 狮子 大象 猴子 兔子 熊猫 狐狸 松鼠 乌龟 金鱼 喜鹊 麻雀 山羊 黄牛 白马 刺猬 海豚 企鹅")
-TOOLS = _listed("手机 电脑 相机 水杯 雨伞 钥匙 书包 台灯 冰箱 风扇 剪刀 铅笔 自行车 手表 闹钟 毛巾 耳机 锤子")
-COLOURS = _listed("红色 黄色 蓝色 绿色 白色 黑色 紫色 灰色 粉色 橙色")
-WEATHERS = _listed("小雨 大雪 晴天 多云 大风 雷阵雨 浓雾 霜冻 高温 暴雨")
+SAMPLE_THINGS = _word_list("讲座 年会 试点 招聘 彩排 征文 巡查 义卖")
+ADJECTIVES = _word_list("顺利 热闹 简单 重要 复杂 安静 明显 普通 特别 辛苦 迅速 稳定")
+FOODS = _word_list("苹果 西瓜 米饭 面条 豆腐 饺子 包子 牛奶 鸡蛋 红薯 白菜 葡萄 桃子 馒头 蛋糕 咖啡 绿茶 粽子")
+ANIMALS = _word_list("老虎 狮子 大象 猴子 兔子 熊猫 狐狸 松鼠 乌龟 金鱼 喜鹊 麻雀 山羊 黄牛 白马 刺猬 海豚 企鹅")
+TOOLS = _word_list("手机 电脑 相机 水杯 雨伞 钥匙 书包 台灯 冰箱 风扇 剪刀 铅笔 自行车 手表 闹钟 毛巾 耳机 锤子")
+COLOURS = _word_list("红色 黄色 蓝色 绿色 白色 黑色 紫色 灰色 粉色 橙色")
+WEATHERS = _word_list("小雨 大雪 晴天 多云 大风 雷阵雨 浓雾 霜冻 高温 暴雨")
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,11 @@ class Topic:
 
     Attributes:
         label: the category of the sample data.
-        other_label: what the same topic is called in pretraining, so that the category itself stays unknown there.
-        things: nouns all splits share.
-        sample_things: nouns only the sample's rows use, pretraining does not.
-        acts: verb phrases, shared.
-        roles: who acts in this topic, shared.
+        other_label: the name of the topic in pretraining, which must not train the category itself.
+        things: nouns for pretraining and for the sample data.
+        sample_things: nouns only for the sample data.
+        acts: verb phrases, for both.
+        roles: people who act in this topic, for both.
     """
 
     label: str
@@ -100,23 +101,23 @@ TOPICS = (
     Topic(
         "体育",
         "赛场",
-        _listed(
+        _word_list(
             "足球 篮球 排球 乒乓球 羽毛球 联赛 决赛 冠军 金牌 点球 裁判 进球 马拉松 游泳 田径 跳水 主场 客场 "
             "球迷 替补 锦标赛 世界杯 积分榜 门将 后卫 射门"
         ),
         ["亚军", "铅球", "短跑", "半决赛", "守门员", "赛季"],
-        _listed("夺得冠军 打进两球 扳平比分 战胜对手 刷新纪录 备战决赛 遗憾出局 获得铜牌 晋级八强 挑战卫冕冠军"),
+        _word_list("夺得冠军 打进两球 扳平比分 战胜对手 刷新纪录 备战决赛 遗憾出局 获得铜牌 晋级八强 挑战卫冕冠军"),
         ["主教练", "球员", "运动员", "前锋", "队医", "选手"],
     ),
     Topic(
         "军事",
         "军营",
-        _listed(
+        _word_list(
             "导弹 战斗机 坦克 驱逐舰 潜艇 演习 炮兵 步兵 雷达 航母 士兵 军舰 巡逻 边防 装甲车 靶场 伞兵 火炮 "
             "侦察 弹药 司令部 空军 海军 防空 射击 阵地"
         ),
         ["护卫舰", "轰炸机", "夜训", "哨所", "军演", "无人侦察机"],
-        _listed(
+        _word_list(
             "开展实弹射击 完成夜间突防 击落靶机 进行联合演习 部署新式雷达 抢占高地 组织拉练 突破防线 检验火力 护航编队"
         ),
         ["司令员", "飞行员", "连长", "舰长", "战士", "教官"],
@@ -124,23 +125,25 @@ TOPICS = (
     Topic(
         "经济",
         "市场",
-        _listed(
+        _word_list(
             "股票 利率 通货膨胀 出口 进口 贸易 投资 银行贷款 外汇 税收 物价 股市 债券 关税 利润 工业产值 "
             "消费 房价 订单 汇率 零售 营业额 资本 市场份额 财政 基金"
         ),
         ["存款", "顺差", "股息", "批发", "融资", "通胀率"],
-        _listed("下调利率 扩大出口 吸引外资 降低成本 发行债券 提高关税 刺激消费 公布季度利润 缓解资金压力 稳定物价"),
+        _word_list(
+            "下调利率 扩大出口 吸引外资 降低成本 发行债券 提高关税 刺激消费 公布季度利润 缓解资金压力 稳定物价"
+        ),
         ["分析师", "经销商", "投资者", "行长", "企业家", "会计"],
     ),
     Topic(
         "教育",
         "课堂",
-        _listed(
+        _word_list(
             "高考 课堂 教材 作业 学生 教师 招生 奖学金 班主任 小学 课程表 考试 研究生 毕业论文 学费 校园 "
             "幼儿园 家长会 数学 语文 辅导 学位 讲台 寒假 分数线 黑板"
         ),
         ["录取", "学籍", "期末", "英语", "选修课", "支教"],
-        _listed(
+        _word_list(
             "修订教材 扩大招生 减轻作业负担 开设新课程 组织期中考试 发放奖学金 培训乡村教师 批改试卷 "
             "公布分数线 走进课堂"
         ),
@@ -149,56 +152,58 @@ TOPICS = (
     Topic(
         "医药",
         "诊室",
-        _listed(
+        _word_list(
             "疫苗 手术 病毒 药品 患者 肝炎 糖尿病 抗生素 血压 门诊 病房 临床试验 肿瘤 感冒 中药 处方 护理 "
             "心脏病 体检 免疫 剂量 细菌 副作用 麻醉 急诊 化验"
         ),
         ["胶囊", "骨折", "过敏", "针灸", "胃炎", "住院"],
-        _listed("接种疫苗 实施手术 控制病情 研制新药 降低血压 开展临床试验 抢救患者 筛查肿瘤 减少副作用 隔离病人"),
+        _word_list("接种疫苗 实施手术 控制病情 研制新药 降低血压 开展临床试验 抢救患者 筛查肿瘤 减少副作用 隔离病人"),
         ["主治医师", "护士", "药剂师", "患者", "专家", "麻醉师"],
     ),
     Topic(
         "农业",
         "田间",
-        _listed(
+        _word_list(
             "水稻 小麦 玉米 化肥 农药 灌溉 大棚 果园 养殖 生猪 棉花 种子 收割机 蔬菜 土壤 丰收 饲料 茶园 "
             "奶牛 播种 虫害 稻田 大豆 农户 拖拉机 粮食"
         ),
         ["花生", "油菜", "育苗", "渔塘", "插秧", "秸秆"],
-        _listed("播种小麦 防治虫害 推广良种 抢收水稻 搭建大棚 改良土壤 施用有机肥 增产粮食 修建水渠 养殖生猪"),
+        _word_list("播种小麦 防治虫害 推广良种 抢收水稻 搭建大棚 改良土壤 施用有机肥 增产粮食 修建水渠 养殖生猪"),
         ["农民", "农技员", "种粮大户", "果农", "养殖户", "合作社社员"],
     ),
     Topic(
         "交通",
         "路网",
-        _listed(
+        _word_list(
             "高速公路 地铁 铁路 公交车 航班 列车 拥堵 车站 司机 红绿灯 轨道 桥梁 货车 收费站 客流 车票 限速 "
             "停车场 隧道施工 渡轮 路况 车道 班车 站台 立交桥 出租车"
         ),
         ["动车", "换乘", "晚点", "路口", "匝道", "机动车"],
-        _listed("开通地铁 疏导拥堵 加开列车 取消航班 修建立交桥 限制货车通行 延长运营时间 检修轨道 增设车道 查处超速"),
+        _word_list(
+            "开通地铁 疏导拥堵 加开列车 取消航班 修建立交桥 限制货车通行 延长运营时间 检修轨道 增设车道 查处超速"
+        ),
         ["交警", "司机", "乘务员", "旅客", "调度员", "站长"],
     ),
     Topic(
         "艺术",
         "舞台",
-        _listed(
+        _word_list(
             "油画 书法 交响乐 歌剧 舞蹈 雕塑 画展 钢琴 戏曲 京剧 话剧 琵琶 水墨 剧本 乐章 芭蕾 合唱 画家 "
             "旋律 剪纸 舞台 摄影展 演奏 水彩 音乐会 角色"
         ),
         ["版画", "民歌", "二胡", "编舞", "素描", "独唱"],
-        _listed("演奏交响乐 举办画展 排练歌剧 创作油画 登台演唱 临摹书法 改编剧本 谢幕三次 雕刻石像 编排舞蹈"),
+        _word_list("演奏交响乐 举办画展 排练歌剧 创作油画 登台演唱 临摹书法 改编剧本 谢幕三次 雕刻石像 编排舞蹈"),
         ["画家", "演员", "指挥家", "钢琴家", "书法家", "舞者"],
     ),
 )
 
 OTHER_TOPICS = {
-    "天气": _listed("小雨 大雪 晴天 多云 台风 气温 冷空气 雷阵雨 浓雾 寒潮 湿度 霜冻 气象台"),
-    "美食": _listed("红烧肉 饺子 火锅 酱油 炒菜 面条 豆腐 糕点 厨师 食谱 辣椒 汤圆 餐馆"),
-    "旅游": _listed("景区 导游 门票 酒店 行李 游客 护照 沙滩 古镇 旅行社 缆车 民宿 风光"),
-    "宠物": _listed("小猫 小狗 猫粮 鹦鹉 仓鼠 金鱼缸 遛狗 宠物店 狗窝 毛发 铲屎 猫砂 牵绳"),
-    "家居": _listed("沙发 窗帘 地板 衣柜 装修 台灯 瓷砖 书桌 壁纸 厨房 床垫 油漆 阳台"),
-    "星空": _listed("卫星 火箭 望远镜 行星 月球 彗星 轨道舱 航天员 黑洞 星系 飞船 陨石 太阳系"),
-    "游戏": _listed("玩家 手柄 关卡 存档 装备 角色扮演 联机 积木 棋盘 扑克 魔方 谜题 升级"),
-    "服装": _listed("连衣裙 衬衫 羽绒服 布料 裁缝 模特 西装 围巾 皮鞋 纽扣 牛仔裤 帽子 旗袍"),
+    "天气": _word_list("小雨 大雪 晴天 多云 台风 气温 冷空气 雷阵雨 浓雾 寒潮 湿度 霜冻 气象台"),
+    "美食": _word_list("红烧肉 饺子 火锅 酱油 炒菜 面条 豆腐 糕点 厨师 食谱 辣椒 汤圆 餐馆"),
+    "旅游": _word_list("景区 导游 门票 酒店 行李 游客 护照 沙滩 古镇 旅行社 缆车 民宿 风光"),
+    "宠物": _word_list("小猫 小狗 猫粮 鹦鹉 仓鼠 金鱼缸 遛狗 宠物店 狗窝 毛发 铲屎 猫砂 牵绳"),
+    "家居": _word_list("沙发 窗帘 地板 衣柜 装修 台灯 瓷砖 书桌 壁纸 厨房 床垫 油漆 阳台"),
+    "星空": _word_list("卫星 火箭 望远镜 行星 月球 彗星 轨道舱 航天员 黑洞 星系 飞船 陨石 太阳系"),
+    "游戏": _word_list("玩家 手柄 关卡 存档 装备 角色扮演 联机 积木 棋盘 扑克 魔方 谜题 升级"),
+    "服装": _word_list("连衣裙 衬衫 羽绒服 布料 裁缝 模特 西装 围巾 皮鞋 纽扣 牛仔裤 帽子 旗袍"),
 }
