@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict as the command line says.
 
-    The predictions go to stdout or into ``--output_file``. Rows with gold give metrics: on stdout if the predictions
-    go into a file, else on stderr.
+    The predictions go to stdout or into ``--output_file``. If rows have gold answers, the metrics are printed: to
+    stdout if the predictions go into a file, else to stderr.
 
     Returns:
-        0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted.
+        0 done, 1 the run failed, 2 wrong usage or input, 130 Ctrl-C, 141 the reader of stdout has gone.
     """
     arguments = parse_arguments(argv)
     from sft.console import log_to_stderr, quiet_libraries
 
-    if __name__ == "__main__":  # results are UTF-8 even on a GBK console; a notebook's stdout is UTF-8 anyway
+    if __name__ == "__main__":  # write UTF-8 even on a GBK console; a notebook's stdout is UTF-8 already
         sys.stdout.reconfigure(encoding="utf-8")
         quiet_libraries()
     log_to_stderr(logging.INFO if is_first_process() else logging.ERROR)
@@ -55,10 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
-    """Read, load, predict, write.
+    """Read the rows, load the model, predict, and write the output and the report.
 
     Returns:
-        The metrics; None if no row had gold, and in every process but the first.
+        The metrics by name. None if no row has a gold answer, and in every process except the first.
+
+    Raises:
+        InputError: a flag or a file is wrong.
+        RunError: the run cannot continue.
     """
     rows, total = open_rows(arguments)
     check_places(arguments)
@@ -92,7 +96,11 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
 
 
 def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError], int | None]:
-    """The rows that the flags name, and how many there are (None for standard input)."""
+    """The rows that the flags name, and how many there are (None for standard input).
+
+    Raises:
+        InputError: the file cannot be read, or several processes would share standard input.
+    """
     from sft.data.inputs import count_rows, read_file, read_stream
     from sft.errors import InputError
 
@@ -108,7 +116,11 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
 
 
 def check_places(arguments: argparse.Namespace) -> None:
-    """Refuse places that cannot be written, or where something would be lost, before the model is loaded."""
+    """Before the model is loaded, refuse output paths that cannot be written or would overwrite something.
+
+    Raises:
+        InputError: there is such a path.
+    """
     if arguments.output_file is not None:
         from sft.prediction.output import check_output
 
@@ -121,7 +133,11 @@ def check_places(arguments: argparse.Namespace) -> None:
 
 
 def load(arguments: argparse.Namespace) -> Predictor:
-    """The model, tokenizer and task that the flags name."""
+    """Load the model, tokenizer and task that the flags name.
+
+    Raises:
+        InputError: see `Predictor.load`.
+    """
     from sft.prediction.predictor import LimitChoice, ModelChoice, Predictor
     from sft.prediction.rows import RowSettings
     from sft.tasks.options import options_from_flag
@@ -151,7 +167,7 @@ def load(arguments: argparse.Namespace) -> Predictor:
 
 
 def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingFile | Stream:
-    """Where the output lines go: ``--output_file``, or stdout. Only the first process writes a file."""
+    """The output for the predictions: ``--output_file``, or stdout. Only the first process writes a file."""
     from sft.prediction.output import GrowingFile, Stream
     from sft.prediction.predictor import run_identity
 

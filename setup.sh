@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh and test.sh: finds Python, makes .venv, installs what the file named in $1 pins.
-# A second run finds the same pins installed and returns at once.
+# quickstart.sh and test.sh source this file. `set_up FILE` finds Python, creates .venv and installs the packages that
+# FILE pins. It returns at once if the same pins are already installed.
 
 find_python() {
     local candidate
@@ -34,12 +34,12 @@ set_up() {
 }
 
 activate() {
-    # Git Bash on Windows keeps the scripts elsewhere.
+    # On Windows (Git Bash) the scripts are in another folder.
     if [ -f .venv/Scripts/activate ]; then source .venv/Scripts/activate; else source .venv/bin/activate; fi
     export PYTHONUTF8=1
 }
 
-# Chromium for the tests that open pages. Where it cannot be had they are skipped, and say why.
+# Install Chromium for the tests that open pages in a browser. Without it these tests are skipped with a reason.
 set_up_browser() {
     if command -v chromedriver >/dev/null; then
         return

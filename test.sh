@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up and run the tests. `bash test.sh --all` adds the slow ones; further arguments go to pytest.
+# Set up .venv and run the tests. `bash test.sh --all` also runs the slow tests; other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup.sh

@@ -16,7 +16,7 @@ from sft.tasks.classification import Classification
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says; print the results as JSON on stdout.
+    """Train as the command line says, and print the results as JSON on stdout.
 
     Returns:
         0 done, 1 the run failed, 2 wrong usage or input, 128 + n stopped by signal n.
@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sft.training.summary import after_training
 
         results = fine_tune(Classification, arguments)
-        if results is not None and arguments.training.process_index == 0:  # of several processes one reports
-            if __name__ == "__main__":  # results are UTF-8 even if the console is GBK; a notebook's stdout always is
+        if results is not None and arguments.training.process_index == 0:  # only one process reports
+            if __name__ == "__main__":  # write UTF-8 even on a GBK console; a notebook's stdout is UTF-8 already
                 sys.stdout.reconfigure(encoding="utf-8")
             print(json.dumps(results, ensure_ascii=False, indent=2))
             logging.info(after_training(results, arguments))
@@ -50,5 +50,7 @@ if __name__ == "__main__":
     from sft.console import quiet_libraries
 
     quiet_libraries()
-    sys.stdout.reconfigure(errors="replace")  # --preview on a GBK console: half characters, emoji
+    sys.stdout.reconfigure(
+        errors="replace"
+    )  # --preview can print what a GBK console cannot: emoji, parts of characters
     sys.exit(main())

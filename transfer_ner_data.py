@@ -27,7 +27,11 @@ NOT_FOUND = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the script; returns its exit code: 0 done, 1 failed, 2 wrong usage or bad input."""
+    """Convert as the command line says.
+
+    Returns:
+        0 done, 1 failed, 2 wrong usage or bad input, 130 Ctrl-C.
+    """
     parser = conversion_parser(
         Path(__file__).name,
         DESCRIPTION,
@@ -44,7 +48,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def convert(arguments: argparse.Namespace) -> None:
-    """Recognise the input, convert it, and report on stderr."""
+    """Recognise the input format, convert the rows, and write a summary to stderr.
+
+    Raises:
+        InputError: a file, a row or a flag is wrong.
+    """
     from sft.data.conversion import convert_files, summary
     from sft.data.formats import recognise
     from sft.data.recipes import ner_recipe
@@ -58,7 +66,11 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
-    """The file of raw rows, and the official test file or None."""
+    """The file of raw rows, and the official test file or None.
+
+    Raises:
+        InputError: ``--input_file`` is not given and no default file exists.
+    """
     from sft.errors import InputError
 
     if arguments.input_file:
@@ -70,5 +82,5 @@ def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that half-written files are removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that temporary files are removed
     sys.exit(main())

@@ -1,6 +1,6 @@
-"""Command lines: one parser whose errors are one Chinese line, and one ladder from errors to exit codes.
+"""Command lines: a parser whose errors are one line in Chinese, and the exit code for each kind of error.
 
-Standard library only, so that ``--help`` answers at once.
+Imports only the standard library, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
-# argparse writes its messages in English: the common ones in Chinese.
+# argparse writes its messages in English. These are the common ones in Chinese.
 TRANSLATIONS = (
     (r"argument (\S+): expected one argument", r"\1 后面要有一个值"),
     (r"argument (\S+): expected at least one argument", r"\1 后面至少要有一个值"),
@@ -36,7 +36,7 @@ TRANSLATIONS = (
 
 
 class OneLineErrors:
-    """For an ``argparse.ArgumentParser``: a mistake in the command line is one line in Chinese and exit code 2."""
+    """Mixin for ``argparse.ArgumentParser``: a wrong command line gives one line in Chinese and exit code 2."""
 
     prog: str
 
@@ -53,7 +53,10 @@ class Parser(OneLineErrors, argparse.ArgumentParser):
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """``parser.parse_args``, but an unknown flag is answered with the closest known one."""
+    """Like ``parser.parse_args``, but the message for an unknown flag suggests the closest known flag.
+
+    Exits with 2 if the command line is wrong.
+    """
     arguments, unknown = parser.parse_known_args(argv)
     refuse_unknown(parser, unknown)
     return arguments
@@ -62,9 +65,10 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 def refuse_unknown(
     parser: argparse.ArgumentParser, unknown: Sequence[str], renamed: Mapping[str, str] | None = None
 ) -> None:
-    """Exit with 2 if there are unknown words on the command line; name the first one and what was probably meant.
+    """Exit with 2 if there are unknown words on the command line; the message suggests a flag for the first one.
 
     Args:
+        unknown: the words that ``parser`` does not know.
         renamed: flags of other tools (without dashes) and the flag to use instead.
     """
     if not unknown:
@@ -80,37 +84,44 @@ def refuse_unknown(
 
 @dataclass
 class Outcome:
-    """How a script's work ended, as the exit code of its process."""
+    """How a script's work ended.
+
+    Attributes:
+        code: the exit code for the process.
+    """
 
     code: int = DONE
 
 
 @contextmanager
 def one_line_errors(interrupted: str = "已中断") -> Iterator[Outcome]:
-    """For a script's work: every error that a user can cause becomes one line on stderr and an exit code.
+    """Run a script's work; an error that a user can cause becomes one line on stderr and an exit code.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 Ctrl-C, 141 the reader of stdout has gone, 128 + n
-    stopped by signal n. Any other error is a fault of the program and is raised.
+    stopped by signal n. Any other error is a bug in the program and is raised.
 
     Args:
-        interrupted: the line for Ctrl-C.
+        interrupted: the line to print after Ctrl-C.
+
+    Yields:
+        The outcome. Its exit code is set when the ``with`` block ends.
     """
     outcome = Outcome()
     try:
         yield outcome
     except InputError as error:
         outcome.code = WRONG_INPUT
-        if is_first_process():  # the other processes found the same error
-            _tell(error)
+        if is_first_process():  # the other processes have the same error
+            _print_error(error)
     except RunError as error:
         outcome.code = FAILED
-        _tell(error)
+        _print_error(error)
     except Stopped as stop:
         outcome.code = 128 + stop.signal_number
-        _tell(stop)
+        _print_error(stop)
     except KeyboardInterrupt:
         outcome.code = INTERRUPTED
-        _tell(interrupted)
+        _print_error(interrupted)
     except BrokenPipeError:  # predict.py … | head
         outcome.code = PIPE_CLOSED
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,7 +129,7 @@ def one_line_errors(interrupted: str = "已中断") -> Iterator[Outcome]:
         outcome.code = FAILED
         logger.debug("", exc_info=True)
         where = f"{error.filename}：" if error.filename else ""
-        _tell(f"{where}{error.strerror or one_line(error)}；请检查磁盘空间和权限")
+        _print_error(f"{where}{error.strerror or one_line(error)}；请检查磁盘空间和权限")
 
 
 def _in_chinese(message: str) -> str:
@@ -128,5 +139,5 @@ def _in_chinese(message: str) -> str:
     return message
 
 
-def _tell(line: object) -> None:
+def _print_error(line: object) -> None:
     sys.stderr.write(f"{line}\n")

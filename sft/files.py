@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, JSON files, hashes, and the names of a run's files. No torch."""
+"""Files that are written completely or not at all, JSON files, hashes, and the names of a run's files. No torch."""
 
 from __future__ import annotations
 
@@ -29,20 +29,23 @@ MODEL_CARD_FILE = "README.md"
 def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
     """Write to a temporary file beside ``path`` and rename it at the end, so that ``path`` is never half-written.
 
+    If the ``with`` block raises, ``path`` is not changed.
+
     Args:
-        sync: wait until it is on the disk, so that it survives a power cut. Skip this for output that is quick to
+        path: the file; missing parent folders are created.
+        mode: as for ``open``; text is UTF-8 with ``\\n`` line ends.
+        sync: wait until the data is on disk, so that it survives a power cut. Skip this for output that is quick to
             regenerate.
 
     Raises:
-        InputError: ``path`` cannot be written.
+        InputError: the temporary file cannot be created.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-        file = beside.open(
-            mode, buffering=1 << 20, **text
-        )  # the default of 8 KB is seconds slower for a million records
+        # The default buffer of 8 KB makes a million records seconds slower.
+        file = temporary.open(mode, buffering=1 << 20, **text)
     except OSError as error:
         raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
     try:
@@ -51,13 +54,17 @@ def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[I
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented UTF-8 JSON, whole or not at all."""
+    """Write ``value`` as indented UTF-8 JSON, completely or not at all.
+
+    Raises:
+        InputError: ``path`` cannot be written.
+    """
     with whole_file(path) as file:
         file.write(json_bytes(value))
 
@@ -71,7 +78,7 @@ def read_json(path: Path) -> Any:
     """Read one JSON file.
 
     Raises:
-        InputError: it is missing or is not JSON.
+        InputError: it cannot be read or is not JSON.
     """
     try:
         return orjson.loads(path.read_bytes())
@@ -85,7 +92,7 @@ def refuse_folder(path: Path, example: str) -> None:
     """Refuse a folder where the user should have named a file.
 
     Args:
-        example: a right value, for the message.
+        example: a correct value, for the message.
 
     Raises:
         InputError: ``path`` is a folder.
@@ -95,10 +102,10 @@ def refuse_folder(path: Path, example: str) -> None:
 
 
 def differences(saved: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """The settings in which a saved run and this one differ, for a person; empty if there are none.
+    """The settings that differ between a saved run and this one, as text for the user; ``""`` if there are none.
 
     Args:
-        saved, now: what decides the result, as flat names and values.
+        saved, now: the settings that decide the result, by name.
     """
     changed = sorted(name for name in saved.keys() | now.keys() if saved.get(name) != now.get(name))
     return "；".join(f"{name}：{saved.get(name)} → {now.get(name)}" for name in changed)

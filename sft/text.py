@@ -1,6 +1,6 @@
-"""Normalise text to NFC together with the offsets into it, and read literals in cells. Imports no torch.
+"""Normalise text and the offsets into it to NFC, and read lists written in table cells. Imports no torch.
 
-Qwen's tokenizer applies NFC, so the model could never generate a gold span that is not NFC.
+Qwen's tokenizer applies NFC, so the model could never generate a gold span that is not in NFC.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def clean_text(raw: dict) -> str:
 
 
 def shown(value: object) -> str:
-    """A value for an error message, cut to 60 characters; of a list or an object, which may be deep, only its type."""
+    """A value for an error message, at most 60 characters. Of a list or object, which can be deep, only the type."""
     return repr(value)[:60] if value is None or isinstance(value, str | int | float) else type(value).__name__
 
 
@@ -54,11 +54,11 @@ def read_literal(text: str) -> object:
 
 
 def shifted_offsets(text: str) -> list[tuple[int, int]]:
-    """The new place of each offset into ``text`` (0 to its length, inclusive) after normalisation to NFC.
+    """The new value of each offset into ``text`` (0 to its length, inclusive) after normalisation to NFC.
 
-    Each entry is ``(as a start, as an end)``. The two differ for an offset inside a group of characters that composes
-    into others: a start moves to the beginning of the group and an end to its end, so that a span never loses part of
-    a character.
+    Each entry is ``(new offset of a start, new offset of an end)``. The two differ only for an offset inside a group
+    of characters that NFC changes together: a start moves to the beginning of the group and an end to its end, so that
+    a span never loses part of a character.
 
     Raises:
         RowError: the text cannot be cut into such groups; no such text is known.
@@ -77,7 +77,7 @@ def shifted_offsets(text: str) -> list[tuple[int, int]]:
 
 
 def _segments(text: str) -> list[str]:
-    """``text`` cut so that normalising the parts gives the same as normalising the whole."""
+    """``text`` cut into parts; normalising each part gives the same as normalising the whole text."""
     segments: list[str] = []
     segment = ""
     for character in text:
@@ -92,9 +92,9 @@ def _segments(text: str) -> list[str]:
 
 
 def _independent(left: str, right: str) -> bool:
+    """Whether ``right`` stays separate from ``left`` under NFC."""
     normalize = unicodedata.normalize
-    if unicodedata.combining(
-        normalize("NFD", right)[0]
-    ):  # U+0F73 is not a combining mark itself but decomposes into some
+    # Decompose first: U+0F73 is not a combining mark itself, but decomposes into some.
+    if unicodedata.combining(normalize("NFD", right)[0]):
         return False
     return normalize("NFC", left + right) == normalize("NFC", left) + normalize("NFC", right)

@@ -2,8 +2,8 @@
 
 const page = JSON.parse(document.getElementById("for-script").textContent);
 const PAGE_ROWS = page.kind === "spans" ? 50 : 25;
-const HUES = [210, 30, 130, 280, 0, 175, 55, 330]; // of the labels' colours, in turn
-let language = 0; // 0 Chinese, 1 English
+const HUES = [210, 30, 130, 280, 0, 175, 55, 330]; // label number n has hue n modulo 8
+let language = 0; // 0: Chinese, 1: English
 
 // ---- words ----
 
@@ -24,7 +24,7 @@ function translate() {
   button.lang = language ? "zh-CN" : "en";
 }
 
-// An element with a class and children; text goes in as text, never as markup.
+// Create an element with a class and children. Strings become text, never HTML.
 function make(tag, className, ...children) {
   const element = document.createElement(tag);
   if (className) element.className = className;
@@ -36,7 +36,7 @@ function labelName(number) {
   return number === -1 ? words("no_label") : page.labels[number];
 }
 
-// ---- curves: point at one, or focus it and use the arrow keys ----
+// ---- curves: show the values at the pointer, or at the step chosen with the arrow keys ----
 
 function nearest(places, x) {
   return places.reduce((best, place, index) => (Math.abs(place - x) < Math.abs(places[best] - x) ? index : best), 0);
@@ -88,7 +88,7 @@ function followCurve(svg) {
 
 // ---- rows ----
 
-// What a row of either kind is asked about, by name instead of place.
+// A row of either kind of page as an object: the page stores each row as an array to save space.
 function read(row) {
   if (page.kind === "spans") {
     const [number, text, length, gold, predicted, errors, judged] = row;
@@ -105,7 +105,8 @@ function hasKind(row, kind) {
   return row.errors.some(([number]) => page.kinds[number] === kind);
 }
 
-// Whether a label takes part in what `kind` selects: in an error of that kind, else in any span of the row.
+// Whether the row has a span with this label: among the errors that `kind` selects, or for "all" and "right" among all
+// gold and predicted spans.
 function hasLabel(row, kind, label) {
   const spans = ["all", "right"].includes(kind)
     ? [...row.gold, ...row.predicted]
@@ -153,7 +154,7 @@ function showArticle(row) {
   );
 }
 
-// The text with its spans marked. Offsets count characters as Python does, so a surrogate pair is one.
+// The text with its spans highlighted. Offsets count code points, as in Python, so a surrogate pair counts as one.
 function marked(row, spans, kindOf) {
   const characters = Array.from(row.text);
   const line = make("span", "text");
@@ -246,7 +247,7 @@ function browseRows() {
   return draw;
 }
 
-// One cell of the confusion matrix is in the tab order; arrow keys move to the next one that has rows.
+// Keyboard access to the confusion matrix: Tab reaches one cell, and the arrow keys move to the next cell with rows.
 function moveInMatrix(table) {
   const cells = [...table.querySelectorAll("button")];
   const place = (cell) => [cell.closest("tr").rowIndex, cell.closest("td").cellIndex];
