@@ -33,10 +33,15 @@ class Arguments(NamedTuple):
 
 
 def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -> Arguments:
-    """Parse a training script's command line; ``defaults`` are the script's own.
+    """Parse the command line of a training script.
 
-    Exits with 2 and one line if a flag is unknown, abbreviated or has a value of the wrong type. ``--help`` answers
-    before transformers is imported.
+    Exits with 2 and one line if a flag is unknown or abbreviated, or if its value has the wrong type. ``--help``
+    answers before transformers is imported.
+
+    Args:
+        description: the title of the help text.
+        argv: the words of the command line.
+        defaults: the defaults of this script, by flag name.
     """
     if {"-h", "--help"} & set(argv):
         _short_help(description, defaults).parse_args(["--help"])
@@ -48,14 +53,14 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
         *groups, unknown = parser.parse_args_into_dataclasses(
             args=list(argv), return_remaining_strings=True, look_for_args_file=False
         )
-    except (ValueError, TypeError, ImportError) as error:  # checks of TrainingArguments itself
+    except (ValueError, TypeError, ImportError) as error:  # from the checks of TrainingArguments
         parser.error(one_line(error))
     refuse_unknown(parser, unknown, RENAMED_FLAGS)
     return Arguments(*groups)
 
 
 def _short_help(description: str, defaults: dict[str, object]) -> argparse.ArgumentParser:
-    """The flags of this project. ``--help_all`` lists the hundred others, which are transformers'."""
+    """A parser with only this project's flags; ``--help_all`` also lists the hundred other flags of transformers."""
     parser = Parser(
         description=description,
         usage="%(prog)s [--train_file 文件] [--output_dir 文件夹] [其他参数]",

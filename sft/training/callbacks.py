@@ -1,4 +1,4 @@
-"""The Trainer's callbacks of this project: log lines, the progress bar, and what stops a run."""
+"""This project's callbacks for the Trainer: log lines, the progress bar, and reasons to stop a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_LINES_NAMED = 20
 
 
 class LogLines(TrainerCallback):
-    """Logs one line for each log of the Trainer."""
+    """Writes one line for each log of the Trainer."""
 
     def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
         if state.is_world_process_zero and logs:
@@ -28,7 +28,7 @@ class LogLines(TrainerCallback):
 
 
 class ProgressOnStderr(ProgressCallback):
-    """transformers' progress bar with rows a second; logs go above it, to stderr, because stdout is for results."""
+    """transformers' progress bar with rows per second. Log lines go above it, to stderr: stdout is for results."""
 
     def on_train_begin(self, args, state: TrainerState, control, **kwargs) -> None:
         super().on_train_begin(args, state, control, **kwargs)
@@ -57,7 +57,7 @@ def log_line(state: TrainerState, logs: dict[str, float]) -> str:
 
 
 class StopOnNonFinite(TrainerCallback):
-    """Stops the run before a NaN or Inf reaches the weights, and names the lines of the step's rows.
+    """Stops the run before a NaN or Inf reaches the weights; the message names the file lines of the step's rows.
 
     Args:
         adapter: the trained parameters.
@@ -65,10 +65,15 @@ class StopOnNonFinite(TrainerCallback):
 
     def __init__(self, adapter: Sequence[torch.nn.Parameter]) -> None:
         self._adapter = adapter
-        self._lines: list[int] = []  # of the rows of this step so far
+        self._lines: list[int] = []  # of the rows in this step so far
 
     def check_loss(self, loss: torch.Tensor, lines: Sequence[int], step: int) -> None:
-        """Look at the loss of a micro-batch.
+        """Check the loss of a micro-batch.
+
+        Args:
+            loss: a scalar.
+            lines: the file lines of its rows.
+            step: the number of the current step, from 1.
 
         Raises:
             RunError: it is NaN or Inf.
@@ -77,7 +82,7 @@ class StopOnNonFinite(TrainerCallback):
         if not torch.isfinite(loss):
             raise RunError(
                 f"第 {step} 步的损失是 {loss.item()}，已停止；"
-                f"这一批是训练集第 {_listed(lines)} 行；可试 --dtype float32 或更小的 --learning_rate"
+                f"这一批是训练集第 {_numbers(lines)} 行；可试 --dtype float32 或更小的 --learning_rate"
             )
 
     def on_pre_optimizer_step(
@@ -85,21 +90,25 @@ class StopOnNonFinite(TrainerCallback):
     ) -> None:
         lines, self._lines = self._lines, []
         if args.fp16:
-            return  # the loss scaler expects Inf now and then, and skips the step itself
+            return  # with fp16, Inf is normal: the loss scaler skips such a step
         gradients = [parameter.grad for parameter in self._adapter if parameter.grad is not None]
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise RunError(
-                f"第 {state.global_step + 1} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_listed(lines)} 行；"
+                f"第 {state.global_step + 1} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_numbers(lines)} 行；"
                 "可试 --dtype float32 或更小的 --learning_rate"
             )
 
 
-def _listed(lines: Sequence[int]) -> str:
+def _numbers(lines: Sequence[int]) -> str:
     return "、".join(str(line) for line in sorted(set(lines))[:MOST_LINES_NAMED])
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop. A second one kills as usual."""
+    """After SIGTERM or Ctrl-C, finishes the step, saves a checkpoint and stops. A second signal kills as usual.
+
+    Attributes:
+        received: the number of the signal; None if there was none.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or do not exist: a manifest, written last, has every file's hash and names the run.
+"""Checkpoints with a manifest: it is written last, and has the hash of every file and the identity of the run.
 
-transformers writes checkpoints in place and resumes from whatever stands there (transformers issues 27925, 35782);
-here a checkpoint counts only when every file has the hash its manifest names, and only for the same run.
+transformers writes checkpoints in place and resumes from any that it finds (transformers issues 27925, 35782). Here
+a checkpoint is used only if every file has the hash in its manifest, and only for the same run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ MICRO_BATCH = "max_tokens_per_micro_batch"
 
 
 def write_manifest(folder: Path, run: dict) -> None:
-    """Flush every file of ``folder`` to disk and write its manifest, last."""
+    """Flush every file of ``folder`` to disk, and write the manifest last.
+
+    Args:
+        run: the identity of the run and its micro-batch, for `saved_run`.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
@@ -35,7 +39,7 @@ def write_manifest(folder: Path, run: dict) -> None:
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole."""
+    """What is wrong with a checkpoint, in Chinese; None if it is complete."""
     try:
         manifest = orjson.loads((folder / MANIFEST).read_bytes())
         files = manifest["files"]
@@ -51,7 +55,7 @@ def problem(folder: Path) -> str | None:
 
 
 def newest_whole(output_dir: Path) -> Path | None:
-    """The whole checkpoint with the most steps. Damaged ones are logged and skipped."""
+    """The complete checkpoint with the most steps, or None. Damaged checkpoints are logged and skipped."""
     found = [(int(match[1]), path) for path in output_dir.glob("checkpoint-*") if (match := _step(path))]
     for _, path in sorted(found, reverse=True):
         reason = problem(path)
@@ -66,15 +70,18 @@ def _step(path: Path) -> re.Match | None:
 
 
 def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict) -> Path | None:
-    """The checkpoint that ``--resume_from_checkpoint`` (``true`` or a path) means, checked against this run.
-
-    None when ``true`` finds no whole checkpoint: a run killed before its first one starts over; the log says so.
+    """The checkpoint for ``--resume_from_checkpoint``, checked against this run.
 
     Args:
+        resume_from_checkpoint: the flag: a checkpoint folder, or ``true`` for the newest complete checkpoint.
         identity: what decides the result of this run, see `sft.training.run.run_identity`.
 
+    Returns:
+        None if the flag is ``true`` and there is no complete checkpoint: the run was killed before its first one and
+        starts over. A warning is logged.
+
     Raises:
-        InputError: the one named is damaged, or it belongs to other data, another model or other settings.
+        InputError: the checkpoint is damaged, or it belongs to other data, another model or other settings.
     """
     if resume_from_checkpoint.lower() in ("true", "1", "yes"):
         checkpoint = newest_whole(output_dir)
@@ -87,30 +94,30 @@ def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict) -> 
         if reason is not None:
             raise InputError(f"{checkpoint}：{reason}，不能续训；用 --resume_from_checkpoint true 选最新的完整检查点")
     saved = saved_run(checkpoint)
-    saved.pop(MICRO_BATCH, None)  # it changes rounding only; `open_run` takes it over
+    saved.pop(MICRO_BATCH, None)  # it changes only rounding; `open_run` uses the saved value
     if changed := differences(saved, identity):
         raise InputError(f"{checkpoint}：与这次运行不一致（{changed}）；请改回原来的设置，或去掉续训从头开始")
     return checkpoint
 
 
 def saved_run(checkpoint: Path) -> dict:
-    """What the checkpoint's manifest says about its run."""
+    """The ``run`` that `write_manifest` saved in the checkpoint."""
     return read_json(checkpoint / MANIFEST)["run"]
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which a checkpoint was taken."""
+    """The optimizer step after which a checkpoint was saved."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def remove_leftovers(output_dir: Path) -> None:
-    """Delete what a save that was killed has left behind; it never became a checkpoint."""
+    """Delete the temporary folders of saves that were killed before they finished."""
     for path in output_dir.glob(".saving-*"):
         shutil.rmtree(path)
 
 
 def remove_all(output_dir: Path) -> None:
-    """Delete the checkpoints and results of an earlier run, so that nothing of it is mistaken for this run's."""
+    """Delete the checkpoints and results of an earlier run, so that they are not taken for those of this run."""
     for path in output_dir.glob("checkpoint-*"):
         if _step(path):
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Evaluation of the model in training: its loss on rows, and the metrics of what it predicts for records."""
+"""Evaluate the model during training: its loss on encoded rows, and the metrics of its predictions for records."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from sft.tasks.task import Task
 
 
 class Examples(NamedTuple):
-    """What is evaluated: whole records, for predictions, and the same encoded, for the loss."""
+    """The data to evaluate on.
+
+    Attributes:
+        records: whole records, for the predictions.
+        rows: the same records encoded, for the loss; a long record can be several rows.
+    """
 
     records: Sequence[dict]
     rows: Sequence[EncodedRow]
 
 
 class Evaluation(NamedTuple):
-    """What came out.
+    """The result of an evaluation.
 
     Attributes:
-        metrics: the loss, the task's metrics and the threshold if there is one, by name.
-        predictions: one result a record, in order, without what scores less than the threshold.
-        threshold: entities that score less are left out; None for no threshold.
+        metrics: the loss, the task's metrics, and the threshold if there is one, by name.
+        predictions: one result for each record, in order, without entities that score below the threshold.
+        threshold: the lowest score of an entity that is kept; None for no threshold.
     """
 
     metrics: dict[str, float]
@@ -40,7 +45,7 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates a model by its loss and by what `sft.decoding.decode.predict` answers; processes share the work.
+    """Evaluates a model by its loss and by the answers of `sft.decoding.decode.predict`. Processes share the work.
 
     Args:
         task: for prompts, parsing and metrics.
@@ -56,10 +61,10 @@ class Evaluator:
         self.task, self.tokenizer, self.limits, self.batching, self.quiet = task, tokenizer, limits, batching, quiet
 
     def choose_threshold(self, model, examples: Examples, max_tokens: int, accelerator: Accelerator) -> Evaluation:
-        """Evaluate with the threshold that is best for these very examples: the validation records.
+        """Evaluate with the threshold that gives the best metric on these examples, the validation records.
 
         Args:
-            max_tokens: of one forward pass for the loss.
+            max_tokens: the largest forward pass for the loss, in tokens.
         """
         loss, golds, predictions = self._predict(model, examples, max_tokens, accelerator)
         return self._evaluation(loss, golds, predictions, best_threshold(self.task, golds, predictions))
@@ -67,14 +72,14 @@ class Evaluator:
     def evaluate(
         self, model, examples: Examples, max_tokens: int, accelerator: Accelerator, threshold: float | None
     ) -> Evaluation:
-        """Evaluate with a threshold that was chosen before."""
+        """Evaluate with a given threshold."""
         loss, golds, predictions = self._predict(model, examples, max_tokens, accelerator)
         return self._evaluation(loss, golds, predictions, threshold)
 
     def _predict(
         self, model, examples: Examples, max_tokens: int, accelerator: Accelerator
     ) -> tuple[float, list[dict | None], list[dict]]:
-        """Mean loss of a supervised token, gold results, and predictions without a threshold."""
+        """The mean loss per supervised token, the gold results, and the predictions without a threshold."""
         records, rows = examples
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         model = accelerator.unwrap_model(model)

@@ -1,4 +1,4 @@
-"""One fine-tuning run, top to bottom: prepare, open, train, evaluate, write down."""
+"""One fine-tuning run from start to end: prepare, open, train, evaluate, write the results."""
 
 from __future__ import annotations
 
@@ -46,22 +46,22 @@ logger = logging.getLogger(__name__)
 
 
 def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] | None:
-    """Run one fine-tuning and leave everything `predict.py` needs in ``--output_dir``.
+    """Run one fine-tuning, and write everything that `predict.py` needs into ``--output_dir``.
 
     Returns:
         The metrics of the run (train, evaluation, test); None after ``--preview`` or ``--dry_run``.
 
     Raises:
-        InputError: something the user gave is wrong; nothing was trained.
-        RunError: NaN or Inf, or not enough memory.
-        Stopped: SIGTERM or Ctrl-C.
+        InputError: a file or a flag is wrong; nothing was trained.
+        RunError: the loss or a gradient is NaN or Inf, or memory ran out.
+        Stopped: the run was stopped by SIGTERM or Ctrl-C.
     """
-    prepared = prepare(task_type, arguments)  # nothing is written, no weights are read
+    prepared = prepare(task_type, arguments)  # writes nothing, reads no weights
     if arguments.data.preview:
         return show_rows(prepared.rows.train[: arguments.data.preview], prepared.tokenizer)
     if arguments.data.dry_run:
         return show_plan(prepared)
-    run = open_run(prepared)  # the folder, the checkpoint to go on from, the identity, the micro-batch
+    run = open_run(prepared)  # output folder, checkpoint to resume, identity, micro-batch
     trainer = build_trainer(prepared, run)
     with tracked(prepared, run, trainer) as tracking:
         logger.info("%s", before_training(prepared, run, trainer.model, tracking.where))
@@ -81,10 +81,10 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
 
 
 def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
-    """The base model with a fresh adapter, and the trainer around them."""
+    """Load the base model, add a new adapter, and build the trainer."""
     arguments, settings = prepared.arguments, prepared.settings
     training = arguments.training
-    set_seed(training.seed)  # the adapter's first weights
+    set_seed(training.seed)  # for the initial weights of the adapter
     base = load_base(prepared.base_folder, prepared.dtype)
     batching = prepared.batching.for_model(base, training.device)
     limits = Limits(settings.max_length, settings.max_new_tokens, training.per_device_eval_batch_size)
@@ -121,10 +121,10 @@ def records_of(numbered: Numbered) -> list[dict]:
 
 @contextmanager
 def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Tracking]:
-    """Record the run in ``metrics.jsonl`` and SwanLab, and close both however it ends.
+    """Record the run in ``metrics.jsonl`` and SwanLab, and close both when the ``with`` block ends or raises.
 
     Raises:
-        RunError: the memory of the GPU is not enough.
+        RunError: the GPU ran out of memory inside the block.
     """
     flags = prepared.arguments.tracking
     tracking = start_tracking(
@@ -154,17 +154,17 @@ def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Track
 
 
 def training_results(trainer: SftTrainer, metrics: dict[str, float]) -> dict[str, float]:
-    """transformers' figures of the training, tokens, and peak memory. Every process must call this."""
+    """The Trainer's metrics, the token counts, and the peak memory in bytes. Every process must call this."""
     executed, logical = trainer.token_counts()
     figures = {"executed_tokens": executed, "logical_tokens": logical}
     return metrics | figures | {"peak_memory_bytes": peak_memory_bytes(trainer.args.device)}
 
 
 def stop_if_asked(trainer: SftTrainer) -> None:
-    """End the run here if a signal came; the checkpoint has been saved.
+    """End the run if a signal asked for it. The checkpoint has been saved.
 
     Raises:
-        Stopped: it came.
+        Stopped: there was a signal.
     """
     received = trainer.stop_on_signal.received
     if received is not None:
@@ -173,13 +173,13 @@ def stop_if_asked(trainer: SftTrainer) -> None:
 
 
 def leave_other_processes(trainer: SftTrainer) -> None:
-    """Close the connections of several processes: one that ends with them open can abort and kill the others."""
+    """Close the connections between processes. A process that ends without this can abort and kill the others."""
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 
 def save_adapter(trainer: SftTrainer, settings: TaskSettings, results: dict[str, float]) -> None:
-    """Write the best adapter, and what `predict.py` needs beside it."""
+    """Write the best adapter, and the other files that `predict.py` needs."""
     trainer.save_model()
     if trainer.is_world_process_zero():
         settings.write(trainer.run.output_dir / TASK_FILE)

@@ -1,6 +1,6 @@
-"""The flags of the training scripts that are this project's own, and its defaults for transformers' own flags.
+"""The flags of the training scripts that this project adds, and its defaults for the flags of transformers.
 
-Standard library only, so that ``--help`` does not wait for torch.
+Imports only the standard library, so that ``--help`` does not wait for torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sft.tracking.swanlab import MODES, PROJECT
 
 LINEAR_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
-# Flags of older transformers and of other tools that tutorials use, and the flag to use instead.
+# Flags of older transformers versions and of other tools, and the flag to use instead. Tutorials still use them.
 RENAMED_FLAGS = {
     "evaluation_strategy": "--eval_strategy",
     "warmup_ratio": "--warmup_steps（小于 1 的小数表示比例）",
@@ -47,7 +47,7 @@ class ModelArguments:
 
 @dataclass
 class LoraArguments:
-    """The adapter."""
+    """The LoRA adapter."""
 
     lora_r: int = _flag(8, "LoRA 的秩")
     lora_alpha: int = _flag(32, "LoRA 的缩放系数 alpha")
@@ -60,7 +60,7 @@ class LoraArguments:
 
 @dataclass
 class DataArguments:
-    """Records, lengths and batches, and what to look at instead of training."""
+    """Records, lengths and batches, and the flags that only show something instead of training."""
 
     train_file: str = _flag("data/train.jsonl", "训练集（transfer_*.py 的输出）")
     validation_file: str | None = _flag(None, "验证集；不给时从训练集里切出一份")
@@ -88,7 +88,7 @@ class DataArguments:
 
 @dataclass
 class TrackingArguments:
-    """SwanLab."""
+    """Recording in SwanLab."""
 
     swanlab_mode: str = _choice(
         *MODES,
@@ -102,7 +102,7 @@ class TrackingArguments:
 
 @dataclass
 class TrainerDefaults:
-    """Transformers' own arguments for which this project has another default, or that users often look for."""
+    """transformers' arguments with another default in this project, or that users often look for."""
 
     output_dir: str | None = _flag("output", "输出文件夹")
     per_device_train_batch_size: int = _flag(16, "每张卡每个小批多少条；放不下会自动分几次算，结果相同")

@@ -1,4 +1,4 @@
-"""Memory of a training step: how much it will take, how many tokens fit at once, how much it took."""
+"""Memory of a training step: estimate it, find how many tokens fit at once, and measure the peak."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from safetensors import safe_open
 from sft.engine.loss import CHUNK_LOGITS
 from sft.training.arguments import Arguments
 
-# One long row must fit anyway; above the larger figure a bigger micro-batch is no faster.
+# The smallest and the largest automatic micro-batch. One long row must fit anyway; larger ones are not faster.
 MICRO_BATCH_TOKENS = (1024, 16384)
 CPU_MICRO_BATCH_TOKENS = 4096
-# glibc gives larger blocks back to the system at once, and every new tensor then pays for fresh pages: a quarter
-# slower at 1.5B.
+# glibc returns larger blocks to the system at once, and then every new tensor needs new pages: a quarter slower for
+# the 1.5B model.
 CPU_REUSED_BYTES = 2**25
 HEAD = "lm_head"  # if this layer is trained, all of its logits exist at once
-UNIT_TOKENS = 4096  # the size of micro-batch from which the memory of one token is worked out
+UNIT_TOKENS = 4096  # the memory of one token is estimated from a micro-batch of this size
 
 
 class ModelShape(NamedTuple):
@@ -40,8 +40,8 @@ class StepKind(NamedTuple):
 
     Attributes:
         itemsize: bytes of one number of the model.
-        recompute: activations are computed again in the backward pass (gradient checkpointing).
-        whole_head: the logits of all supervised tokens exist at once, not those of one chunk.
+        recompute: activations are recomputed in the backward pass (gradient checkpointing).
+        whole_head: the logits of all supervised tokens exist at once, not only those of one chunk.
     """
 
     itemsize: int
@@ -50,7 +50,7 @@ class StepKind(NamedTuple):
 
 
 def shape_of(folder: Path) -> ModelShape:
-    """The shape of the model in ``folder``, from its config and the headers of its weights."""
+    """The shape of the model in ``folder``, from its config and the headers of its weight files."""
     config = json.loads((folder / "config.json").read_bytes())
     parameters = 0
     for path in folder.glob("*.safetensors"):
@@ -73,11 +73,15 @@ def step_kind(dtype: torch.dtype, arguments: Arguments) -> StepKind:
 
 
 def estimate_memory_bytes(shape: ModelShape, kind: StepKind, tokens: int, supervised_tokens: int) -> float:
-    """Rough peak of one micro-batch: weights, kept activations, and logits of supervised tokens.
+    """A rough estimate of the peak memory of one micro-batch in bytes: weights, stored activations, and logits.
 
-    A layer keeps about 16 hidden-sized and 5 intermediate-sized tensors a token. With recomputation each layer keeps
-    one hidden-sized tensor, and one layer at a time everything. Logits exist for one chunk of supervised tokens at a
-    time (``whole_head``: for all of them), three times over: as computed, in float32, and as a gradient.
+    For each token a layer stores about 16 values of the hidden size and 5 of the intermediate size. With recomputation
+    each layer stores one of the hidden size, and one layer at a time stores everything. Logits exist for one chunk of
+    supervised tokens at a time (``whole_head``: for all), three times: as computed, in float32, and as a gradient.
+
+    Args:
+        tokens: of the micro-batch.
+        supervised_tokens: how many of them have a loss.
     """
     logits = supervised_tokens * shape.vocabulary_size
     if not kind.whole_head:
@@ -91,7 +95,7 @@ def estimate_memory_bytes(shape: ModelShape, kind: StepKind, tokens: int, superv
 
 
 def fitting_tokens(shape: ModelShape, kind: StepKind, device: torch.device) -> int:
-    """How many tokens of one micro-batch fit beside the weights; on a CPU at most the number that is fastest."""
+    """How many tokens of one micro-batch fit beside the weights; on a CPU, at most the fastest size."""
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
         return tokens_that_fit(free_bytes, shape, kind)
@@ -100,9 +104,9 @@ def fitting_tokens(shape: ModelShape, kind: StepKind, device: torch.device) -> i
 
 
 def tokens_that_fit(free_bytes: int, shape: ModelShape, kind: StepKind) -> int:
-    """How many tokens of one micro-batch, a quarter supervised, fit into ``free_bytes`` beside the weights.
+    """How many tokens of one micro-batch fit into ``free_bytes`` beside the weights, if a quarter is supervised.
 
-    Only 60 % of the room is counted on.
+    Uses only 60 % of the memory that is left beside the weights.
     """
     unit_bytes = estimate_memory_bytes(shape._replace(parameters=0), kind, UNIT_TOKENS, UNIT_TOKENS // 4)
     tokens = 0.6 * (free_bytes - shape.parameters * kind.itemsize) / (unit_bytes / UNIT_TOKENS)
@@ -110,17 +114,17 @@ def tokens_that_fit(free_bytes: int, shape: ModelShape, kind: StepKind) -> int:
 
 
 def fastest_on_cpu_tokens(intermediate_size: int) -> int:
-    """The micro-batch, in tokens, that a CPU computes fastest: the widest float32 tensor must stay reusable."""
+    """The fastest micro-batch on a CPU, in tokens: glibc must still reuse the memory of the widest float32 tensor."""
     return min(max(CPU_REUSED_BYTES // (4 * intermediate_size), MICRO_BATCH_TOKENS[0]), CPU_MICRO_BATCH_TOKENS)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most that tensors took on a CUDA device, or the process on a CPU, since it started."""
+    """The peak memory in bytes since the start: of tensors on a CUDA device, or of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
-    status = Path("/proc/self/status")  # Linux: of this program only; getrusage counts the one it was started from
+    status = Path("/proc/self/status")  # Linux; getrusage would also count the program before exec
     if status.is_file():
         for line in status.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("VmHWM:"):

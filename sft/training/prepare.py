@@ -1,4 +1,4 @@
-"""Everything a run needs, read and checked before anything is written and before the weights are read."""
+"""Read and check everything that a run needs, before anything is written and before the weights are read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sft.training.arguments import Arguments
 
 logger = logging.getLogger(__name__)
 
-LEAST_NEW_TOKENS = 64  # that predictions may have, however short the answers of the training rows are
+LEAST_NEW_TOKENS = 64  # lower limit for predictions, even if all training answers are short
 
 Numbered = list[tuple[int, dict]]  # records with their line numbers
 
@@ -41,7 +41,7 @@ class Splits(NamedTuple):
 
 
 class EncodedSplits(NamedTuple):
-    """The same records as token ids; a record that was too long may have become several rows."""
+    """The same records as token ids. A record that is too long can become several rows."""
 
     train: list[EncodedRow]
     validation: list[EncodedRow]
@@ -50,18 +50,18 @@ class EncodedSplits(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run is made of.
+    """Everything that a run needs.
 
     Attributes:
-        settings: the task, and what `predict.py` will have to know besides.
+        settings: the task, and what else `predict.py` needs to know.
         splits: the records to train, validate and test on.
-        rows: the same, encoded.
-        lengths: what encoding did to the training rows.
+        rows: the same records, encoded.
+        lengths: the lengths of the training rows, and what was cut or split.
         tokenizer: of the base model.
-        base_folder: the base model.
-        dtype: the numbers it is loaded in.
+        base_folder: the folder of the base model.
+        dtype: the dtype in which the base model is loaded.
         batching: how rows become a batch.
-        validates: whether validation was asked for; there may be no validation rows all the same.
+        validates: whether validation was asked for; there can still be no validation rows.
         arguments: the flags.
     """
 
@@ -83,10 +83,10 @@ class Prepared:
 
 
 def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
-    """Read and check everything; a base model that is not there is downloaded, nothing else is written.
+    """Read and check everything. A missing base model is downloaded; nothing else is written.
 
     Raises:
-        InputError: something the user gave is wrong.
+        InputError: a file or a flag is wrong.
         RunError: the base model could not be downloaded.
     """
     data, training = arguments.data, arguments.training
@@ -126,10 +126,10 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
 
 
 def read_task(task_type: type[Task], train_file: Path) -> Task:
-    """The task as conversion wrote it beside the training records.
+    """The task from the settings file that conversion wrote beside the training records.
 
     Raises:
-        InputError: there is no such file, it is another task's, or see `TaskSettings.read`.
+        InputError: there is no such file, it belongs to another task, or it is damaged (see `TaskSettings.read`).
     """
     path = settings_path(train_file)
     if not train_file.is_file():
@@ -141,7 +141,13 @@ def read_task(task_type: type[Task], train_file: Path) -> Task:
 
 
 def read_splits(task: Task, arguments: Arguments) -> Splits:
-    """Training, validation and test records with their line numbers; a text is in training or validation, not both."""
+    """Read the training, validation and test records with their line numbers.
+
+    Validation records that are split off from the training file share no text with the training records.
+
+    Raises:
+        InputError: a file cannot be read or has a wrong record.
+    """
     data, training = arguments.data, arguments.training
     train = read_task_records(Path(data.train_file), task)[: data.max_train_samples]
     if training.eval_strategy == "no":
@@ -157,18 +163,25 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
 
 
 def hold_out(train: Numbered, ratio: float, most: int, seed: int) -> tuple[Numbered, Numbered]:
-    """Split ``train`` into training and validation by text; the order of the rows does not matter, only the seed."""
+    """Split ``train`` into training and validation records, so that no text is in both.
+
+    The choice depends on the texts and the seed, not on the order of the rows.
+
+    Args:
+        ratio: the share of the texts for validation.
+        most: the largest number of texts for validation.
+    """
     texts = sorted({record["text"] for _, record in train})
     count = min(most, int(len(texts) * ratio))
-    held = set(random.Random(seed).sample(texts, count))
+    held_out = set(random.Random(seed).sample(texts, count))
     return (
-        [(line, record) for line, record in train if record["text"] not in held],
-        [(line, record) for line, record in train if record["text"] in held],
+        [(line, record) for line, record in train if record["text"] not in held_out],
+        [(line, record) for line, record in train if record["text"] in held_out],
     )
 
 
 def find_test_file(test_file: str | None, train_file: Path) -> Path | None:
-    """``--test_file``, ``none`` for none, or ``test_cls.jsonl`` beside ``train_cls.jsonl`` where there is one."""
+    """The file of ``--test_file`` (``none``: no test). Default: ``test_x.jsonl`` beside ``train_x.jsonl``, if any."""
     if test_file is not None:
         return None if test_file.lower() == "none" else Path(test_file)
     beside = train_file.with_name(train_file.name.replace("train", "test"))
@@ -176,7 +189,7 @@ def find_test_file(test_file: str | None, train_file: Path) -> Path | None:
 
 
 def require_supervision(rows: Sequence[EncodedRow], train_file: str) -> None:
-    """Refuse data that teaches nothing.
+    """Refuse rows that nothing can be learned from.
 
     Raises:
         InputError: there are no rows, or a row has no supervised tokens.
@@ -189,7 +202,7 @@ def require_supervision(rows: Sequence[EncodedRow], train_file: str) -> None:
 
 
 def describe_lengths(report: LengthReport, max_length: int) -> str:
-    """One line about lengths in tokens, and what was cut or split."""
+    """One line for the user about lengths in tokens, and about what was cut or split."""
     lengths = sorted(report.lengths)
     long = lengths[int(0.95 * (len(lengths) - 1))]
     line = f"长度（词元）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
@@ -203,10 +216,14 @@ def describe_lengths(report: LengthReport, max_length: int) -> str:
 
 
 def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int, pad_id: int) -> Batching:
-    """How rows become a batch.
+    """Choose how rows become a batch.
+
+    Args:
+        batching: the flag ``--batching``.
+        longest_tokens: the length of the longest row.
 
     Raises:
-        InputError: ``--batching prefix_tree`` with a model whose attention a tree cannot express.
+        InputError: ``--batching prefix_tree``, and a prefix tree cannot express the model's attention.
     """
     if batching == "padded":
         return PaddedBatching(pad_id)
@@ -220,12 +237,12 @@ def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int
 
 
 def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, has_validation: bool) -> None:
-    """Set transformers' arguments that follow from the rest. The only place that changes what was parsed."""
+    """Set those of transformers' arguments that follow from the others. Only this function changes parsed flags."""
     training = arguments.training
     training.fp16 = dtype == torch.float16  # autocast and loss scaling; bfloat16 and float32 need neither
     training.dataloader_pin_memory = training.device.type == "cuda"
     training.length_column_name = "length"
-    training.restore_callback_states_from_checkpoint = True  # early stopping goes on counting
+    training.restore_callback_states_from_checkpoint = True  # early stopping continues to count
     if not has_validation:
         training.eval_strategy = "no"
         training.eval_on_start = False

@@ -1,4 +1,4 @@
-"""``--preview`` and ``--dry_run``: what a run would see and cost, before it runs."""
+"""``--preview`` and ``--dry_run``: show the rows of a run and estimate its cost, before it runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sft.training.prepare import Prepared
 
 
 def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write rows to stdout as the model sees them: the prompt, then what is supervised in 【】, token by token."""
+    """Write rows to stdout as the model sees them: the prompt, then each supervised token in 【】."""
     for row in rows:
         supervised = "".join(f"【{tokenizer.decode([token_id])}】" for token_id in row.answer_ids)
         sys.stdout.write(
@@ -27,7 +27,7 @@ def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def show_plan(prepared: Prepared) -> None:
-    """Write steps, tokens, what sharing saves, and estimated memory and time to stdout."""
+    """Write to stdout: steps, tokens, the share of tokens that is computed, and estimates of memory and time."""
     rows, arguments, batching = prepared.rows.train, prepared.arguments, prepared.batching
     training = arguments.training
     steps, epochs = planned_steps(len(rows), training)
@@ -37,9 +37,11 @@ def show_plan(prepared: Prepared) -> None:
     max_tokens = arguments.data.max_tokens_per_micro_batch or fitting_tokens(shape, kind, training.device)
     largest = largest_micro_batch(rows, training.per_device_train_batch_size, batching, max_tokens)
     memory = estimate_memory_bytes(shape, kind, *largest)
-    # The base is frozen: forward, and backward for the gradient of inputs only.
+    # The base is frozen: the forward pass, and a backward pass only for the gradient of the inputs.
     flops = (6 if kind.recompute else 4) * shape.parameters * tokens
-    seconds = flops / (0.5 * measure_flops(training.device, prepared.dtype))  # training reaches half the matrix rate
+    seconds = flops / (
+        0.5 * measure_flops(training.device, prepared.dtype)
+    )  # training reaches half the speed of a matrix product
     sys.stdout.write(
         f"数据      {len(rows)} 条，{sum(len(row) for row in rows)} 个词元，"
         f"其中学习 {sum(len(row.answer_ids) for row in rows)} 个\n"
@@ -54,7 +56,7 @@ def show_plan(prepared: Prepared) -> None:
 
 
 def rows_a_step(training: TrainingArguments) -> int:
-    """Rows of one optimizer step, over accumulation and processes."""
+    """Rows in one optimizer step, over accumulation and all processes."""
     return training.per_device_train_batch_size * training.world_size * training.gradient_accumulation_steps
 
 
@@ -67,7 +69,7 @@ def planned_steps(rows: int, training: TrainingArguments) -> tuple[int, float]:
 
 
 def executed_share(rows: Sequence[EncodedRow], batch_rows: int, batching: Batching, seed: int) -> float:
-    """Executed tokens over tokens of the data, in up to 64 batches of rows in random order."""
+    """Computed tokens divided by tokens of the data, measured on up to 64 random batches."""
     shuffled = random.Random(seed).sample(rows, min(len(rows), 64 * batch_rows))
     batches = [shuffled[start : start + batch_rows] for start in range(0, len(shuffled), batch_rows)]
     return sum(map(batching.tokens, batches)) / sum(len(row) for row in shuffled)
@@ -76,19 +78,19 @@ def executed_share(rows: Sequence[EncodedRow], batch_rows: int, batching: Batchi
 def largest_micro_batch(
     rows: Sequence[EncodedRow], batch_rows: int, batching: Batching, max_tokens: int
 ) -> tuple[int, int]:
-    """Executed and supervised tokens of the largest micro-batch that can come up: one of the longest rows."""
+    """``(computed tokens, supervised tokens)`` of the largest possible micro-batch, made of the longest rows."""
     pieces = split_rows(sorted(rows, key=len)[-batch_rows:], max_tokens, batching)
     largest = max(pieces, key=batching.tokens)
     return batching.tokens(largest), sum(len(row.answer_ids) for row in largest)
 
 
 def measure_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a plain matrix product on ``device``."""
+    """Measure the speed of a matrix product on ``device``, in floating-point operations per second."""
     size = 4096 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     left @ right
     start, repeats = time.perf_counter(), 0
     while time.perf_counter() - start < 0.3:
-        (left @ right)[0, 0].item()  # waits for the device
+        (left @ right)[0, 0].item()  # wait for the device
         repeats += 1
     return 2 * size**3 * repeats / (time.perf_counter() - start)

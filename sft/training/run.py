@@ -1,4 +1,4 @@
-"""A run as a value: its folder, the checkpoint it goes on from, what decides its result, its micro-batch."""
+"""A training run as a value: its folder, the checkpoint it resumes, what decides its result, its micro-batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sft.training import checkpoints
 from sft.training.memory import fitting_tokens, shape_of, step_kind
 from sft.training.prepare import Prepared
 
-# Of transformers' arguments, those that change what a resumed run would compute.
+# Those of transformers' arguments that change the result of a resumed run.
 RESUMED_SETTINGS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "seed", "data_seed", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "optim",
@@ -25,10 +25,10 @@ class Run:
     """One training run.
 
     Attributes:
-        output_dir: its folder.
-        checkpoint: the checkpoint it goes on from; None for a new run.
-        identity: what decides its result; a checkpoint of another identity is refused.
-        max_tokens: tokens of a micro-batch at the start; it is halved when memory runs out.
+        output_dir: the folder of its results.
+        checkpoint: the checkpoint that it resumes; None for a new run.
+        identity: the settings that decide its result; a checkpoint with other ones is refused.
+        max_tokens: the largest micro-batch at the start, in tokens; the trainer halves it when memory runs out.
     """
 
     output_dir: Path
@@ -38,12 +38,12 @@ class Run:
 
     @property
     def resumed_step(self) -> int | None:
-        """The optimizer step it goes on from."""
+        """The optimizer step of the checkpoint; None for a new run."""
         return checkpoints.step_of(self.checkpoint) if self.checkpoint else None
 
 
 def open_run(prepared: Prepared) -> Run:
-    """Decide where the run is written and where it begins. The first function that writes.
+    """Prepare the output folder and decide where the run starts. The first function that writes.
 
     Raises:
         InputError: see `prepare_output`.
@@ -58,13 +58,13 @@ def open_run(prepared: Prepared) -> Run:
 
 
 def fitting_micro_batch(prepared: Prepared) -> int:
-    """How many tokens of a micro-batch fit into the memory that is free now."""
+    """How many tokens of a micro-batch fit into the free memory."""
     kind = step_kind(prepared.dtype, prepared.arguments)
     return fitting_tokens(shape_of(prepared.base_folder), kind, prepared.arguments.training.device)
 
 
 def run_identity(prepared: Prepared) -> dict:
-    """What decides a run's result, as flat names and values: data, model, settings."""
+    """The settings that decide a run's result, by name: data, model and flags. Files are given by their hash."""
     arguments, data = prepared.arguments, prepared.arguments.data
     identity = {
         "train_file": file_hash(Path(data.train_file))[:16],
@@ -75,7 +75,7 @@ def run_identity(prepared: Prepared) -> dict:
         "dtype": str(prepared.dtype),
         **vars(arguments.lora),
     }
-    if prepared.validates:  # what is held out is not trained on
+    if prepared.validates:  # the validation split changes the training rows
         validation_file = data.validation_file and file_hash(Path(data.validation_file))[:16]
         identity |= {"validation_file": validation_file, "validation_ratio": data.validation_ratio}
         identity |= {"max_validation_rows": data.max_validation_rows}
@@ -85,7 +85,7 @@ def run_identity(prepared: Prepared) -> dict:
 
 
 def shown_settings(prepared: Prepared, run: Run) -> dict:
-    """The settings as people see them in SwanLab: those of the identity, with file names instead of hashes."""
+    """The settings to show to the user: the identity and the micro-batch, with file names instead of hashes."""
     data, training = prepared.arguments.data, prepared.arguments.training
     names = {"train_file": data.train_file, "validation_file": data.validation_file}
     names |= {"model": prepared.arguments.model.model_name_or_path, "output_dir": training.output_dir}
@@ -93,11 +93,14 @@ def shown_settings(prepared: Prepared, run: Run) -> dict:
 
 
 def prepare_output(output_dir: Path, identity: dict, prepared: Prepared) -> Path | None:
-    """The checkpoint to go on from; None to start anew. A run in the folder is not overwritten unasked.
+    """Create the output folder. An earlier run in it is only overwritten if a flag asks for it.
+
+    Returns:
+        The checkpoint to resume; None to start a new run.
 
     Raises:
-        InputError: the folder cannot be written; it holds a run, and neither resuming nor overwriting was asked for;
-            or the checkpoint to resume is damaged or another run's.
+        InputError: the folder cannot be created; it has an earlier run, and no flag asks to resume or overwrite it;
+            or the checkpoint to resume is damaged or belongs to another run.
     """
     training = prepared.arguments.training
     resume = training.resume_from_checkpoint

@@ -1,4 +1,4 @@
-"""Texts for the user about a training run: the plan, the results, and some predictions."""
+"""Texts for the user about a training run: the plan, the results, and sample predictions."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ LINE = "─" * 12
 
 
 def before_training(prepared: Prepared, run: Run, model: PeftModel, tracked_where: str) -> str:
-    """What is about to happen: task, model, rows, steps, numbers, where it is written.
+    """The plan of the run: task, model, rows, steps, dtype, and where the results go.
 
     Args:
-        tracked_where: where SwanLab records, for a person.
+        tracked_where: where SwanLab records, as text for the user.
     """
     arguments, splits = prepared.arguments, prepared.splits
     training = arguments.training
@@ -56,28 +56,28 @@ def before_training(prepared: Prepared, run: Run, model: PeftModel, tracked_wher
 
 
 def after_training(results: dict[str, float], arguments: Arguments) -> str:
-    """What came out, where it is, and the next command."""
+    """The results of the run, where they are, and the next command."""
     output_dir = Path(arguments.training.output_dir)
     lines = {"用时": f"训练 {duration(results['train_runtime'])}，{results['logical_tokens']:,} 个词元"}
     for split, name in SPLITS.items():
         figures = {title: results.get(f"{split}_{figure}") for figure, title in FIGURES.items()}
-        if told := [f"{title} {value:.3f}" for title, value in figures.items() if value is not None]:
-            lines[name] = "，".join(told)
-    made = [name for name in (ADAPTER_FILE, REPORT_FILE, LOSS_CURVE_FILE) if (output_dir / name).is_file()]
-    lines["产物"] = f"{output_dir}：{'、'.join([*made, METRICS_FILE])} 等"
+        if parts := [f"{title} {value:.3f}" for title, value in figures.items() if value is not None]:
+            lines[name] = "，".join(parts)
+    written = [name for name in (ADAPTER_FILE, REPORT_FILE, LOSS_CURVE_FILE) if (output_dir / name).is_file()]
+    lines["产物"] = f"{output_dir}：{'、'.join([*written, METRICS_FILE])} 等"
     lines["下一步"] = f'python predict.py --adapter {output_dir} --text "……"'
     return table("训练完成", lines)
 
 
 def shown_labels(labels: Sequence[str]) -> str:
-    """The first few labels, and how many there are in all."""
+    """The first few labels, and their total number."""
     if not labels:
         return "每行自带选项"
     return "、".join(labels[:LABELS_SHOWN]) + (f" 等 {len(labels)} 种" if len(labels) > LABELS_SHOWN else "")
 
 
 def table(title: str, lines: dict[str, str]) -> str:
-    """A title and aligned lines with names; a Chinese character is two columns wide."""
+    """A title, and lines that each begin with a name of up to three characters, aligned with full-width spaces."""
     rows = [f"{name}{'　' * (3 - len(name))} {text}" for name, text in lines.items()]
     return "\n".join([f"{LINE} {title} {LINE}", *rows])
 
@@ -91,7 +91,7 @@ def count(number: float) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The graphics card's name, or how many threads the CPU runs."""
+    """The name of the GPU, or the number of CPU threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {torch.get_num_threads()} 线程" if device.type == "cpu" else device.type
@@ -100,7 +100,7 @@ def device_name(device: torch.device) -> str:
 def sample_texts(
     task: Task, records: Sequence[dict], predictions: Sequence[dict], count: int, seed: int
 ) -> list[tuple[str, str]]:
-    """Some predictions to read: ``(对 or 错, the text with its prediction and the right result)``."""
+    """Random predictions to read, each as ``(对 or 错, the text with its prediction and the correct result)``."""
     chosen = random.Random(seed).sample(range(len(records)), min(count, len(records)))
     samples = []
     for index in sorted(chosen):

@@ -1,4 +1,4 @@
-"""transformers' Trainer with this project's loss, evaluation by real predictions, and checkpoints that are whole."""
+"""transformers' Trainer with this project's loss, evaluation by real predictions, and checkpoints with a manifest."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ from sft.training.run import Run
 
 logger = logging.getLogger(__name__)
 
-TOKEN_COUNTS = "token_counts.json"  # in a checkpoint: tokens executed and logical so far
+TOKEN_COUNTS = "token_counts.json"  # in a checkpoint: executed and logical tokens so far
 
 
 class SftTrainer(Trainer):
     """Trains on `EncodedRow`s and evaluates on records.
 
     Args:
-        evaluator: computes loss and metrics; its batching is that of training too.
-        validation: the validation records; may be empty.
-        run: what is trained.
-        keywords: transformers' own, see `Trainer`.
+        evaluator: computes loss and metrics; training uses its batching, too.
+        validation: the validation records; can be empty.
+        run: the run to train.
+        keywords: further arguments of transformers' `Trainer`.
 
     Attributes:
-        evaluations: of the validation records, ``before`` training and the latest one ``after``.
-        stop_on_signal: knows whether the run was asked to stop.
+        evaluations: on the validation records: ``before`` training, and the latest one as ``after``.
+        executed_tokens: tokens that this process computed since the start, padding included.
+        logical_tokens: tokens of the rows that this process trained on since the start.
+        stop_on_signal: has the number of the signal if the run was asked to stop.
     """
 
     loss_is_scaled_for_ga = True  # supervised_loss divides by the supervised tokens of the whole step
@@ -50,9 +52,9 @@ class SftTrainer(Trainer):
         super().__init__(data_collator=_keep_rows, eval_dataset=list(validation.rows) or None, **keywords)
         self.evaluator, self.validation, self.run = evaluator, validation, run
         self.evaluations: dict[str, Evaluation] = {}
-        self.max_tokens = run.max_tokens  # of a micro-batch; a batch with more is computed in several
-        self.executed_tokens = self.logical_tokens = 0  # by this process since the start
-        self.batch_tokens = 0  # executed for the last batch
+        self.max_tokens = run.max_tokens  # the largest micro-batch; a larger batch is computed in several
+        self.executed_tokens = self.logical_tokens = 0
+        self.batch_tokens = 0  # executed tokens of the last batch
         self.flops_a_token: int | None = None
         self.timed_tokens, self.timed_since = 0, time.perf_counter()
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -61,7 +63,7 @@ class SftTrainer(Trainer):
         self._folder_of_checkpoints: str | None = None
         self._set_callbacks()
         if run.checkpoint is not None:
-            self._take_over_counts(run.checkpoint)
+            self._continue_counts(run.checkpoint)
 
     def _set_callbacks(self) -> None:
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
@@ -75,18 +77,21 @@ class SftTrainer(Trainer):
     # ---- loss ----
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        """Forward and backward of one batch, one micro-batch after the other.
+        """Forward and backward pass of one batch, in micro-batches. Returns the loss, a scalar.
 
         If memory runs out, the whole batch is computed again in micro-batches of half the size.
+
+        Raises:
+            RunError: the loss is NaN or Inf, or one of several processes is out of memory.
         """
-        gradients = _copies([parameter.grad for parameter in self.adapter])  # of the step's earlier batches
+        gradients = _copies([parameter.grad for parameter in self.adapter])  # from earlier batches of the step
         while True:
             batches = micro_batches(inputs["rows"], self.max_tokens, self.evaluator.batching)
             self.batch_tokens = sum(map(batch_tokens, batches))
             loss, last = torch.zeros((), device=self.args.device), False
             try:
                 for batch in batches:
-                    last = batch is batches[-1]  # processes exchange gradients at the last one
+                    last = batch is batches[-1]  # the processes exchange gradients in the last one
                     with nullcontext() if last else self.accelerator.no_sync(model):
                         loss = loss + super().training_step(model, batch, num_items_in_batch)
                 break
@@ -103,16 +108,22 @@ class SftTrainer(Trainer):
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
-        """Cross-entropy over the supervised tokens of the whole optimizer step, over accumulation and processes."""
+        """The cross-entropy of the batch, divided by the supervised tokens of the whole optimizer step. A scalar.
+
+        The step includes all accumulated batches and all processes.
+
+        Raises:
+            RunError: the loss is NaN or Inf.
+        """
         loss = supervised_loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
         self.stop_on_non_finite.check_loss(loss, inputs["lines"].tolist(), self.state.global_step + 1)
         return loss
 
     def _refuse_to_halve_alone(self, error: RuntimeError) -> None:
-        """Out of memory while gradients are exchanged: the other processes already have theirs.
+        """Refuse to recompute a batch in one process only: the other processes have already exchanged gradients.
 
         Raises:
-            RunError: if there are other processes.
+            RunError: there are other processes, and this one is out of memory.
         """
         several = self.accelerator.num_processes > 1 and self.accelerator.sync_gradients
         if several and isinstance(error, torch.OutOfMemoryError):
@@ -122,7 +133,7 @@ class SftTrainer(Trainer):
             ) from error
 
     def _halve(self, largest_tokens: int) -> None:
-        """Half the size of the micro-batch that did not fit, from now on and in the checkpoints to come."""
+        """From now on use micro-batches of half the size that did not fit; later checkpoints save the new size."""
         self.max_tokens = min(self.max_tokens, largest_tokens) // 2
         clear_device_cache(garbage_collection=True)
         logger.warning(
@@ -134,19 +145,19 @@ class SftTrainer(Trainer):
     # ---- counts and logs ----
 
     def floating_point_ops(self, inputs) -> int:
-        """transformers' estimate, for the tokens that were executed for the batch."""
-        if self.flops_a_token is None:  # asked once: transformers counts all parameters each time
+        """transformers' estimate of the floating-point operations, for the executed tokens of the batch."""
+        if self.flops_a_token is None:  # compute it once: transformers counts all parameters each time
             self.flops_a_token = super().floating_point_ops({"input_ids": torch.empty(1, device="meta")})
         return self.batch_tokens * self.flops_a_token
 
     def token_counts(self) -> tuple[int, int]:
-        """Tokens executed and logical since the start, of all processes. Every process must call this."""
+        """``(executed tokens, logical tokens)`` of all processes since the start. Every process must call this."""
         counts = torch.tensor([self.executed_tokens, self.logical_tokens], device=self.args.device)
         executed, logical = self.accelerator.reduce(counts, reduction="sum").tolist()
         return executed, logical
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with tokens and tokens a second beside every training loss."""
+        """Log, and add token counts and tokens per second to every training loss."""
         if "loss" in logs or "train_loss" in logs:
             executed, logical = self.token_counts()
             logs |= {"executed_tokens": executed, "logical_tokens": logical}
@@ -164,21 +175,21 @@ class SftTrainer(Trainer):
         evaluation = self.validate()
         self.evaluations["before" if self.state.global_step == 0 else "after"] = evaluation
         metrics = metrics_of(evaluation, metric_key_prefix)
-        self.timed_since += time.perf_counter() - started  # tokens a second are those of training
+        self.timed_since += time.perf_counter() - started  # tokens per second count only training time
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def validate(self) -> Evaluation:
-        """Evaluate on the validation records, and choose the threshold on them."""
+        """Evaluate on the validation records, with the threshold that is best for them."""
         return self.evaluator.choose_threshold(self.model, self.validation, self.max_tokens, self.accelerator)
 
     # ---- checkpoints ----
 
-    def _take_over_counts(self, checkpoint: Path) -> None:
-        """Go on with the token counts of a checkpoint, and without an evaluation before the first step.
+    def _continue_counts(self, checkpoint: Path) -> None:
+        """Continue the token counts of a checkpoint, and skip the evaluation before the first step.
 
-        The checkpoint's run had that one; a second evaluation of one step would count as patience.
+        The run has already evaluated this step. Early stopping would count a second evaluation as no improvement.
         """
         executed, logical = read_json(checkpoint / TOKEN_COUNTS)
         self.timed_tokens = logical
@@ -190,28 +201,30 @@ class SftTrainer(Trainer):
         return self._folder_of_checkpoints or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Write the checkpoint into a folder beside, add its manifest, rename it; then delete older ones."""
+        """Write the checkpoint into a temporary folder, add the manifest, rename it, and delete older checkpoints."""
         name = f"checkpoint-{self.state.global_step}"
-        beside, final = self.run.output_dir / f".saving-{name}", self.run.output_dir / name
+        temporary, final = self.run.output_dir / f".saving-{name}", self.run.output_dir / name
         if (final / checkpoints.MANIFEST).is_file() and checkpoints.problem(final) is None:
-            return  # the end of an epoch can ask for the step that was just saved
-        self._folder_of_checkpoints = str(beside)
+            return  # the end of an epoch can save the same step again
+        self._folder_of_checkpoints = str(temporary)
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._folder_of_checkpoints = None
-        self.accelerator.wait_for_everyone()  # every process writes its own random state
+        self.accelerator.wait_for_everyone()  # every process writes its own random state into the folder
         if self.state.best_global_step is not None:
             best = self.run.output_dir / f"checkpoint-{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(best)
         token_counts = self.token_counts()
         if self.args.should_save:
-            self.state.save_to_json(str(beside / name / "trainer_state.json"))
-            write_json(beside / name / TOKEN_COUNTS, token_counts)
-            checkpoints.write_manifest(beside / name, self.run.identity | {checkpoints.MICRO_BATCH: self.max_tokens})
-            shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
-            (beside / name).rename(final)
-            beside.rmdir()
+            self.state.save_to_json(str(temporary / name / "trainer_state.json"))
+            write_json(temporary / name / TOKEN_COUNTS, token_counts)
+            checkpoints.write_manifest(
+                temporary / name, self.run.identity | {checkpoints.MICRO_BATCH: self.max_tokens}
+            )
+            shutil.rmtree(final, ignore_errors=True)  # a damaged checkpoint of the same step
+            (temporary / name).rename(final)
+            temporary.rmdir()
             rotate_checkpoints(
                 output_dir=str(self.run.output_dir),
                 save_total_limit=self.args.save_total_limit,
@@ -221,7 +234,7 @@ class SftTrainer(Trainer):
 
 
 def _keep_rows(rows: Sequence[dict]) -> dict[str, object]:
-    """The data collator: the rows of a batch, and all their labels, by which the Trainer counts supervised tokens."""
+    """The data collator: the rows of a batch, and their labels, which the Trainer needs to count supervised tokens."""
     encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], row["line"]) for row in rows]
     labels = torch.tensor([[token for row in encoded for token in row.answer_ids]])
     return {"rows": encoded, "labels": labels, "shift_labels": labels}

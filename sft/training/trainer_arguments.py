@@ -1,4 +1,4 @@
-"""transformers' TrainingArguments with this project's defaults, and the parser over all flags. Slow to import."""
+"""transformers' TrainingArguments with this project's defaults, and the parser of all flags. Slow to import."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sft.training.flags import DataArguments, LoraArguments, ModelArguments, Tra
 
 @dataclass
 class SftTrainingArguments(TrainerDefaults, TrainingArguments):
-    """transformers' own arguments with this project's defaults."""
+    """transformers' TrainingArguments with this project's defaults."""
 
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "SwanLab 由本项目接入，这里留给其他工具"}
@@ -31,7 +31,7 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         super().__post_init__()
 
     def _saves_when_it_evaluates(self) -> bool:
-        """Whether there is a checkpoint of every step that is evaluated."""
+        """Whether every evaluated step has a checkpoint."""
         if self.eval_strategy == "steps" and self.save_strategy == "steps":
             return self.save_steps % (self.eval_steps or self.logging_steps) == 0
         return self.eval_strategy != "no" and self.save_strategy in (self.eval_strategy, "best")
@@ -42,7 +42,7 @@ class _Parser(OneLineErrors, HfArgumentParser):
 
 
 def build_parser(description: str) -> HfArgumentParser:
-    """The parser for every flag of a training script; ``--help_all`` lists them."""
+    """The parser of all flags of a training script; ``--help_all`` lists them."""
     parser = _Parser(
         [ModelArguments, LoraArguments, DataArguments, TrackingArguments, SftTrainingArguments],
         description=description,
