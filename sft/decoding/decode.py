@@ -176,7 +176,7 @@ def _answer(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limit
         return
     for batch in in_groups(pieces, limits.batch_size if chooses else _raw_batch_size(pieces, limits)):
         if chooses and limits.constrained:
-            yield from _choose(model, tokenizer, task, batch, limits)
+            yield from _choose_option(model, tokenizer, task, batch, limits)
         else:
             yield from _generate(model, tokenizer, task, batch, limits)
 
@@ -210,7 +210,7 @@ def _extract(model, vocabulary: Vocabulary, task: Task, pieces: Sequence[Piece],
         yield result | {"answer": answer.text}
 
 
-def _choose(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits) -> list[dict]:
+def _choose_option(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits) -> list[dict]:
     """The most probable option of each piece, and the probability of every option (they sum to 1)."""
     results = []
     prompts = [piece.prompt_ids for piece in pieces]
