@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the run failed, 2 wrong usage or input, 130 Ctrl-C, 141 the reader of stdout has gone.
     """
-    arguments = parse_arguments(argv)
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     from sft.console import log_to_stderr, quiet_libraries
 
     if __name__ == "__main__":  # write UTF-8 even on a GBK console; a notebook's stdout is UTF-8 already
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet_libraries()
     log_to_stderr(logging.INFO if is_first_process() else logging.ERROR)
 
-    with one_line_errors() as outcome:
+    with one_line_errors(piped=True) as outcome:
         metrics = predict(arguments)
         if metrics is not None:
             where = sys.stdout if arguments.output_file else sys.stderr
@@ -169,14 +169,16 @@ def load(arguments: argparse.Namespace) -> Predictor:
 def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingFile | Stream:
     """The output for the predictions: ``--output_file``, or stdout. Only the first process writes a file."""
     from sft.prediction.output import GrowingFile, Stream
-    from sft.prediction.predictor import run_identity
+    from sft.prediction.predictor import prediction_identity
 
     path = arguments.output_file
     if path is None or process_index() > 0:
         return Stream(sys.stdout)
     if path.exists() and not path.is_file():  # a pipe, /dev/null
         return Stream(path.open("w", encoding="utf-8", newline="\n"))
-    run = run_identity(predictor, arguments.input_file, encoding=arguments.encoding, max_rows=arguments.max_rows)
+    run = prediction_identity(
+        predictor, arguments.input_file, encoding=arguments.encoding, max_rows=arguments.max_rows
+    )
     return GrowingFile(path, run, resume=arguments.resume)
 
 

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         test_file="data/test_ner.jsonl",
         labels=LABELS,
     )
-    arguments = parse(parser, argv)
+    arguments = parse(parser, sys.argv[1:] if argv is None else argv)
 
     with one_line_errors(interrupted="中断了，没有写出任何文件") as outcome:
         convert(arguments)

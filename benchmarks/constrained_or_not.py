@@ -16,7 +16,7 @@ from sft.data.records import read_records
 from sft.decoding.decode import predict
 from sft.errors import InputError
 from sft.prediction.predictor import LimitChoice, Predictor
-from sft.tasks.evaluation import score_predictions
+from sft.tasks.evaluation import metrics_of_predictions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         list(predict(loaded.model, loaded.tokenizer, loaded.task, records, limits))
         for limits in (loaded.limits, free_limits)
     )
-    figures = [score_predictions(loaded.task, golds, results) for results in (constrained, free)]
+    figures = [metrics_of_predictions(loaded.task, golds, results) for results in (constrained, free)]
     print(f"{len(records)} rows\n| | constrained | free |\n|---|---|---|")
     for name in figures[0]:
         print(f"| {name} | {figures[0][name]:.4f} | {figures[1].get(name, 0.0):.4f} |")

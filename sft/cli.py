@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-from sft.errors import InputError, RunError, Stopped, one_line
-from sft.processes import is_first_process
+from sft.errors import InputError, RunError, Stopped
+from sft.processes import is_first_on_machine
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Parser(OneLineErrors, argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **keywords)
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """Like ``parser.parse_args``, but the message for an unknown flag suggests the closest known flag.
 
     Exits with 2 if the command line is wrong.
@@ -94,7 +94,7 @@ class Outcome:
 
 
 @contextmanager
-def one_line_errors(interrupted: str = "已中断") -> Iterator[Outcome]:
+def one_line_errors(interrupted: str = "已中断", *, piped: bool = False) -> Iterator[Outcome]:
     """Run a script's work; an error that a user can cause becomes one line on stderr and an exit code.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 Ctrl-C, 141 the reader of stdout has gone, 128 + n
@@ -102,6 +102,7 @@ def one_line_errors(interrupted: str = "已中断") -> Iterator[Outcome]:
 
     Args:
         interrupted: the line to print after Ctrl-C.
+        piped: stdout may go to a program that stops reading early, such as ``head``.
 
     Yields:
         The outcome. Its exit code is set when the ``with`` block ends.
@@ -111,7 +112,7 @@ def one_line_errors(interrupted: str = "已中断") -> Iterator[Outcome]:
         yield outcome
     except InputError as error:
         outcome.code = WRONG_INPUT
-        if is_first_process():  # the other processes have the same error
+        if is_first_on_machine():  # the other processes of this machine have the same error
             _print_error(error)
     except RunError as error:
         outcome.code = FAILED
@@ -122,14 +123,18 @@ def one_line_errors(interrupted: str = "已中断") -> Iterator[Outcome]:
     except KeyboardInterrupt:
         outcome.code = INTERRUPTED
         _print_error(interrupted)
-    except BrokenPipeError:  # predict.py … | head
+    except BrokenPipeError:
+        if not piped:
+            raise
         outcome.code = PIPE_CLOSED
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk, a file that went away
+        if error.errno is None or isinstance(error, ConnectionError | TimeoutError):  # not about a file
+            raise
         outcome.code = FAILED
         logger.debug("", exc_info=True)
         where = f"{error.filename}：" if error.filename else ""
-        _print_error(f"{where}{error.strerror or one_line(error)}；请检查磁盘空间和权限")
+        _print_error(f"{where}{error.strerror}；请检查磁盘空间和权限")
 
 
 def _in_chinese(message: str) -> str:

@@ -34,6 +34,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def is_first_on_machine() -> bool:
+    """Whether this process is the first on its machine; true without a launcher."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def has_launcher() -> bool:
     """Whether a launcher started this process."""
     return "LOCAL_RANK" in os.environ

@@ -92,6 +92,22 @@ def test_each_kind_of_error_has_its_exit_code_and_one_line(error, code, line, ca
     assert capsys.readouterr().err == f"{line}\n"
 
 
-def test_an_error_of_the_program_itself_is_not_hidden():
-    with pytest.raises(ZeroDivisionError), one_line_errors():
-        raise ZeroDivisionError
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ConnectionResetError(104, "reset"), OSError("of a library")])
+def test_an_error_that_is_not_the_users_is_not_hidden(error):
+    with pytest.raises(type(error)), one_line_errors():
+        raise error
+
+
+def test_a_closed_pipe_ends_only_a_command_whose_output_may_be_piped():
+    with pytest.raises(BrokenPipeError), one_line_errors():
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
+def test_a_wrong_input_is_told_once_on_each_machine(local_rank, lines, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    with one_line_errors() as outcome:
+        raise InputError("甲：错了")
+    assert outcome.code == 2
+    assert capsys.readouterr().err.count("\n") == lines

@@ -169,9 +169,9 @@ class TestTooLong:
         assert row.line == 7
         assert row.answer_ids == encode_answers([record], classification, tokenizer)[0]
         if length(classification, record, tokenizer) <= max_length:
-            assert report.shortened_rows == []
+            assert report.shortened_lines == []
             return
-        assert report.shortened_rows == [7]
+        assert report.shortened_lines == [7]
         before, after = rendered(classification, record | {"text": "|TEXT|"}, tokenizer).split("|TEXT|")
         shown = tokenizer.decode(row.prompt_ids + row.answer_ids)
         assert shown.startswith(before)
@@ -218,7 +218,7 @@ class TestTooLong:
         texts = [text.removeprefix(header).removesuffix(footer) for text in shown]
         assert "".join(texts) == text
         assert all(text.endswith("。") for text in texts)
-        assert (report.shortened_rows, report.pieces, report.dropped_tokens) == ([3], len(rows), 0)
+        assert (report.shortened_lines, report.pieces, report.dropped_tokens) == ([3], len(rows), 0)
         assert {row.line for row in rows} == {3}
 
     def test_the_report_counts_the_tokens_cut_away(self, tokenizer, classification):

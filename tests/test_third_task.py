@@ -20,6 +20,8 @@ from sft.data.arguments import Conversion, ReadOptions
 from sft.data.conversion import convert_files
 from sft.data.formats import recognise
 from sft.data.recipes import Recipe
+from sft.decoding.decode import Limits
+from sft.decoding.decode import predict as predict_records
 from sft.errors import RowError
 from sft.tasks import TASKS
 from sft.tasks.classification import Classification
@@ -132,6 +134,20 @@ def test_the_two_tasks_have_every_member_with_the_same_arguments(task_type):
         if inspect.isfunction(member):
             expected = list(inspect.signature(member).parameters)
             assert list(inspect.signature(getattr(task_type, name)).parameters) == expected, name
+
+
+class FreeRating(Rating):
+    """The same, but the model may say what it likes."""
+
+    def options(self, record: dict) -> None:
+        return None
+
+
+def test_a_label_may_be_an_answer_in_free_text(tokenizer):
+    limits = Limits(max_length=200, max_new_tokens=4, batch_size=2)
+    (result,) = predict_records(tiny_model("qwen2"), tokenizer, FreeRating(("1", "2")), [{"text": "很好"}], limits)
+    assert result["label"] is None and result["unparsable"]
+    assert 0 <= result["score"] <= 1 and isinstance(result["answer"], str)
 
 
 def convert(raw: dict) -> dict:

@@ -1,7 +1,7 @@
 """Recognise a person's file: its encoding, format and columns. Imports no torch.
 
 `recognise` is the only entrance, for conversion and for prediction alike. To add a format, add a step to `_format_of`,
-the columns it has to `recognise`, and its reader to `sft.data.readers`.
+add its columns in `recognise`, and its reader in `sft.data.readers`.
 """
 
 from __future__ import annotations

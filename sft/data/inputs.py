@@ -48,7 +48,7 @@ def _rows(source: Source) -> Iterator[dict | RowError]:
         for number, _, row in rows_as_written(source):
             yield row if source.format == "conll" else _with_line_number(row, number)  # CoNLL's errors have their own
     except UnicodeDecodeError as error:
-        where = f"第 {number + 1} 行起" if source.format in ("jsonl", "lines") else "往后"
+        where = f"第 {number} 行之后" if source.format in ("jsonl", "lines") else "往后"
         yield RowError("", f"{where}不是完整的 {source.encoding}（{error.reason}）")
     except InputError as error:
         if source.format not in TABLES:

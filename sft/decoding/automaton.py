@@ -30,10 +30,10 @@ class Begin(NamedTuple):
 
 
 class Literal(NamedTuple):
-    """Inside fixed words, of which ``said`` bytes are written. ``entities`` is the number of finished entities."""
+    """Inside fixed words, of which ``written`` bytes are written. ``entities`` is the number of finished entities."""
 
     words: bytes
-    said: int
+    written: int
     then: State
 
     @property
@@ -56,9 +56,9 @@ class Run(NamedTuple):
 
 
 class Label(NamedTuple):
-    """Inside a label, of which ``said`` is written; the entity's text ended at byte ``cursor``."""
+    """Inside a label, of which ``written`` is written; the entity's text ended at byte ``cursor``."""
 
-    said: bytes
+    written: bytes
     cursor: int
     entities: int
 
@@ -171,8 +171,8 @@ class Automaton:
         """Every byte that may come next, with the state after it."""
         kind = type(state)
         if kind is Literal:
-            words, said, then = state
-            yield words[said], (then if said + 1 == len(words) else Literal(words, said + 1, then))
+            words, written, then = state
+            yield words[written], (then if written + 1 == len(words) else Literal(words, written + 1, then))
         elif kind is Run:
             yield from self._moves_in_run(state)
         elif kind is Label:
@@ -217,12 +217,14 @@ class Automaton:
             yield byte, Run(tuple(after), state.entities)
 
     def _moves_in_label(self, state: Label) -> Iterator[tuple[int, State]]:
-        said, cursor, entities = state
-        if said in self._form.labels:
+        written, cursor, entities = state
+        if written in self._form.labels:
             yield CLOSING_QUOTE, Literal(self._form.closing, 1, After(cursor, entities + 1))
-        going_on = {label[len(said)] for label in self._form.labels if label.startswith(said) and label != said}
+        going_on = {
+            label[len(written)] for label in self._form.labels if label.startswith(written) and label != written
+        }
         for byte in going_on:
-            yield byte, Label(said + bytes((byte,)), cursor, entities)
+            yield byte, Label(written + bytes((byte,)), cursor, entities)
 
 
 def _needs_escape(text: str) -> bool:

@@ -1,10 +1,11 @@
 """Greedy answers under the constraint of an `Automaton`, many rows at a time, in a few passes each.
 
-A pass reads, of every row, what no pass has read yet and a draft of what may follow: words that are always the
-same, the source's own tokens inside an entity, the likeliest label. At each drafted place the most probable allowed
-token is what plain constrained greedy decoding takes; the draft is kept as far as it agrees, so the answer is the
-same, token by token (speculative decoding, Leviathan et al., arXiv 2211.17192, with prompt lookup as the drafter).
-A row that is done leaves its slot to the next one.
+The input of a pass is, for every row, the tokens that no pass has read yet, and a draft of the tokens that may follow:
+words that are always the same, the tokens of the source inside an entity, the most frequent label. At each drafted
+place the pass shows the most probable allowed token, which is the one that plain constrained greedy decoding takes.
+The draft is kept up to the first place where it differs. So the answer is the same, token by token (speculative
+decoding, Leviathan et al., arXiv 2211.17192, with prompt lookup as the drafter). When a row is finished, the next row
+takes its slot.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Decision:
 
 
 class Bounds(NamedTuple):
-    """How much is done at the same time, and how long answers get.
+    """How many rows are decoded at the same time, and how long an answer can be.
 
     Attributes:
         rows: rows at the same time, at most.
@@ -149,7 +150,7 @@ def _decode_ragged(
 def _advance(
     base: PreTrainedModel, cache: Cache, vocabulary: Vocabulary, drafter: Drafter, rows: Sequence[Row], bounds: Bounds
 ) -> None:
-    """One pass: every row by at least one token."""
+    """One pass: every row gets at least one token further."""
     drafts, decisions_of, feeds, places, start = [], [], [], [], 0
     for row in rows:
         draft, decisions = _draft(row, drafter, vocabulary, bounds)
@@ -159,7 +160,7 @@ def _advance(
         start += len(draft)
         drafts.append(draft)
         decisions_of.append(decisions)
-    open_places, open_decisions = _open(places, decisions_of)
+    open_places, open_decisions = _choose_forced(places, decisions_of)
     hidden = run(base, cache, feeds, open_places)
     if open_decisions:
         _judge(base, hidden, open_decisions)
@@ -196,8 +197,8 @@ def _decision(row: Row, state: State, bounds: Bounds, drafted: int) -> Decision:
     return Decision(state, allowed, sorted(allowed))
 
 
-def _open(places: Sequence[range], decisions_of: list[list[Decision]]) -> tuple[list[int], list[Decision]]:
-    """The decisions between several tokens, with their places. A token that is the only one allowed is chosen."""
+def _choose_forced(places: Sequence[range], decisions_of: list[list[Decision]]) -> tuple[list[int], list[Decision]]:
+    """Choose the token where only one is allowed. Returns the other decisions, and their places."""
     open_places, open_decisions = [], []
     for row_places, decisions in zip(places, decisions_of, strict=True):
         for place, decision in zip(row_places, decisions, strict=True):
@@ -218,7 +219,7 @@ def _judge(base: PreTrainedModel, hidden: torch.Tensor, decisions: Sequence[Deci
 
 
 def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """(places, ids) logits in float32 or wider, from no more rows of the head than are asked for."""
+    """(places, ids) logits in float32 or wider. Only the rows of the head for ``ids`` are computed."""
     head = base.get_output_embeddings()
     if type(head) is torch.nn.Linear:
         logits = torch.nn.functional.linear(hidden, head.weight[ids], None if head.bias is None else head.bias[ids])

@@ -170,7 +170,8 @@ def _answer(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limit
     if not pieces:
         return
     chooses = task.options(pieces[0].record) is not None
-    vocabulary = None if chooses or not limits.constrained else _vocabulary_for(tokenizer, task)
+    lists_entities = task.answers == "entities" and not chooses
+    vocabulary = _vocabulary_for(tokenizer, task) if lists_entities and limits.constrained else None
     if vocabulary is not None:
         yield from _extract(model, vocabulary, task, pieces, limits)
         return

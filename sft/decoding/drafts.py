@@ -73,7 +73,7 @@ def _common_place(state: State) -> Hashable | None:
     """The part of a state that is the same for all texts; None inside an entity's text."""
     kind = type(state)
     if kind is Literal:
-        return state.words, state.said
+        return state.words, state.written
     if kind is Label:
-        return state.said
+        return state.written
     return kind if kind in (Begin, After) else None

@@ -28,13 +28,13 @@ class LengthReport:
 
     Attributes:
         lengths: tokens of each row, before it is shortened.
-        shortened_rows: line numbers of the rows that were cut or split.
+        shortened_lines: line numbers of the rows that were cut or split.
         pieces: how many rows came out of the shortened ones.
         dropped_tokens: prompt tokens that were cut away; splitting drops none.
     """
 
     lengths: list[int] = field(default_factory=list)
-    shortened_rows: list[int] = field(default_factory=list)
+    shortened_lines: list[int] = field(default_factory=list)
     pieces: int = 0
     dropped_tokens: int = 0
 
@@ -121,7 +121,7 @@ def encode_rows(
             raise InputError(f"第 {line} 行：{error}；请加大 --max_length 或去掉这一行") from error
         encoded_pieces = _encode([(line, piece) for piece in pieces], task, tokenizer)
         rows += encoded_pieces
-        report.shortened_rows.append(line)
+        report.shortened_lines.append(line)
         report.pieces += len(pieces)
         if sum(len(piece["text"]) for piece in pieces) < len(record["text"]):
             report.dropped_tokens += len(row) - sum(len(piece) for piece in encoded_pieces)

@@ -10,7 +10,7 @@ from sft.cli import Parser, parse
 from sft.data.arguments import ENCODINGS
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; a mistake in it ends the program with one Chinese line and exit code 2."""
     parser = Parser(description="用微调好的适配器预测")
     parser.add_argument("--adapter", type=Path, help="训练脚本的 --output_dir")

@@ -18,7 +18,7 @@ from sft.errors import InputError, RowError, RunError
 from sft.files import TASK_FILE, file_hash
 from sft.model.hub import DEFAULT_MODEL, resolve_model
 from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
-from sft.prediction.rows import DEFAULT, RowSettings, to_output, to_record
+from sft.prediction.rows import DEFAULT_ROW_SETTINGS, RowSettings, to_output, to_record
 from sft.tasks.evaluation import Tally, at_least
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
@@ -75,13 +75,16 @@ class Predictor:
     tokenizer: PreTrainedTokenizerBase
     task: Task
     limits: Limits
-    row_settings: RowSettings = DEFAULT
+    row_settings: RowSettings = DEFAULT_ROW_SETTINGS
     base_folder: Path | None = None
     adapter: Path | None = None
 
     @classmethod
     def load(
-        cls, choice: ModelChoice | Path | str, limits: LimitChoice = AS_TRAINED, row_settings: RowSettings = DEFAULT
+        cls,
+        choice: ModelChoice | Path | str,
+        limits: LimitChoice = AS_TRAINED,
+        row_settings: RowSettings = DEFAULT_ROW_SETTINGS,
     ) -> Self:
         """Load a model with its tokenizer and task.
 
@@ -91,6 +94,7 @@ class Predictor:
 
         Raises:
             InputError: there is no such adapter, task or base model, or they do not fit together.
+            RunError: the base model could not be downloaded.
         """
         if not isinstance(choice, ModelChoice):
             choice = ModelChoice(adapter=Path(choice))
@@ -208,7 +212,7 @@ def metrics_of(predictor: Predictor, tally: Tally) -> dict[str, float] | None:
     return metrics or None
 
 
-def run_identity(predictor: Predictor, input_file: Path | None, **reading: object) -> dict:
+def prediction_identity(predictor: Predictor, input_file: Path | None, **reading: object) -> dict:
     """Everything that decides the output, by name: a run may only be resumed if all of it is the same.
 
     Args:

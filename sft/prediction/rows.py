@@ -36,10 +36,10 @@ class RowSettings:
     with_answer: bool = False
 
 
-DEFAULT = RowSettings()
+DEFAULT_ROW_SETTINGS = RowSettings()
 
 
-def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT) -> dict | RowError:
+def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT_ROW_SETTINGS) -> dict | RowError:
     """The record of a row; ``original`` keeps the user's text. An error comes back as it is.
 
     The row may be a raw row, a record, or only a text. Gold is kept if it is usable; a row without gold, or with
@@ -64,7 +64,7 @@ def to_output(
     record: dict | RowError,
     prediction: dict,
     task: Task,
-    settings: RowSettings = DEFAULT,
+    settings: RowSettings = DEFAULT_ROW_SETTINGS,
 ) -> dict:
     """What is written for a row: its own text, the result, and gold under ``gold``; or the error."""
     if isinstance(record, RowError):

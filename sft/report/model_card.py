@@ -22,7 +22,6 @@ def write_model_card(output_dir: Path, settings: Mapping[str, Any], results: Map
     figures = "\n".join(
         f"| {name} | {value:.4f} |" for name, value in results.items() if name.startswith(("eval_", "test_"))
     )
-    rows_a_step = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
     text = f"""---
 base_model: {settings["base_model"]}
 library_name: peft
@@ -42,7 +41,7 @@ python predict.py --adapter {output_dir.as_posix()} --text "……"
 一条最多 {settings["max_length"]} 个词元
 - LoRA：r {settings["lora_r"]}，alpha {settings["lora_alpha"]}，dropout {settings["lora_dropout"]}，\
 {"、".join(settings["lora_target_modules"])}
-- 学习率 {settings["learning_rate"]:g}，每步 {rows_a_step} 条，种子 {settings["seed"]}，{settings["dtype"]}
+- 学习率 {settings["learning_rate"]:g}，每步 {settings["rows_a_step"]} 条，种子 {settings["seed"]}，{settings["dtype"]}
 - 提示词、标签、长度都在 `task.json` 里，`predict.py` 只读它
 
 | 指标 | 值 |

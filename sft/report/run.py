@@ -41,7 +41,7 @@ class Lengths(NamedTuple):
     Attributes:
         tokens: of each row, prompt and answer.
         max_length: the limit, in tokens.
-        shortened_lines: lines of the training file whose rows were cut (classification) or split (NER).
+        shortened_lines: lines of the training file whose rows were cut or split.
         pieces: how many rows the split ones became.
         dropped_tokens: how many tokens were cut away; 0 if rows were split.
     """

@@ -80,7 +80,7 @@ def best_threshold(task: Task, golds: Sequence[dict | None], predictions: Sequen
     return task.best_threshold(*zip(*judged, strict=True)) if judged else None
 
 
-def score_predictions(
+def metrics_of_predictions(
     task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]
 ) -> dict[str, float] | None:
     """The task's metrics and the share of unparsable answers, over the rows with gold and without an error.

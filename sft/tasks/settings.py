@@ -1,4 +1,6 @@
-"""``*.task.json``: what conversion, training and prediction have to agree on. Only this module reads and writes it.
+"""``*.task.json``: what conversion, training and prediction have to agree on.
+
+Only this module interprets and writes it.
 
 Conversion writes it beside the records: the task. Training checks it, adds the base model, numbers and lengths, and
 puts it into the adapter's folder; prediction needs nothing else.

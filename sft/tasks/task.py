@@ -21,7 +21,7 @@ class Task(Protocol):
         title: its name for people, in Chinese.
         answers: the kind of result: ``label`` is ``{"label", "score", "scores"}``, ``entities`` is
             ``{"entities": [{"start", "end", "text", "label", "score"}]}``. Reading raw rows, decoding and the report
-            go by this.
+            go by this. Constrained decoding of entities writes the lines of `sft.tasks.entity_lines`.
         metric: the metric that chooses the best checkpoint.
         labels: the labels of the data, in the order of the prompt.
     """
@@ -73,12 +73,19 @@ class Task(Protocol):
         """
 
     def merge(self, pieces: Sequence[dict], results: Sequence[dict]) -> dict:
-        """The result of a record from the results of its pieces, in order."""
+        """The result of a record from the results of its pieces, in order.
+
+        If the answers were generated, each result also has the ``answer`` itself.
+        """
 
     # ---- results ----
 
     def parse(self, answer: str, record: dict) -> dict:
-        """The result that a generated answer means, with ``unparsable`` (bool)."""
+        """The result that a generated answer means, with ``unparsable`` (bool).
+
+        Each of its entities has a ``line``, the line of the answer that names it, from 0: decoding gives the entity
+        the score of that line.
+        """
 
     def problems(self, result: dict) -> dict[str, int]:
         """What was wrong with the answer behind a result, counted by kind."""

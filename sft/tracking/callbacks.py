@@ -1,11 +1,10 @@
-"""Trainer callbacks that write logs to ``metrics.jsonl``, SwanLab and the terminal.
+"""Trainer callbacks that write logs to ``metrics.jsonl`` and SwanLab.
 
 This module imports transformers, which is slow: import it late.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +14,6 @@ from transformers import TrainerCallback, TrainerState
 
 from sft.files import whole_file
 from sft.tracking.metrics_log import append_row, keep_rows, plain_metrics, read_metrics
-
-logger = logging.getLogger(__name__)
 
 OF_ONE_LABEL = re.compile(r"(eval|test)_(precision|recall|f1)_")
 
@@ -37,9 +34,6 @@ class MetricsLog(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         self._write(state, logs)
-
-    def on_predict(self, args, state, control, metrics, **kwargs) -> None:
-        self._write(state, metrics)
 
     def _write(self, state, metrics) -> None:
         if not metrics or not state.is_world_process_zero:
@@ -97,9 +91,6 @@ class TrackingCallback(TrainerCallback):
         self._loss_is_first = True
         rows, self._held = self._held, []
         self._attempt(replay_rows, self._swanlab, rows)
-
-    def on_predict(self, args, state, control, metrics, **kwargs) -> None:
-        self._attempt(self._swanlab.on_predict, args, state, control, metrics=finite_numbers(metrics or {}), **kwargs)
 
 
 def replay_rows(swanlab_callback: TrainerCallback, rows: Sequence[dict]) -> None:

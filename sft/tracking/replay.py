@@ -22,7 +22,7 @@ from sft.tracking.swanlab import MODES, PROJECT, SAMPLES, start_tracking
 logger = logging.getLogger(__name__)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; the flags have the names of the training scripts."""
     parser = Parser(
         prog="python -m sft.tracking.replay",
@@ -36,7 +36,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parse(parser, argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the command; returns its exit code: 0 done, 1 SwanLab could not be used, 2 wrong usage or input."""
     arguments = parse_arguments(argv)
     log_to_stderr()
@@ -92,4 +92,4 @@ def settings_of(output_dir: Path) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from sft.console import progress
 from sft.decoding.decode import Limits, predict
 from sft.engine.batches import Batching, EncodedRow, micro_batches
 from sft.engine.loss import supervised_loss
-from sft.tasks.evaluation import at_least, best_threshold, score_predictions
+from sft.tasks.evaluation import at_least, best_threshold, metrics_of_predictions
 from sft.tasks.task import Task
 
 
@@ -108,12 +108,12 @@ class Evaluator:
         self, loss: float, golds: Sequence[dict | None], predictions: Sequence[dict], threshold: float | None
     ) -> Evaluation:
         kept = at_least(self.task, predictions, threshold)
-        metrics = score_predictions(self.task, golds, kept) or {}
+        metrics = metrics_of_predictions(self.task, golds, kept) or {}
         if threshold is not None:
             metrics["threshold"] = threshold
         return Evaluation(metrics | {"loss": loss}, kept, threshold)
 
 
-def metrics_of(evaluation: Evaluation | None, split: str) -> dict[str, float]:
+def named_metrics(evaluation: Evaluation | None, split: str) -> dict[str, float]:
     """The metrics with the name of what was evaluated before theirs: ``f1`` → ``eval_f1``; empty for None."""
     return {} if evaluation is None else {f"{split}_{name}": value for name, value in evaluation.metrics.items()}

@@ -34,10 +34,10 @@ from sft.tasks.task import Task
 from sft.tracking.callbacks import MetricsLog
 from sft.tracking.swanlab import SAMPLES, Tracking, start_tracking
 from sft.training.arguments import Arguments
-from sft.training.evaluation import Evaluation, Evaluator, Examples, metrics_of
+from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
 from sft.training.memory import peak_memory_bytes
 from sft.training.prepare import Numbered, Prepared, prepare
-from sft.training.preview import show_plan, show_rows
+from sft.training.preview import rows_a_step, show_plan, show_rows
 from sft.training.run import Run, open_run, shown_settings
 from sft.training.summary import before_training, sample_texts
 from sft.training.trainer import SftTrainer
@@ -56,7 +56,7 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         RunError: the loss or a gradient is NaN or Inf, or memory ran out.
         Stopped: the run was stopped by SIGTERM or Ctrl-C.
     """
-    prepared = prepare(task_type, arguments)  # writes nothing, reads no weights
+    prepared = prepare(task_type, arguments)  # writes nothing but a base model that is missing, reads no weights
     if arguments.data.preview:
         return show_rows(prepared.rows.train[: arguments.data.preview], prepared.tokenizer)
     if arguments.data.dry_run:
@@ -68,14 +68,17 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         trained = trainer.train(resume_from_checkpoint=run.checkpoint and str(run.checkpoint))
         results = training_results(trainer, trained.metrics)
         stop_if_asked(trainer)
-        save_adapter(trainer, prepared.settings, results)
-        best = evaluate_best(trainer, prepared.settings)
-        tested = evaluate_test(trainer, prepared, tracking, best and best.threshold)
+        save_adapter(trainer, prepared.settings, results)  # usable even if the evaluation below is killed
+        best = evaluate_best(trainer)
+        settings = prepared.settings.replace(threshold=best and best.threshold)
+        if trainer.is_world_process_zero():
+            settings.write(run.output_dir / TASK_FILE)
+        tested = evaluate_test(trainer, prepared, tracking, settings.threshold)
         trainer.save_state()
-        results |= metrics_of(best, "eval") | metrics_of(tested, "test")
+        results |= named_metrics(best, "eval") | named_metrics(tested, "test")
         if trainer.is_world_process_zero():
             evaluations = trainer.evaluations | {"after": best, "test": tested}
-            write_down(prepared, run, trainer.state.global_step, results, evaluations)
+            write_down(prepared, run, settings, trainer.state.global_step, results, evaluations)
         leave_other_processes(trainer)
     return results
 
@@ -186,18 +189,16 @@ def save_adapter(trainer: SftTrainer, settings: TaskSettings, results: dict[str,
         write_json(trainer.run.output_dir / TRAIN_RESULTS_FILE, results)
 
 
-def evaluate_best(trainer: SftTrainer, settings: TaskSettings) -> Evaluation | None:
+def evaluate_best(trainer: SftTrainer) -> Evaluation | None:
     """Evaluate the saved weights on the validation records; None if there are no such records.
 
     The best weights may not be the last ones. So the metrics are not logged: the curve shows what was at each step.
-    The threshold that is chosen on these records goes into ``task.json``.
     """
     if not trainer.validation.records:
         return None
     best = trainer.validate()
     if trainer.is_world_process_zero():
         write_metrics(trainer.run.output_dir, "eval", best)
-        settings.replace(threshold=best.threshold).write(trainer.run.output_dir / TASK_FILE)
     return best
 
 
@@ -209,24 +210,26 @@ def evaluate_test(
         return None
     examples = Examples(records_of(prepared.splits.test), prepared.rows.test)
     tested = trainer.evaluator.evaluate(trainer.model, examples, trainer.max_tokens, trainer.accelerator, threshold)
-    trainer.log(metrics_of(tested, "test"))
+    trainer.log(named_metrics(tested, "test"))
+    if trainer.is_world_process_zero():
+        write_metrics(trainer.run.output_dir, "test", tested)
     count, seed = prepared.arguments.data.sample_predictions, trainer.args.seed
     samples = sample_texts(prepared.task, examples.records, tested.predictions, count, seed)
     tracking.log_texts(SAMPLES, samples, trainer.state.global_step)
     if trainer.is_world_process_zero():
-        write_metrics(trainer.run.output_dir, "test", tested)
         write_json(trainer.run.output_dir / SAMPLES_FILE, samples)
     return tested
 
 
 def write_metrics(output_dir: Path, split: str, evaluation: Evaluation) -> None:
     """``eval_results.json`` and ``test_results.json``."""
-    write_json(output_dir / f"{split}_results.json", metrics_of(evaluation, split))
+    write_json(output_dir / f"{split}_results.json", named_metrics(evaluation, split))
 
 
 def write_down(
     prepared: Prepared,
     run: Run,
+    settings: TaskSettings,
     steps: int,
     results: dict[str, float],
     evaluations: dict[str, Evaluation | None],
@@ -237,18 +240,18 @@ def write_down(
         steps: optimizer steps of the run.
         evaluations: ``before`` and ``after`` training on the validation records, and ``test``, as far as they exist.
     """
-    output_dir, lengths, best = run.output_dir, prepared.lengths, evaluations["after"]
+    output_dir, lengths = run.output_dir, prepared.lengths
     write_json(output_dir / ALL_RESULTS_FILE, results)
     draw_loss_curve(output_dir / METRICS_FILE, output_dir / LOSS_CURVE_FILE)
-    settings = prepared.settings.replace(threshold=best and best.threshold)
-    shown = shown_settings(prepared, run) | settings.to_json()
+    rows = {"rows_a_step": rows_a_step(prepared.arguments.training)}
+    shown = shown_settings(prepared, run) | settings.to_json() | rows
     write_model_card(output_dir, shown, results)
     data = RunData(
         {split: records_of(numbered) for split, numbered in prepared.splits._asdict().items()},
         Lengths(
             tokens=lengths.lengths,
             max_length=settings.max_length,
-            shortened_lines=lengths.shortened_rows,
+            shortened_lines=lengths.shortened_lines,
             pieces=lengths.pieces,
             dropped_tokens=lengths.dropped_tokens,
         ),

@@ -1,6 +1,6 @@
 """The flags of the training scripts that this project adds, and its defaults for the flags of transformers.
 
-Imports only the standard library, so that ``--help`` does not wait for torch.
+Imports neither torch nor transformers, so that ``--help`` does not wait for torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read and check everything that a run needs, before anything is written and before the weights are read."""
+"""Read and check everything that a run needs, before the run's folder is written and the weights are read."""
 
 from __future__ import annotations
 
@@ -206,8 +206,8 @@ def describe_lengths(report: LengthReport, max_length: int) -> str:
     lengths = sorted(report.lengths)
     long = lengths[int(0.95 * (len(lengths) - 1))]
     line = f"长度（词元）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
-    if report.shortened_rows:
-        line += f"；{len(report.shortened_rows)} 条超过 --max_length {max_length}"
+    if report.shortened_lines:
+        line += f"；{len(report.shortened_lines)} 条超过 --max_length {max_length}"
         if report.dropped_tokens:
             line += f"，只截正文，共截去 {report.dropped_tokens} 个词元"
         else:
@@ -237,7 +237,10 @@ def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int
 
 
 def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, has_validation: bool) -> None:
-    """Set those of transformers' arguments that follow from the others. Only this function changes parsed flags."""
+    """Set those of transformers' arguments that follow from the others.
+
+    Only this function changes parsed flags before the run is opened.
+    """
     training = arguments.training
     training.fp16 = dtype == torch.float16  # autocast and loss scaling; bfloat16 and float32 need neither
     training.dataloader_pin_memory = training.device.type == "cuda"

@@ -43,7 +43,7 @@ class Run:
 
 
 def open_run(prepared: Prepared) -> Run:
-    """Prepare the output folder and decide where the run starts. The first function that writes.
+    """Prepare the output folder and decide where the run starts. The first function that writes into it.
 
     Raises:
         InputError: see `prepare_output`.
@@ -54,7 +54,9 @@ def open_run(prepared: Prepared) -> Run:
     max_tokens = prepared.arguments.data.max_tokens_per_micro_batch
     if max_tokens is None and checkpoint is not None:  # the same rounding, even if this machine has more memory
         max_tokens = checkpoints.saved_run(checkpoint).get(checkpoints.MICRO_BATCH)
-    return Run(output_dir, checkpoint, identity, max_tokens or fitting_micro_batch(prepared))
+    if max_tokens is None:
+        max_tokens = fitting_micro_batch(prepared)
+    return Run(output_dir, checkpoint, identity, max_tokens)
 
 
 def fitting_micro_batch(prepared: Prepared) -> int:

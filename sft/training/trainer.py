@@ -22,7 +22,7 @@ from sft.errors import RunError
 from sft.files import read_json, write_json
 from sft.training import checkpoints
 from sft.training.callbacks import LogLines, ProgressOnStderr, StopOnNonFinite, StopOnSignal
-from sft.training.evaluation import Evaluation, Evaluator, Examples, metrics_of
+from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
 from sft.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class SftTrainer(Trainer):
         started = time.perf_counter()
         evaluation = self.validate()
         self.evaluations["before" if self.state.global_step == 0 else "after"] = evaluation
-        metrics = metrics_of(evaluation, metric_key_prefix)
+        metrics = named_metrics(evaluation, metric_key_prefix)
         self.timed_since += time.perf_counter() - started  # tokens per second count only training time
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -22,7 +22,7 @@ import predict
 from sft.errors import InputError
 from sft.prediction.output import GrowingFile, progress_path
 from sft.tasks.classification import Classification
-from sft.tasks.evaluation import Tally, score_predictions
+from sft.tasks.evaluation import Tally, metrics_of_predictions
 from sft.tasks.settings import FORMAT_VERSION
 
 ROWS = 300
@@ -342,7 +342,7 @@ def test_metrics_of_parts_added_up_and_kept_as_json_are_those_of_the_whole(pairs
     for part in (slice(0, cut), slice(cut, None)):
         total.add(Tally.of(task, golds[part], results[part]))
         total = Tally.from_json(orjson.loads(orjson.dumps(total.to_json())))
-    assert total.metrics(task) == score_predictions(task, golds, results)
+    assert total.metrics(task) == metrics_of_predictions(task, golds, results)
     judged = [(gold, result) for gold, result in zip(golds, results, strict=True) if gold and "error" not in result]
     if judged:
         right = sum(gold["label"] == result["label"] for gold, result in judged)
