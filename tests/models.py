@@ -18,7 +18,9 @@ from transformers import (
 )
 
 from sft.model.encoding import encode_texts, terminator_id
+from sft.tasks.classification import Classification
 from sft.tasks.entity_lines import NO_ENTITY, entity_line
+from sft.tasks.settings import TaskSettings
 from sft.training.flags import LINEAR_PROJECTIONS
 
 SIZES = {
@@ -68,6 +70,15 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_adapter(tokenizer: PreTrainedTokenizerBase, folder: Path, labels: tuple[str, ...]) -> Path:
+    """A classification adapter in ``folder/adapter`` as training writes it, with its base model in ``folder/base``."""
+    base = save_model(tiny_model("qwen2"), tokenizer, folder / "base")
+    adapter = save_model(with_random_lora(tiny_model("qwen2")), tokenizer, folder / "adapter")
+    settings = TaskSettings(Classification(labels), str(base), "float32", max_length=200, max_new_tokens=8)
+    settings.write(adapter / "task.json")
+    return adapter
 
 
 class Oracle:

@@ -16,14 +16,14 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import save_model, tiny_model, with_random_lora
+from models import save_adapter, save_model, tiny_model, with_random_lora
 
 import predict
 from sft.errors import InputError
 from sft.prediction.output import GrowingFile, progress_path
 from sft.tasks.classification import Classification
 from sft.tasks.evaluation import Tally, metrics_of_predictions
-from sft.tasks.settings import FORMAT_VERSION
+from sft.tasks.settings import TaskSettings
 
 ROWS = 300
 WINDOW = 32  # rows that are read ahead and written together, at --batch_size 2
@@ -33,14 +33,7 @@ LABELS = ("体育", "军事", "经济")
 @pytest.fixture(scope="module")
 def adapter(tokenizer, tmp_path_factory) -> Path:
     """The folder of a classification adapter as training writes it, next to its base model."""
-    folder = tmp_path_factory.mktemp("output")
-    base = save_model(tiny_model("qwen2"), tokenizer, folder / "base")
-    adapter = folder / "adapter"
-    save_model(with_random_lora(tiny_model("qwen2")), tokenizer, adapter)
-    settings = {"format_version": FORMAT_VERSION, **Classification(labels=LABELS).settings()}
-    settings |= {"base_model": str(base), "dtype": "float32", "max_length": 200, "max_new_tokens": 8}
-    (adapter / "task.json").write_bytes(orjson.dumps(settings))
-    return adapter
+    return save_adapter(tokenizer, tmp_path_factory.mktemp("output"), LABELS)
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +161,8 @@ class TestKilled:
         path = tmp_path / "rows.jsonl"
         texts = [json.dumps(row | {"text": row["text"][: 40 + 5 * part]}) for part in range(5) for row in rows]
         path.write_text("\n".join(texts[:5000]) + "\n", encoding="utf-8")
-        settings = Classification(labels=tuple(sorted({row["output"] for row in rows}))).settings()
-        (tmp_path / "rows.task.json").write_bytes(orjson.dumps({"format_version": FORMAT_VERSION, **settings}))
+        task = Classification(labels=tuple(sorted({row["output"] for row in rows})))
+        TaskSettings(task).write(tmp_path / "rows.task.json")
         model = ["--base_only", "--model_name_or_path", str(forked.ROOT / "qwen/demo"), "--dtype", "float32"]
         command = [sys.executable, "predict.py", *model, "--input_file", str(path), "--batch_size", "8"]
         started = time.monotonic()

@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import Oracle, save_model, tiny_model, with_random_lora
+from models import Oracle, save_adapter, tiny_model
 
 import predict
 from sft.console import with_progress
@@ -27,12 +27,13 @@ from sft.data.shapes import shape_by_column_names
 from sft.decoding.decode import Limits, rows_per_window
 from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
-from sft.prediction.predictor import AS_TRAINED, LimitChoice, ModelChoice, Predictor, predict_rows
+from sft.prediction.predictor import AS_TRAINED, LimitChoice, ModelChoice, Predictor
 from sft.prediction.rows import RowSettings, to_output, to_record
+from sft.prediction.turns import predict_rows
 from sft.tasks.classification import Classification
 from sft.tasks.entity_lines import entity_line
 from sft.tasks.ner import Ner
-from sft.tasks.settings import FORMAT_VERSION, TaskSettings
+from sft.tasks.settings import TaskSettings
 
 ROOT = Path(predict.__file__).parent
 TEXTS = ["昨天，张伟到了上海", 'a "b" c', "𠮷"]
@@ -321,14 +322,7 @@ class TestUnconstrained:
 @pytest.fixture(scope="module")
 def trained(tokenizer, tmp_path_factory) -> Path:
     """A folder as training writes it: adapter, tokenizer, task.json. Its base model is next to it."""
-    folder = tmp_path_factory.mktemp("output")
-    base = save_model(tiny_model("qwen2"), tokenizer, folder / "base")
-    adapter = folder / "adapter"
-    save_model(with_random_lora(tiny_model("qwen2")), tokenizer, adapter)
-    settings = {"format_version": FORMAT_VERSION, **Classification(labels=("体育", "军事", "经济")).settings()}
-    settings |= {"base_model": str(base), "dtype": "float32", "max_length": 200, "max_new_tokens": 8}
-    (adapter / "task.json").write_bytes(orjson.dumps(settings))
-    return adapter
+    return save_adapter(tokenizer, tmp_path_factory.mktemp("output"), ("体育", "军事", "经济"))
 
 
 ROWS = [{"text": "国家队赢了", "output": "体育"}, {"text": ""}, {"text": "打仗", "output": "军事"}, {"text": "钱"}]

@@ -20,10 +20,9 @@ from safetensors.torch import load_file, save_file
 import predict
 import train_qwen2_classification
 import train_qwen2_ner
-from sft.files import write_json
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
-from sft.tasks.settings import FORMAT_VERSION, settings_path
+from sft.tasks.settings import TaskSettings, settings_path
 from tests.models import save_model, tiny_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -39,7 +38,7 @@ def write_records(path: Path, task, records: list[dict]) -> Path:
         messages = [*task.prompt(record), {"role": "assistant", "content": task.answer(record)}]
         lines.append(json.dumps({"messages": messages, "task": task.name, **record}, ensure_ascii=False))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(settings_path(path), {"format_version": FORMAT_VERSION, **task.settings()})
+    TaskSettings(task).write(settings_path(path))
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.decoding.decode import Limits, in_groups, predict_together, rows_per_window
+from sft.decoding.decode import Limits, predict_together
 from sft.errors import InputError, RowError, RunError
 from sft.files import TASK_FILE, file_hash
 from sft.model.hub import DEFAULT_MODEL, resolve_model
@@ -158,26 +158,6 @@ def _row_settings(chosen: RowSettings, limits: LimitChoice, trained_threshold: f
     if chosen.threshold is None:  # training chose a threshold for the scores of constrained answers
         return replace(chosen, threshold=trained_threshold)
     return chosen
-
-
-def predict_rows(
-    predictor: Predictor, rows: Iterable[dict | RowError]
-) -> tuple[Iterator[bytes], Callable[[], dict[str, float] | None]]:
-    """Predict a user's rows.
-
-    Returns:
-        The output lines in order, as JSON without newlines; and a function that gives the metrics (see `metrics_of`),
-        to be called after the last line.
-    """
-    total = Tally()
-
-    def lines() -> Iterator[bytes]:
-        for window in in_groups(rows, rows_per_window(predictor.limits)):
-            outputs, tally = predict_window(predictor, window)
-            total.add(tally)
-            yield from outputs
-
-    return lines(), lambda: metrics_of(predictor, total)
 
 
 def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tuple[list[bytes], Tally]:

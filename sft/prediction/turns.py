@@ -1,4 +1,4 @@
-"""Several processes share the windows of one input in turns.
+"""Predict rows window by window: in one process, or in several that take turns.
 
 Process r of n predicts windows r, n + r, 2n + r, …, each whole, so that its numbers are those of one process alone;
 the first process has all results, in order.
@@ -6,22 +6,41 @@ the first process has all results, in order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch.distributed
 
 from sft.decoding.decode import in_groups, rows_per_window
 from sft.errors import RowError, RunError
-from sft.prediction.predictor import Predictor, predict_window
+from sft.prediction.predictor import Predictor, metrics_of, predict_window
 from sft.processes import process_count, process_index
 from sft.tasks.evaluation import Tally
+
+
+def predict_rows(
+    predictor: Predictor, rows: Iterable[dict | RowError]
+) -> tuple[Iterator[bytes], Callable[[], dict[str, float] | None]]:
+    """Predict a user's rows in this process alone.
+
+    Returns:
+        The output lines in order, as JSON without newlines; and a function that gives the metrics (see `metrics_of`),
+        to be called after the last line.
+    """
+    total = Tally()
+
+    def lines() -> Iterator[bytes]:
+        for outputs, tally in predict_in_turns(predictor, rows, None):
+            total.add(tally)
+            yield from outputs
+
+    return lines(), lambda: metrics_of(predictor, total)
 
 
 def predict_in_turns(
     predictor: Predictor, rows: Iterable[dict | RowError], group: torch.distributed.ProcessGroup | None
 ) -> Iterator[tuple[list[bytes], Tally]]:
     """Each window's output lines and counts, in order, in the first process; the others yield nothing."""
-    count, index = process_count(), process_index()
+    count, index = (1, 0) if group is None else (process_count(), process_index())
     windows = in_groups(rows, rows_per_window(predictor.limits))
     for turn in in_groups(windows, count):
         mine = predict_window(predictor, turn[index]) if index < len(turn) else None
