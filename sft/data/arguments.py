@@ -18,7 +18,7 @@ class ReadOptions(NamedTuple):
     """What the user says about an input file; the defaults mean "recognise it".
 
     Attributes:
-        format: one of the formats of `sft.data.readers.Source`, or ``auto``.
+        format: one of the formats of `sft.data.source.Source`, or ``auto``.
         encoding: one of ``ENCODINGS``.
         text_column, label_column: the names of the columns or JSON fields.
     """

@@ -15,9 +15,9 @@ import orjson
 
 from sft.console import ConversionProgress
 from sft.data.arguments import Conversion
-from sft.data.readers import Source
 from sft.data.recipes import Recipe
 from sft.data.records import conversion_report_path, make_record
+from sft.data.source import Source
 from sft.data.splitter import TEST, TRAIN, Splitter
 from sft.errors import InputError
 from sft.files import json_bytes, refuse_folder, whole_file

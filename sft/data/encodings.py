@@ -78,3 +78,12 @@ def _decodes(line: bytes, encoding: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def is_decoded(text: str) -> bool:
+    """Whether every byte of the text was decoded ("surrogateescape" turns the others into lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

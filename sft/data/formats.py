@@ -16,8 +16,10 @@ import orjson
 
 from sft.data.arguments import ReadOptions
 from sft.data.encodings import file_encoding
-from sft.data.readers import TABLES, TAG, Source, csv_reader, split_tag
 from sft.data.shapes import ENTITY_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS
+from sft.data.source import TABLES, Source
+from sft.data.tables import csv_reader
+from sft.data.tagged import TAG, split_tag
 from sft.errors import InputError
 from sft.tasks.ner import CCFBDCI_LABELS
 

@@ -12,7 +12,8 @@ from typing import IO
 
 from sft.data.arguments import ReadOptions
 from sft.data.formats import recognise
-from sft.data.readers import TABLES, Source, numbered_lines, rows_as_written, text_row
+from sft.data.readers import numbered_lines, rows_as_written, text_row
+from sft.data.source import TABLES, Source
 from sft.errors import InputError, RowError
 
 

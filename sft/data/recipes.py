@@ -15,7 +15,7 @@ from functools import partial
 
 import orjson
 
-from sft.data.readers import Source
+from sft.data.source import Source
 from sft.errors import InputError, RowError
 from sft.tasks.classification import Classification
 from sft.tasks.ner import CCFBDCI_LABELS, Ner

@@ -18,9 +18,10 @@ from typing import IO
 import orjson
 
 from sft.data.arguments import Conversion
-from sft.data.readers import Source, read_rows
+from sft.data.readers import read_rows
 from sft.data.recipes import Recipe
 from sft.data.records import make_record
+from sft.data.source import Source
 from sft.errors import InputError, RowError
 from sft.tasks.task import Task
 
