@@ -24,6 +24,7 @@ from sft.processes import is_first_process, process_count, process_index
 
 if TYPE_CHECKING:
     from sft.errors import RowError
+    from sft.prediction.choices import ModelChoice
     from sft.prediction.output import GrowingFile, Stream
     from sft.prediction.predictor import Predictor
     from sft.report.findings import Findings
@@ -101,18 +102,20 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
     Raises:
         InputError: the file cannot be read, or several processes would share standard input.
     """
-    from sft.data.inputs import count_rows, read_file, read_stream
+    from sft.data.arguments import ReadOptions
+    from sft.data.inputs import count_rows, open_file, read_stream, rows_of
     from sft.errors import InputError
+    from sft.prediction.choices import read_settings
 
+    answers, options = read_settings(model_choice(arguments)).task.answers, ReadOptions.from_arguments(arguments)
     if arguments.text is not None:
         return iter([{"text": arguments.text}]), 1
     if arguments.input_file is not None:
-        reading = {"encoding": arguments.encoding, "text_column": arguments.text_column}
-        rows = islice(read_file(arguments.input_file, **reading), arguments.max_rows)
-        return rows, count_rows(arguments.input_file, arguments.max_rows, **reading)
+        source = open_file(arguments.input_file, answers, options)
+        return islice(rows_of(source), arguments.max_rows), count_rows(source, arguments.max_rows)
     if process_count() > 1:
         raise InputError("标准输入不能分给几个进程；请用 --input_file")
-    return islice(read_stream(sys.stdin.buffer, encoding=arguments.encoding), arguments.max_rows), None
+    return islice(read_stream(sys.stdin.buffer, answers, options), arguments.max_rows), None
 
 
 def check_places(arguments: argparse.Namespace) -> None:
@@ -132,17 +135,11 @@ def check_places(arguments: argparse.Namespace) -> None:
         check_report_path(arguments.report)
 
 
-def load(arguments: argparse.Namespace) -> Predictor:
-    """Load the model, tokenizer and task that the flags name.
+def model_choice(arguments: argparse.Namespace) -> ModelChoice:
+    """The model and the task that the flags name."""
+    from sft.prediction.choices import ModelChoice
 
-    Raises:
-        InputError: see `Predictor.load`.
-    """
-    from sft.prediction.predictor import LimitChoice, ModelChoice, Predictor
-    from sft.prediction.rows import RowSettings
-    from sft.tasks.options import options_from_flag
-
-    model = ModelChoice(
+    return ModelChoice(
         adapter=arguments.adapter,
         base_only=arguments.base_only,
         task_file=arguments.task_file,
@@ -150,6 +147,19 @@ def load(arguments: argparse.Namespace) -> Predictor:
         model_name_or_path=arguments.model_name_or_path,
         dtype=arguments.dtype,
     )
+
+
+def load(arguments: argparse.Namespace) -> Predictor:
+    """Load the model, tokenizer and task that the flags name.
+
+    Raises:
+        InputError: see `Predictor.load`.
+    """
+    from sft.prediction.choices import LimitChoice
+    from sft.prediction.predictor import Predictor
+    from sft.prediction.rows import RowSettings
+    from sft.tasks.options import options_from_flag
+
     limits = LimitChoice(
         max_length=arguments.max_length,
         max_new_tokens=arguments.max_new_tokens,
@@ -158,16 +168,15 @@ def load(arguments: argparse.Namespace) -> Predictor:
         max_tokens=arguments.max_tokens,
     )
     rows = RowSettings(
-        text_column=arguments.text_column,
-        label_column=arguments.label_column,
         options=None if arguments.options is None else options_from_flag(arguments.options),
         threshold=arguments.threshold,
     )
-    return Predictor.load(model, limits, rows)
+    return Predictor.load(model_choice(arguments), limits, rows)
 
 
 def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingFile | Stream:
     """The output for the predictions: ``--output_file``, or stdout. Only the first process writes a file."""
+    from sft.data.arguments import ReadOptions
     from sft.prediction.output import GrowingFile, Stream
     from sft.prediction.predictor import prediction_identity
 
@@ -176,9 +185,8 @@ def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingF
         return Stream(sys.stdout)
     if path.exists() and not path.is_file():  # a pipe, /dev/null
         return Stream(path.open("w", encoding="utf-8", newline="\n"))
-    run = prediction_identity(
-        predictor, arguments.input_file, encoding=arguments.encoding, max_rows=arguments.max_rows
-    )
+    reading = ReadOptions.from_arguments(arguments)._asdict()
+    run = prediction_identity(predictor, arguments.input_file, max_rows=arguments.max_rows, **reading)
     return GrowingFile(path, run, resume=arguments.resume)
 
 

@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 
 from sft.cli import one_line_errors, parse
-from sft.data.arguments import Conversion, ReadOptions, conversion_parser
+from sft.data.arguments import LABEL_FORMATS, Conversion, ReadOptions, conversion_parser
 
 DESCRIPTION = """把分类的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/zh_cls_fudan-news/ 里的 train.jsonl，同一目录的 test.jsonl 作为官方测试集。"""
-FORMATS = ("fudan", "jsonl", "csv", "tsv")
 LABELS = "没有自带选项的行所用的选项，如 体育,军事（默认：数据里出现过的全部标签）"
 FOLDERS = (Path("data"), Path("data/zh_cls_fudan-news"))
 NOT_FOUND = (
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = conversion_parser(
         Path(__file__).name,
         DESCRIPTION,
-        formats=FORMATS,
+        formats=LABEL_FORMATS,
         output_file="data/train_cls.jsonl",
         test_file="data/test_cls.jsonl",
         labels=LABELS,

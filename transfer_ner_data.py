@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 
 from sft.cli import one_line_errors, parse
-from sft.data.arguments import Conversion, ReadOptions, conversion_parser
+from sft.data.arguments import ENTITY_FORMATS, Conversion, ReadOptions, conversion_parser
 
 DESCRIPTION = """把实体识别的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/chinese_ner_sft/ 里的 ccfbdci.jsonl。"""
-FORMATS = ("ccfbdci", "conll", "cluener", "spans", "doccano", "csv", "tsv")
 LABELS = "标签和给模型看的名字，如 GPE=地理实体,LOC=地点（默认：CCFBDCI 的四种；其余格式取数据里出现过的）"
 FOLDERS = (Path("data"), Path("data/chinese_ner_sft"))
 NOT_FOUND = (
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = conversion_parser(
         Path(__file__).name,
         DESCRIPTION,
-        formats=FORMATS,
+        formats=ENTITY_FORMATS,
         output_file="data/train_ner.jsonl",
         test_file="data/test_ner.jsonl",
         labels=LABELS,

@@ -15,7 +15,8 @@ from pathlib import Path
 from sft.data.records import read_records
 from sft.decoding.decode import predict
 from sft.errors import InputError
-from sft.prediction.predictor import LimitChoice, Predictor
+from sft.prediction.choices import LimitChoice
+from sft.prediction.predictor import Predictor
 from sft.tasks.evaluation import metrics_of_predictions
 
 

@@ -35,7 +35,8 @@ from sft.decoding.decode import predict
 from sft.engine.ragged import RaggedPass
 from sft.errors import InputError
 from sft.model.encoding import encode_prompts, terminator_id
-from sft.prediction.predictor import LimitChoice, ModelChoice, Predictor
+from sft.prediction.choices import LimitChoice, ModelChoice
+from sft.prediction.predictor import Predictor
 
 ORIGINAL_MAX_NEW_TOKENS = 512
 

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sft.data.arguments import ReadOptions
 from sft.data.formats import recognise
-from sft.data.inputs import count_rows, read_file, read_stream
+from sft.data.inputs import count_rows, open_file, read_file, read_stream, rows_of
 from sft.data.readers import read_rows
 from sft.data.recipes import classification_recipe, ner_recipe
+from sft.data.source import Columns
 from sft.errors import InputError, RowError
 from sft.prediction.rows import RowSettings, to_record
 from sft.tasks.classification import Classification
@@ -69,7 +71,7 @@ def written(folder: Path, name: str, content: str) -> Path:
 @pytest.mark.parametrize("name", NER_FORMS)
 def test_every_notation_of_entities_has_the_same_text_and_gold(tmp_path, name):
     path = written(tmp_path, name, NER_FORMS[name])
-    (record,) = [to_record(row, NER) for row in read_file(path)]
+    (record,) = [to_record(row, NER) for row in read_file(path, Ner.answers)]
     assert (record["text"], record["entities"]) == (TEXT, ENTITIES)
     (raw,) = [row for _, _, row in read_rows(recognise(path, Ner.answers))]
     assert ner_recipe([], "人名,地点").convert(raw) == {"text": TEXT, "entities": ENTITIES}, "as conversion reads it"
@@ -78,7 +80,7 @@ def test_every_notation_of_entities_has_the_same_text_and_gold(tmp_path, name):
 @pytest.mark.parametrize("name", CLS_FORMS)
 def test_every_notation_of_a_label_has_the_same_text_and_gold(tmp_path, name):
     path = written(tmp_path, name, CLS_FORMS[name])
-    (record,) = [to_record(row, CLS) for row in read_file(path)]
+    (record,) = [to_record(row, CLS) for row in read_file(path, CLS.answers)]
     assert (record["text"], record["label"], list(CLS.options(record))) == ("赢了", "体育", ["体育", "军事"])
     (raw,) = [row for _, _, row in read_rows(recognise(path, Classification.answers))]
     assert classification_recipe([], "体育,军事").convert(raw)["label"] == "体育", "as conversion reads it"
@@ -100,7 +102,7 @@ def test_rows_of_one_file_may_differ_and_need_no_gold(tmp_path):
         line(sentence="丙", label="军事"),
         line(text="丁", label=3),
     ]
-    records = [to_record(row, CLS) for row in read_file(written(tmp_path, "rows.jsonl", "".join(lines)))]
+    records = [to_record(row, CLS) for row in read_file(written(tmp_path, "rows.jsonl", "".join(lines)), CLS.answers)]
     assert [record["text"] for record in records] == ["甲", "乙", "丙", "丁"]
     assert [record.get("label") for record in records] == [None, "体育", "军事", None]
 
@@ -113,9 +115,9 @@ def test_options_alone_are_taken_and_are_no_gold():
 
 def test_columns_can_be_named():
     row = {"text": "题目", "body": "正文", "label": "军事", "kind": "体育"}
-    record = to_record(row, CLS, RowSettings(text_column="body", label_column="kind"))
+    record = to_record(row, CLS, RowSettings(columns=Columns("body", "kind")))
     assert (record["text"], record["label"]) == ("正文", "体育")
-    missing = to_record({"text": "题目"}, CLS, RowSettings(text_column="body"))
+    missing = to_record({"text": "题目"}, CLS, RowSettings(columns=Columns("body")))
     assert str(missing) == "body: 缺少这个字段"
 
 
@@ -137,24 +139,26 @@ def test_options_of_the_command_line_replace_a_rows_own():
 )
 def test_a_line_of_text_is_a_text_whatever_it_looks_like(tmp_path, text):
     path = written(tmp_path, "one.txt", f"{text}\n")
-    assert [row["text"] for row in read_file(path)] == [text]
+    assert [row["text"] for row in read_file(path, CLS.answers)] == [text]
 
 
 def test_a_json_array_is_refused_with_how_to_convert_it(tmp_path):
     for content in ('[{"text": "甲"}]', '[\n{"text": "甲"}\n]', '{\n"text": "甲"\n}'):
         with pytest.raises(InputError, match="jq"):
-            read_file(written(tmp_path, "rows.json", content))
+            read_file(written(tmp_path, "rows.json", content), CLS.answers)
 
 
 def test_in_a_jsonl_file_a_line_that_is_not_json_is_an_error_in_its_place(tmp_path):
-    rows = list(read_file(written(tmp_path, "rows.jsonl", f"{line(text='甲')}乙\n[1]\n{line(text='丙')}")))
+    rows = list(
+        read_file(written(tmp_path, "rows.jsonl", f"{line(text='甲')}乙\n[1]\n{line(text='丙')}"), CLS.answers)
+    )
     assert [isinstance(row, RowError) for row in rows] == [False, True, True, False]
     assert str(rows[1]).startswith("第 2 行：不是合法的 JSON")
 
 
 def test_an_open_quote_costs_the_rest_of_a_table_but_not_what_came_before(tmp_path):
-    rows = list(read_file(written(tmp_path, "rows.csv", 'text\n甲\n"乙\n丙\n')))
-    assert rows[0] == {"text": "甲"}
+    rows = list(read_file(written(tmp_path, "rows.csv", 'text\n甲\n"乙\n丙\n'), CLS.answers))
+    assert rows[0]["text"] == "甲"
     assert [isinstance(row, RowError) for row in rows] == [False, True]
     assert "引号没有闭合" in str(rows[1])
 
@@ -162,8 +166,10 @@ def test_an_open_quote_costs_the_rest_of_a_table_but_not_what_came_before(tmp_pa
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16"])
 def test_a_stream_is_read_in_the_encoding_it_has(encoding):
     content = f"张伟\n\n{line(text='上海')}".encode(encoding)
-    rows = read_stream(io.BytesIO(content), encoding="auto" if encoding == "utf-8-sig" else encoding)
-    assert [row["text"] for row in rows] == ["张伟", "上海"]
+    rows = read_stream(
+        io.BytesIO(content), CLS.answers, ReadOptions(encoding="auto" if encoding == "utf-8-sig" else encoding)
+    )
+    assert [row["text"] for row in rows] == ["张伟", "", "上海"], "one row a line"
 
 
 def test_a_stream_is_read_no_further_than_it_is_used():
@@ -179,15 +185,16 @@ def test_a_stream_is_read_no_further_than_it_is_used():
             return 4
 
     source = Endless()
-    rows = read_stream(io.BufferedReader(source))
+    rows = read_stream(io.BufferedReader(source), CLS.answers)
     assert [next(rows)["text"] for _ in range(3)] == ["甲"] * 3
     assert source.read_bytes < 100_000
 
 
 def test_rows_are_counted_as_they_are_read(tmp_path):
     path = written(tmp_path, "rows.csv", 'text\n"一\n二"\n\n三\n四\n')
-    assert count_rows(path, None) == len(list(read_file(path))) == 3
-    assert count_rows(path, 2) == 2
+    source = open_file(path, CLS.answers)
+    assert count_rows(source, None) == len(list(rows_of(source))) == 3
+    assert count_rows(source, 2) == 2
 
 
 # ---- What conversion reads, prediction reads too ----
@@ -211,7 +218,7 @@ def assert_read_the_same(name: str, content: str, task: Classification | Ner, co
     with TemporaryDirectory() as folder:
         path = written(Path(folder), name, content)
         raw_rows = [row for _, _, row in read_rows(recognise(path, task.answers))]
-        records = [to_record(row, task) for row in read_file(path)]
+        records = [to_record(row, task) for row in read_file(path, task.answers)]
     assert len(records) == len(raw_rows)
     for raw, record in zip(raw_rows, records, strict=True):
         try:

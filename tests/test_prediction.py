@@ -22,12 +22,13 @@ from models import Oracle, save_adapter, tiny_model
 
 import predict
 from sft.console import with_progress
+from sft.data.arguments import ReadOptions
 from sft.data.inputs import read_file, read_stream
-from sft.data.shapes import shape_by_column_names
 from sft.decoding.decode import Limits, rows_per_window
 from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
-from sft.prediction.predictor import AS_TRAINED, LimitChoice, ModelChoice, Predictor
+from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice
+from sft.prediction.predictor import Predictor
 from sft.prediction.rows import RowSettings, to_output, to_record
 from sft.prediction.turns import predict_rows
 from sft.tasks.classification import Classification
@@ -47,7 +48,7 @@ FORMS = {
 
 
 def texts_of(rows) -> list[str]:
-    return [shape_by_column_names(row, "entities", None, None)["text"] for row in rows]
+    return [row["text"] for row in rows]
 
 
 def outcomes(rows) -> list[str]:
@@ -62,47 +63,47 @@ class TestForms:
     def test_every_form_of_a_file_gives_the_same_texts(self, tmp_path, ending, newline, encoding):
         path = tmp_path / f"rows.{ending}"
         path.write_text(FORMS[ending], encoding=encoding, newline=newline)
-        assert texts_of(read_file(path)) == TEXTS
+        assert texts_of(read_file(path, "label")) == TEXTS
 
     def test_standard_input_is_lines_of_text_or_json(self):
         lines = '\ufeff张伟\n\n{"text": "上海"}\n  \nc\r\n'.encode()
-        assert texts_of(read_stream(io.BytesIO(lines))) == ["张伟", "上海", "c"]
+        assert texts_of(read_stream(io.BytesIO(lines), "label")) == ["张伟", "", "上海", "  ", "c"]
 
     def test_a_table_keeps_its_other_columns(self, tmp_path):
         path = tmp_path / "rows.csv"
         path.write_text("正文,output,category\n国家队赢了,体育,\"['体育', '军事']\"\n", encoding="utf-8")
-        record = to_record(next(iter(read_file(path))), Classification(labels=("经济",)))
+        record = to_record(next(iter(read_file(path, "label"))), Classification(labels=("经济",)))
         assert (record["text"], record["label"], list(record["options"])) == ("国家队赢了", "体育", ["体育", "军事"])
 
     def test_a_cell_may_be_long_and_have_line_ends(self, tmp_path):
         text = "长文\n" * 50_000
         path = tmp_path / "rows.csv"
         path.write_text(f'text\n"{text}"\n短\n', encoding="utf-8")
-        assert texts_of(read_file(path)) == [text, "短"]
+        assert texts_of(read_file(path, "label")) == [text, "短"]
 
 
 class TestBadInput:
     def test_an_unquoted_comma_is_an_error_in_its_place_not_a_shifted_column(self, tmp_path):
         path = tmp_path / "rows.csv"
         path.write_text("text\n你好,世界\n张伟\n", encoding="utf-8")
-        bad, good = outcomes(read_file(path))
+        bad, good = outcomes(read_file(path, "label"))
         assert "第 2 行：有 2 列，表头有 1 列" in bad
         assert good == "张伟"
 
     def test_bad_lines_are_errors_in_their_place(self):
         lines = b'{"text": \n\xb0\xa1\xb0\xa2\n{"text": "\xe5\xbc\xa0"}\n'
-        assert [isinstance(row, RowError) for row in read_stream(io.BytesIO(lines))] == [True, True, False]
+        assert [isinstance(row, RowError) for row in read_stream(io.BytesIO(lines), "label")] == [True, True, False]
 
     @pytest.mark.parametrize("ending", ["txt", "csv", "jsonl"])
     def test_bytes_of_another_encoding_say_how_to_name_it(self, tmp_path, ending):
         path = tmp_path / f"rows.{ending}"
         path.write_bytes(FORMS[ending].encode() + b"\n\xb0\xa1\xb0\xa2\n")
-        assert "--encoding gb18030" in outcomes(read_file(path))[-1]
+        assert "--encoding gb18030" in outcomes(read_file(path, "label"))[-1]
 
     def test_bad_bytes_in_one_row_of_a_table_are_an_error_in_its_place(self, tmp_path, classification):
         path = tmp_path / "rows.csv"
         path.write_bytes("text\n张伟\n上海\n".encode() + b"\xb0\xa1\n" + "菲律宾\n".encode())
-        records = [to_record(row, classification) for row in read_file(path)]
+        records = [to_record(row, classification) for row in read_file(path, "label")]
         assert [isinstance(record, RowError) for record in records] == [False, False, True, False]
         assert "第 4 行：有解不开的字节" in str(records[2])
 
@@ -110,14 +111,14 @@ class TestBadInput:
         path = tmp_path / "rows.csv"
         path.write_text("标题,正确\n一,二\n", encoding="utf-8")
         with pytest.raises(InputError, match=r"认不出哪一列是文本.*标题、正确.*--text_column"):
-            read_file(path)
-        assert next(read_file(path, text_column="标题"))["标题"] == "一"
+            read_file(path, "label")
+        assert next(read_file(path, "label", ReadOptions(text_column="标题")))["text"] == "一"
 
     def test_a_folder_a_missing_or_an_empty_file_is_refused_at_once(self, tmp_path):
         (tmp_path / "empty.txt").write_text("\n\n")
         for path in (tmp_path, tmp_path / "none.txt", tmp_path / "empty.txt"):
             with pytest.raises(InputError, match=f"{path.name}：(没有这个文件|是一个目录|文件是空的)"):
-                read_file(path)
+                read_file(path, "label")
 
     @pytest.mark.parametrize(
         "row", [{}, {"text": None}, {"text": 3}, {"text": ["a"]}, {"text": " \n"}, {"text": "a\ud800"}], ids=str

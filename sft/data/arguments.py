@@ -11,6 +11,11 @@ from typing import NamedTuple
 
 from sft.cli import Parser
 
+# What ``--format`` can say besides ``auto``. ``jsonl`` is any JSON; the other JSON formats name a notation of rows.
+JSON_FORMATS = ("jsonl", "fudan", "ccfbdci", "spans", "doccano", "cluener")
+LABEL_FORMATS = ("jsonl", "fudan", "csv", "tsv")
+ENTITY_FORMATS = ("jsonl", "ccfbdci", "spans", "doccano", "cluener", "conll", "csv", "tsv")
+PREDICTION_FORMATS = ("auto", "lines", *dict.fromkeys((*LABEL_FORMATS, *ENTITY_FORMATS)))
 ENCODINGS = ("auto", "utf-8", "gb18030", "utf-16")
 
 
@@ -30,7 +35,7 @@ class ReadOptions(NamedTuple):
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> ReadOptions:
-        """The options on a transfer script's command line."""
+        """The options on the command line of a transfer script or of `predict.py`."""
         return cls(arguments.format, arguments.encoding, arguments.text_column, arguments.label_column)
 
 

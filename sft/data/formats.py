@@ -1,115 +1,127 @@
 """Recognise a person's file: its encoding, format and columns. Imports no torch.
 
-`recognise` is the only entrance, for conversion and for prediction alike. To add a format, add a step to `_format_of`,
-add its columns in `recognise`, and its reader in `sft.data.readers`.
+`recognise` is the only entrance, for conversion and for prediction alike. To add a format, add a step to
+`_recognise_text` that gives its `Source`, and its reader to `sft.data.readers`.
 """
 
 from __future__ import annotations
 
-import csv
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import orjson
 
-from sft.data.arguments import ReadOptions
+from sft.data.arguments import JSON_FORMATS, ReadOptions
 from sft.data.encodings import file_encoding
-from sft.data.shapes import ENTITY_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS
-from sft.data.source import TABLES, Source
-from sft.data.tables import csv_reader
+from sft.data.shapes import ENTITY_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, notation_of
+from sft.data.source import Columns, Source, TableLayout
+from sft.data.tables import (
+    DELIMITERS,
+    column_numbers,
+    delimiter_of,
+    first_rows,
+    is_data,
+    is_quoted,
+    text_and_label,
+)
 from sft.data.tagged import TAG, split_tag
 from sft.errors import InputError
 from sft.tasks.ner import CCFBDCI_LABELS
 
+logger = logging.getLogger(__name__)
+
+WHAT = {"label": "标签", "entities": "实体"}  # what a task's answers are called
 JSON_ENDINGS = ("json", "jsonl")
+TABLE_ENDINGS = ("csv", "tsv")
 _SAMPLE_CHARACTERS = 1 << 20
+_SAMPLE_ROWS = 1000
 _TAGGED_SAMPLE_LINES = 200
 
 
-def recognise(path: Path, answers: str | None, options: ReadOptions | None = None) -> Source:
+def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, gold: bool = True) -> Source:
     """How to read a file.
 
     Args:
-        answers: what the task's answers are, ``label`` or ``entities`` (``task.answers``). None for rows to predict:
-            they need no gold, and a file in no known format has one text on each line.
+        answers: what the task's answers are, ``label`` or ``entities`` (``task.answers``).
         options: what the user says about the file.
+        gold: whether rows need gold, as in conversion. Rows to predict need none, and a file in no known format has
+            one text on each line.
 
     Raises:
-        InputError: the file cannot be read, is in no known format, or its columns cannot be recognised.
+        InputError: the file cannot be read, is in no known format, could be read in two ways, or its columns cannot
+            be recognised.
     """
     options = options or ReadOptions()
     encoding = file_encoding(path, options.encoding)
-    sample = _sample_lines(path, encoding)
-    format = options.format if options.format != "auto" else _format_of(path, sample, answers)
-    source = Source(path, answers, format, encoding)
-    if format == "conll":
-        return replace(source, tag_scheme=_tag_scheme(sample))
-    if format == "tsv":
-        source = replace(source, quoted=_is_quoted(sample))
-    columns = _header(source, sample) if format in TABLES else _common_fields(sample)
-    if answers == "label":
-        return _with_label_columns(source, columns, options)
-    if answers == "entities":
-        return _with_entity_columns(source, columns, options, sample)
-    if format in TABLES:  # other rows to predict may each have fields of their own
-        _check_text_column(source, columns, options)
-    return source
+    with path.open(encoding=encoding, newline="\n", errors="replace") as file:
+        sample = sample_lines(file)
+    if not sample:  # the file may hold only a byte order mark
+        raise InputError(f"{path}：文件是空的；请检查下载是否完整")
+    return recognise_sample(Source(path, answers, "", "lines", encoding), sample, options, gold=gold)
 
 
-def _sample_lines(path: Path, encoding: str) -> list[str]:
-    """About a million characters of the first lines that are not blank. Bytes that do not decode are replaced.
+def sample_lines(file: Iterable[str]) -> list[str]:
+    """About a million characters of the first lines that are not blank. Bytes that do not decode are replaced."""
+    lines, size = [], 0
+    for line in file:
+        if line.strip(" \t\r\n"):
+            lines.append(line)
+        size += len(line)
+        if size > _SAMPLE_CHARACTERS:
+            break
+    return lines
+
+
+def recognise_sample(source: Source, sample: list[str], options: ReadOptions, *, gold: bool) -> Source:
+    """``source`` with everything that the first lines show; see `recognise`.
 
     Raises:
-        InputError: there is no such line; the file may hold only a byte order mark.
+        InputError: see `recognise`.
     """
-    lines, size = [], 0
-    with path.open(encoding=encoding, newline="\n", errors="replace") as file:
-        for line in file:
-            if line.strip(" \t\r\n"):
-                lines.append(line)
-            size += len(line)
-            if size > _SAMPLE_CHARACTERS:
-                break
-    if not lines:
-        raise InputError(f"{path}：文件是空的；请检查下载是否完整")
-    return lines
+    format = options.format if options.format != "auto" else _format_of(source, sample, gold)
+    if format == "lines":
+        return replace(source, format="lines")
+    if format == "conll":
+        return replace(source, format="conll", container="tagged", tag_scheme=_tag_scheme(sample))
+    if format in TABLE_ENDINGS:
+        return _as_table(replace(source, format=format, container="table"), sample, options, gold)
+    return _as_json(replace(source, format=format, container="json_lines"), sample, options, gold)
 
 
 # ---- Format ----
 
 
-def _format_of(path: Path, sample: list[str], answers: str | None) -> str:
-    """The format by the first step that fits: csv, tsv, conll, jsonl, or lines (of rows to predict).
+def _format_of(source: Source, sample: list[str], gold: bool) -> str:
+    """The format by the first step that fits: conll, csv, tsv, jsonl, or lines (of rows to predict).
 
-    ``jsonl`` is any JSON lines; their columns show which kind.
+    ``jsonl`` is any JSON; its fields show which notation.
 
     Raises:
-        InputError: no step fits, or the whole file is one JSON document.
+        InputError: no step fits.
     """
+    path, answers = source.path, source.answers
     ending = path.suffix.lower()[1:]
     first = sample[0].strip()
-    if ending in TABLES:
-        return ending
-    if _is_conll(sample, answers):
+    if ending not in JSON_ENDINGS and _is_conll(sample, answers, gold):
         return "conll"
-    if _is_json_document(first, ending, answers):
+    if ending in TABLE_ENDINGS:
+        return ending
+    if _is_json_document(first, ending, gold):
         raise InputError(f"{path}:1：需要每行一个 JSON 对象；可以这样转换：jq -c '.[]?' {path} > 新文件.jsonl")
-    if ending in JSON_ENDINGS:
+    if ending in JSON_ENDINGS or (gold and first.startswith("{")):
         return "jsonl"
-    if answers is None:
+    if table := _table_by_evidence(source, sample, gold):
+        return table
+    if not gold:
         return "lines"
-    if first.startswith("{"):
-        return "jsonl"
-    if "\t" in first:
-        return "tsv"
-    if "," in first:
-        return "csv"
     raise InputError(f"{path}:1：认不出格式（第一行是 {first[:40]!r}）；请用 --format 指明")
 
 
-def _is_conll(sample: list[str], answers: str | None) -> bool:
+def _is_conll(sample: list[str], answers: str, gold: bool) -> bool:
     """Whether more than nine of ten of the first lines end in a BIO, BIOES or BMES tag."""
     if answers == "label":
         return False
@@ -117,16 +129,44 @@ def _is_conll(sample: list[str], answers: str | None) -> bool:
     tagged = sum(bool(TAG.fullmatch(split_tag(line)[1])) for line in lines)
     if tagged <= 0.9 * len(lines):
         return False
-    if answers is None:  # one text alone may end in " O" or " B-12", and several texts in " O"
+    if not gold:  # one text alone may end in " O" or " B-12", and several texts in " O"
         return len(sample) > 1 and any(split_tag(line)[1] != "O" for line in sample)
     return True
 
 
-def _is_json_document(first: str, ending: str, answers: str | None) -> bool:
+def _is_json_document(first: str, ending: str, gold: bool) -> bool:
     """Whether the file is one JSON document: an array, or an object on several lines."""
-    if answers is None:  # a text to predict may begin with a bracket
+    if not gold:  # a text to predict may begin with a bracket
         return ending in JSON_ENDINGS and first[:2] in ("[", "[{", "{")
     return first.startswith("[") or first == "{"
+
+
+def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | None:
+    """Whether a file that is not called a table is one: ``csv`` or ``tsv``; None if it is none.
+
+    A header with a usual column name is evidence enough; so are tabs, equally many in all lines.
+
+    Raises:
+        InputError: rows to predict have tabs like a table without a header, so they could be texts as well.
+    """
+    for delimiter in DELIMITERS:
+        header = [cell.strip().strip('"') for cell in sample[0].split(delimiter)]
+        if len(header) > 1 and _has_usual_name(header) and not is_data(header, [header]):
+            return "tsv" if delimiter == "\t" else "csv"
+    tabs = sample[0].count("\t")
+    alike = tabs > 0 and all(line.count("\t") == tabs for line in sample)
+    if gold:
+        return "tsv" if alike else "csv" if "," in sample[0] and not alike else None
+    if alike and len(sample) > 1:
+        raise InputError(
+            f"{source.path}：每行都有 {tabs} 个制表符，像是没有表头的表格；"
+            "是表格请加 --format tsv，每行是一段文本请加 --format lines"
+        )
+    return None
+
+
+def _has_usual_name(header: Iterable[str]) -> bool:
+    return any(cell.strip().lower() in TEXT_COLUMNS for cell in header)
 
 
 def _tag_scheme(sample: list[str]) -> str:
@@ -136,33 +176,84 @@ def _tag_scheme(sample: list[str]) -> str:
     return "BIOES" if prefixes & {"E", "S"} else "BIO"
 
 
-def _is_quoted(sample: list[str]) -> bool:
-    """Whether a TSV uses CSV's quoting. Many do not, and have quotation marks in their texts."""
-    widths = {line.count("\t") for line in sample}
-    try:
-        return len(widths) > 1 or {len(cells) - 1 for cells in csv.reader(sample, "excel-tab", strict=True)} == widths
-    except csv.Error:
-        return False
+# ---- Tables ----
 
 
-# ---- Columns ----
+def _as_table(source: Source, sample: list[str], options: ReadOptions, gold: bool) -> Source:
+    delimiter = delimiter_of(sample, source.format)
+    layout = TableLayout(delimiter, is_quoted(sample, delimiter))
+    rows = first_rows(sample, layout)
+    if not rows:
+        raise InputError(f"{source.path}:1：表头读不出来；请检查引号")
+    taken = () if layout.quoted else ("引号按原文",)
+    if delimiter != ("\t" if source.format == "tsv" else ","):
+        taken += (f"列之间是{'制表符' if delimiter == chr(9) else f' {delimiter} '}",)
+    header = rows[0]
+    numbers = column_numbers(len(header))
+    if _lacks_header(header, rows, options, numbers):
+        layout = layout._replace(names=numbers)
+        columns = _columns_by_number(source.path, rows, options, gold)
+        taken += (_describe_numbers(columns),)
+    else:
+        _check_header(source.path, header)
+        columns = _find_columns(source, header, options, gold)
+    return replace(source, table=layout, columns=columns, taken=taken)
 
 
-def _header(source: Source, sample: list[str]) -> list[str]:
-    """The columns of a table."""
-    try:
-        header = next(csv_reader(iter(sample), source), [])
-    except csv.Error as error:
-        raise InputError(f"{source.path}:1：表头读不出来（{error}）；请检查引号") from error
+def _lacks_header(header: list[str], rows: list[list[str]], options: ReadOptions, numbers: Sequence[str]) -> bool:
+    chosen = [column for column in (options.text_column, options.label_column) if column]
+    if chosen:
+        return not set(chosen) <= set(header) and set(chosen) <= set(numbers)
+    usual = {cell.strip().lower() for cell in header} & {*TEXT_COLUMNS, *LABEL_COLUMNS}
+    return not usual and is_data(header, rows)
+
+
+def _columns_by_number(path: Path, rows: list[list[str]], options: ReadOptions, gold: bool) -> Columns:
+    """The columns of a table without a header, as the user says or as the cells show.
+
+    Raises:
+        InputError: the cells do not show which columns to take.
+    """
+    text, label = text_and_label(rows)
+    names = column_numbers(len(rows[0]))
+    text_column = options.text_column or (None if text is None else names[text])
+    label_column = options.label_column or (None if label is None else names[label])
+    if text_column is None or (gold and label_column is None) or text_column == label_column:
+        missing = "文本" if text_column is None else "标签"
+        shown = "，".join(f"{name} {cell[:20]!r}" for name, cell in zip(names, rows[0], strict=False))
+        raise InputError(
+            f"{path}:1：没有表头，认不出哪一列是{missing}（第一行：{shown}）；"
+            "请用 --text_column、--label_column 给出列号，如 --text_column 1 --label_column 2，或在第一行写上列名"
+        )
+    return Columns(text_column, label_column)
+
+
+def _describe_numbers(columns: Columns) -> str:
+    label = "" if columns.label is None else f"、第 {columns.label} 列作标签"
+    return f"没有表头：第 {columns.text} 列作文本{label}"
+
+
+def _check_header(path: Path, header: list[str]) -> None:
     if len(set(header)) < len(header):
-        raise InputError(f"{source.path}:1：表头有重名的列（{'、'.join(header)}）；请改成不同的名字")
-    return header
+        raise InputError(f"{path}:1：表头有重名的列（{'、'.join(header)}）；请改成不同的名字")
 
 
-def _common_fields(sample: list[str]) -> list[str]:
-    """The JSON fields that most of the first rows have; none if no line is a JSON object."""
-    fields = Counter(tuple(row) for row in _json_objects(sample))
-    return list(fields.most_common(1)[0][0]) if fields else []
+# ---- JSON ----
+
+
+def _as_json(source: Source, sample: list[str], options: ReadOptions, gold: bool) -> Source:
+    rows = list(islice(_json_objects(sample), _SAMPLE_ROWS))
+    return _with_notation(source, rows, options, gold)
+
+
+def _with_notation(source: Source, rows: Sequence[dict], options: ReadOptions, gold: bool) -> Source:
+    """The source with the notation of its rows and the columns to take."""
+    notation = notation_of(rows, source.answers)
+    chosen = options.format if options.format in JSON_FORMATS else "auto"
+    format = notation if chosen == "auto" else chosen
+    columns = _find_columns(source, _common_fields(rows), options, gold)
+    four = format == "ccfbdci" and _has_ccfbdci_labels(rows)
+    return replace(source, format=format, columns=columns, ccfbdci_labels=four)
 
 
 def _json_objects(sample: Iterable[str]) -> Iterator[dict]:
@@ -175,47 +266,74 @@ def _json_objects(sample: Iterable[str]) -> Iterator[dict]:
             yield row
 
 
-def _with_label_columns(source: Source, columns: Sequence[str], options: ReadOptions) -> Source:
-    columns = columns or ["text", "category", "output"]  # no line is JSON: the reader will reject each with its reason
-    text_column = _find_column(source.path, columns, options.text_column, TEXT_COLUMNS, "--text_column", "文本")
-    # In fudan's rows `category` is the list of options; elsewhere it is the label.
-    label_names = ("output",) if {"category", "output"} <= set(columns) else LABEL_COLUMNS
-    label_column = _find_column(source.path, columns, options.label_column, label_names, "--label_column", "标签")
-    options_column = "options" if "options" in columns else ""
-    if "category" in columns and label_column == "output":
+def _common_fields(rows: Sequence[dict]) -> list[str]:
+    """The JSON fields that most of the rows have; none if there are no rows."""
+    fields = Counter(tuple(row) for row in rows)
+    return list(fields.most_common(1)[0][0]) if fields else []
+
+
+def _has_ccfbdci_labels(rows: Sequence[dict]) -> bool:
+    """Whether the labels are CCFBDCI's four. Requires 90 %, so that one mistyped label does not switch label sets."""
+    labels = []
+    for row in rows:
+        entities = row.get("entities")
+        items = entities if type(entities) is list else ()
+        labels += [str(item.get("entity_label")) for item in items if type(item) is dict]
+    return sum(label.strip() in CCFBDCI_LABELS for label in labels) >= 0.9 * len(labels)
+
+
+# ---- Columns ----
+
+
+def _find_columns(source: Source, columns: Sequence[str], options: ReadOptions, gold: bool) -> Columns:
+    """The columns that the user chose, or else the ones with the usual names.
+
+    Rows to predict need no gold, and in JSON each may have fields of its own: what is not found stays None.
+
+    Raises:
+        InputError: a column is missing, or several could be it.
+    """
+    is_table = source.container == "table"
+    if source.answers == "entities":
+        names, usual = ENTITY_COLUMNS, ["text", "entities"]
+    else:
+        # In fudan's rows `category` is the list of options; elsewhere it is the label.
+        names = ("output",) if {"category", "output"} <= set(columns) else LABEL_COLUMNS
+        usual = ["text", "category", "output"]
+    if gold:
+        columns = columns or usual  # no line is JSON: the reader will reject each with its reason
+        text = _find_column(source.path, columns, options.text_column, TEXT_COLUMNS, "--text_column", "文本")
+        label = _find_column(source.path, columns, options.label_column, names, "--label_column", WHAT[source.answers])
+    else:
+        text, label = options.text_column, options.label_column
+        if is_table:
+            text_names = ("text",) if "text" in columns else TEXT_COLUMNS
+            text = _find_column(source.path, columns, text, text_names, "--text_column", "文本")
+        if label is None:
+            found = _usual(columns, names)
+            label = found[0] if len(found) == 1 else None
+            if len(found) > 1 and is_table:
+                shown = "、".join(found)
+                logger.warning("%s：有几列都像金标（%s），都没有用；请用 --label_column 指明", source.path, shown)
+    options_column = "options" if "options" in columns else None
+    if "category" in columns and label == "output":
         options_column = "category"
-    format = source.format
-    if format not in TABLES:
-        is_fudan = (text_column, label_column, options_column) == ("text", "output", "category")
-        format = "fudan" if is_fudan else "jsonl"
-    return replace(
-        source, format=format, text_column=text_column, label_column=label_column, options_column=options_column
-    )
+    return Columns(text, label, options_column)
 
 
-def _with_entity_columns(source: Source, columns: Sequence[str], options: ReadOptions, sample: list[str]) -> Source:
-    columns = columns or ["text", "entities"]  # no line is JSON: the reader will reject each with its reason
-    text_column = _find_column(source.path, columns, options.text_column, TEXT_COLUMNS, "--text_column", "文本")
-    label_column = _find_column(source.path, columns, options.label_column, ENTITY_COLUMNS, "--label_column", "实体")
-    format = _entity_notation(sample, label_column) if source.format == "jsonl" else source.format
-    four = format == "ccfbdci" and _has_ccfbdci_labels(sample)
-    return replace(source, format=format, text_column=text_column, label_column=label_column, ccfbdci_labels=four)
-
-
-def _check_text_column(source: Source, columns: Sequence[str], options: ReadOptions) -> None:
-    names = ("text",) if "text" in columns else TEXT_COLUMNS  # gold is optional, so other columns may have any name
-    _find_column(source.path, columns, options.text_column, names, "--text_column", "文本")
+def _usual(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [column for column in columns if column.strip().lower() in names]
 
 
 def _find_column(
-    path: Path, columns: Sequence[str], chosen: str | None, names: tuple[str, ...], flag: str, what: str
+    path: Path, columns: Sequence[str], chosen: str | None, names: Sequence[str], flag: str, what: str
 ) -> str:
     """The one column that is ``chosen``, or without a choice the one that has one of the usual ``names``.
 
     Raises:
         InputError: there is no such column, or more than one.
     """
-    found = [column for column in columns if column == chosen or (not chosen and column.strip().lower() in names)]
+    found = [column for column in columns if column == chosen] if chosen else _usual(columns, names)
     if len(found) == 1:
         return found[0]
     listed = "、".join(columns[:20])
@@ -223,26 +341,3 @@ def _find_column(
         raise InputError(f"{path}:1：没有 {flag} 给出的列 {chosen!r}；有的列是 {listed}")
     problem = f"有几列都像{what}（{'、'.join(found)}）" if found else f"认不出哪一列是{what}（有 {listed[:200]!r}）"
     raise InputError(f"{path}:1：{problem}；请用 {flag} 指明")
-
-
-def _entity_notation(sample: list[str], column: str) -> str:
-    """ccfbdci, spans, doccano or cluener, by the first row that has entities."""
-    for row in _json_objects(sample):
-        value = row.get(column)
-        if type(value) is dict:
-            return "cluener"
-        if type(value) is list and value:
-            if type(value[0]) is not dict:
-                return "doccano"
-            return "ccfbdci" if "start_idx" in value[0] else "spans"
-    return "ccfbdci"
-
-
-def _has_ccfbdci_labels(sample: list[str]) -> bool:
-    """Whether the labels are CCFBDCI's four. Requires 90 %, so that one mistyped label does not switch label sets."""
-    labels = []
-    for row in _json_objects(sample):
-        entities = row.get("entities")
-        items = entities if type(entities) is list else ()
-        labels += [str(item.get("entity_label")) for item in items if type(item) is dict]
-    return sum(label.strip() in CCFBDCI_LABELS for label in labels) >= 0.9 * len(labels)

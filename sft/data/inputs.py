@@ -5,58 +5,123 @@ Rows need no gold. A row that cannot be read comes as a `RowError` in its place.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import IO
 
 from sft.data.arguments import ReadOptions
-from sft.data.formats import recognise
-from sft.data.readers import numbered_lines, rows_as_written, text_row
-from sft.data.source import TABLES, Source
+from sft.data.formats import recognise, recognise_sample, sample_lines
+from sft.data.readers import numbered_lines, rows_in_shape, text_row
+from sft.data.shapes import shape_row
+from sft.data.source import Source
 from sft.errors import InputError, RowError
 
+logger = logging.getLogger(__name__)
 
-def read_file(path: Path, *, encoding: str = "auto", text_column: str | None = None) -> Iterator[dict | RowError]:
-    """Rows of a file in order: CSV or TSV with a header, CoNLL, JSON lines, else one text on each line.
+_STREAM_SAMPLE_LINES = 200
 
-    ``.csv`` and ``.tsv`` are tables and ``.json`` and ``.jsonl`` are JSON lines, by name; CoNLL is recognised by its
-    tags. In any other file a line that begins with ``{`` is a JSON object. Blank lines are skipped.
+
+def open_file(path: Path, answers: str, options: ReadOptions | None = None) -> Source:
+    """Recognise a file of rows to predict, and say what it was taken for if it is not plain.
+
+    Args:
+        answers: what the task's answers are, ``label`` or ``entities`` (``task.answers``).
+        options: what the user says about the file.
 
     Raises:
-        InputError: at once, if the file cannot be read, is not text, or is a table without a text column; later, if
-            reading fails halfway.
+        InputError: see `sft.data.formats.recognise`.
     """
-    return _rows(recognise(path, None, ReadOptions(encoding=encoding, text_column=text_column)))
+    source = recognise(path, answers, options, gold=False)
+    logger.info("%s：%s", path, source.describe())
+    return source
 
 
-def count_rows(path: Path, limit: int | None, **reading: str | None) -> int:
-    """How many rows `read_file` gives, at most ``limit``. It counts about 100,000 rows a second."""
-    return sum(1 for _ in islice(read_file(path, **reading), limit))
+def read_file(path: Path, answers: str, options: ReadOptions | None = None) -> Iterator[dict | RowError]:
+    """Rows of a file in order, in the task's original shape (see `sft.data.shapes`).
+
+    Args:
+        answers: what the task's answers are, ``label`` or ``entities`` (``task.answers``).
+        options: what the user says about the file.
+
+    Raises:
+        InputError: at once, if the file cannot be read, is not text, or its text column cannot be recognised; later,
+            if reading fails halfway.
+    """
+    return rows_of(open_file(path, answers, options))
 
 
-def read_stream(file: IO[bytes], *, encoding: str = "auto") -> Iterator[dict | RowError]:
-    """Rows of a stream: a line that begins with ``{`` is a JSON object, any other a text. Blank lines are skipped."""
-    encoding = "utf-8-sig" if encoding in ("auto", "utf-8") else encoding
-    for number, line in numbered_lines(file, encoding):
-        if line.strip():
-            yield _with_line_number(text_row(line), number)
+def rows_of(source: Source) -> Iterator[dict | RowError]:
+    """The rows of a recognised file in order, in the task's original shape.
 
-
-def _rows(source: Source) -> Iterator[dict | RowError]:
+    Raises:
+        InputError: reading fails halfway.
+    """
     number = 0
     try:
-        for number, _, row in rows_as_written(source):
-            yield row if source.format == "conll" else _with_line_number(row, number)  # CoNLL's errors have their own
+        for number, _, row in rows_in_shape(source):
+            yield row if source.container == "tagged" else _with_line_number(row, number)
     except UnicodeDecodeError as error:
-        where = f"第 {number} 行之后" if source.format in ("jsonl", "lines") else "往后"
+        where = f"第 {number} 行之后" if source.container in ("lines", "json_lines") else "往后"
         yield RowError("", f"{where}不是完整的 {source.encoding}（{error.reason}）")
     except InputError as error:
-        if source.format not in TABLES:
+        if source.container != "table":
             raise
         yield RowError("", str(error))  # a quotation mark is never closed: the rows before it are good
     except OSError as error:
         raise InputError(f"{source.path}：读到一半出错（{error.strerror}）") from error
+
+
+def count_rows(source: Source, limit: int | None) -> int:
+    """How many rows a file has, at most ``limit``. It counts about 100,000 rows a second."""
+    return sum(1 for _ in islice(rows_of(source), limit))
+
+
+def read_stream(file: IO[bytes], answers: str, options: ReadOptions | None = None) -> Iterator[dict | RowError]:
+    """Rows of a stream, recognised by its first lines like a file.
+
+    Lines of text and of JSON are read as they come. Anything else is first kept in a temporary file.
+
+    Raises:
+        InputError: see `read_file`.
+    """
+    options = options or ReadOptions()
+    encoding = "utf-8-sig" if options.encoding in ("auto", "utf-8") else options.encoding
+    lines = numbered_lines(file, encoding)
+    first = list(islice(lines, _STREAM_SAMPLE_LINES))
+    sample = sample_lines(line if isinstance(line, str) else line.decode("utf-8", "replace") for _, line in first)
+    source = Source(Path("标准输入"), answers, "", "lines", encoding)
+    if sample:
+        source = recognise_sample(source, sample, options, gold=False)
+    if source.container in ("lines", "json_lines"):
+        return _rows_of_lines(chain(first, lines), source)
+    logger.info("标准输入：%s", source.describe())
+    return _spooled((line for _, line in chain(first, lines)), source, options)
+
+
+def _rows_of_lines(lines: Iterator[tuple[int, bytes | str]], source: Source) -> Iterator[dict | RowError]:
+    for number, line in lines:
+        if source.container == "json_lines" and not line.strip():
+            continue
+        try:
+            row = text_row(line)
+            row = row if isinstance(row, RowError) else shape_row(row, source.answers, source.columns)
+        except RowError as error:
+            row = error
+        yield _with_line_number(row, number)
+
+
+def _spooled(lines: Iterator[bytes | str], source: Source, options: ReadOptions) -> Iterator[dict | RowError]:
+    """The rows of a stream that has to be read as a file."""
+    with NamedTemporaryFile(suffix=".txt", delete=False) as file:
+        file.writelines(line if isinstance(line, bytes) else line.encode() for line in lines)
+    try:
+        given = options._replace(encoding="utf-8", format=source.format)
+        yield from rows_of(recognise(Path(file.name), source.answers, given, gold=False))
+    finally:
+        Path(file.name).unlink()
 
 
 def _with_line_number(row: dict | RowError, number: int) -> dict | RowError:

@@ -16,78 +16,76 @@ from typing import IO
 
 import orjson
 
-from sft.data.shapes import entities_in_cell, raw_entities
-from sft.data.source import TABLES, NumberedRow, Source
+from sft.data.shapes import shape_row
+from sft.data.source import NumberedRow, Source
 from sft.data.tables import read_table
 from sft.data.tagged import read_tagged
 from sft.errors import InputError, RowError
 
 
 def read_rows(source: Source) -> Iterator[NumberedRow]:
-    """Every row of a file in the task's original shape (see `sft.data.shapes`). Blank lines are skipped.
+    """Every row of a file to convert; see `rows_in_shape`.
 
     Raises:
         InputError: the file cannot be read to its end.
     """
-    rows = rows_as_written(source)
-    in_shape = source.format in ("fudan", "conll") or (
-        source.format == "ccfbdci" and (source.text_column, source.label_column) == ("text", "entities")
-    )
     try:
-        yield from rows if in_shape else _shape_rows(rows, source)
+        yield from rows_in_shape(source)
     except UnicodeDecodeError as error:
         raise InputError(f"{source.path}：不是完整的 {source.encoding}（{error.reason}）；请另存为 UTF-8") from error
     except OSError as error:
         raise InputError(f"{source.path}：读到一半出错（{error.strerror}）") from error
 
 
-def rows_as_written(source: Source) -> Iterator[NumberedRow]:
-    """Every row of a file with the columns it has; those of CoNLL in CCFBDCI's shape. Blank lines are skipped.
+def rows_in_shape(source: Source) -> Iterator[NumberedRow]:
+    """Every row of a file in the task's original shape (see `sft.data.shapes`).
+
+    Blank lines are skipped, except in a file of texts, where each line is a row.
 
     Raises:
         InputError: a quotation mark is never closed, or a CoNLL sentence never ends.
         UnicodeDecodeError: a UTF-16 file ends inside a character.
         OSError: the file cannot be read to its end.
     """
-    if source.format == "conll":
+    rows = _rows_as_written(source)
+    return rows if source.container == "tagged" or _is_original(source) else _shape_rows(rows, source)
+
+
+def _rows_as_written(source: Source) -> Iterator[NumberedRow]:
+    if source.container == "tagged":
         return read_tagged(source)
-    if source.format in TABLES:
-        return read_table(source)
+    if source.container == "table":
+        return read_table(source.path, source.encoding, source.table)
     return _read_lines(source)
 
 
+def _is_original(source: Source) -> bool:
+    """Whether the rows already have the original shape, so that shaping would only cost time."""
+    usual = {"fudan": ("text", "output", "category"), "ccfbdci": ("text", "entities", None)}
+    return source.container == "json_lines" and source.columns == usual.get(source.format)
+
+
 def _shape_rows(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRow]:
-    shape = _entity_row if source.answers == "entities" else _label_row
     for number, line, row in rows:
         if type(row) is dict:
             try:
-                row = shape(source, row)
+                row = shape_row(row, source.answers, source.columns)
             except RowError as error:
                 row = error
         yield number, line, row
-
-
-def _label_row(source: Source, row: dict) -> dict:
-    options = row.get(source.options_column) if source.options_column else None
-    return {"text": row.get(source.text_column), "category": options, "output": row.get(source.label_column)}
-
-
-def _entity_row(source: Source, row: dict) -> dict:
-    text, value = row.get(source.text_column), row.get(source.label_column)
-    if source.format in TABLES:
-        value = entities_in_cell(value, source.label_column)
-    return {"text": text, "entities": raw_entities(value, source.label_column) if type(text) is str else value}
 
 
 # ---- Lines ----
 
 
 def _read_lines(source: Source) -> Iterator[NumberedRow]:
-    read = text_row if source.format == "lines" else json_row
+    is_text = source.container == "lines"
     with source.path.open("rb", buffering=1 << 20) as file:
         for number, line in numbered_lines(file, source.encoding):
-            if not line.isspace():
-                yield number, line, read(line)
+            if is_text:
+                yield number, line, text_row(line)
+            elif not line.isspace():
+                yield number, line, json_row(line)
 
 
 def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes | str]]:

@@ -60,7 +60,7 @@ def classification_recipe(sources: Iterable[Source], labels: str | None) -> Reci
         InputError: ``labels`` is not a list of different names.
     """
     options = tuple(_split_labels(labels)) if labels else ()
-    known = bool(options) or all(source.options_column for source in sources)
+    known = bool(options) or all(source.columns.options for source in sources)
 
     def convert(raw: dict) -> dict:
         fields = Classification.convert(raw)

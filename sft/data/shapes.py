@@ -4,14 +4,14 @@ Labels: ``{"text", "category", "output"}``, as in zh_cls_fudan-news; ``category`
 Entities: ``{"text", "entities": [{"start_idx", "end_idx", "entity_text", "entity_label"}]}``, as in CCFBDCI; offsets
 count code points, and ``end_idx`` is exclusive.
 
-Conversion looks at a file once and then shapes every row the same way (`sft.data.readers.read_rows`). Prediction takes
-each row by itself (`shape_by_column_names`): its rows may have different fields and need no gold.
+`shape_row` brings a row into one of them, for conversion and prediction alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from sft.data.source import ANY_COLUMNS, Columns
 from sft.errors import RowError
 from sft.text import read_literal, shown
 
@@ -21,26 +21,43 @@ LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "�
 ENTITY_COLUMNS = ("entities", "label", "labels", "实体", "标签")
 
 
-def shape_by_column_names(row: dict, answers: str, text_column: str | None, label_column: str | None) -> dict:
-    """A row to predict in its original shape, whatever its columns are called; a record stays as it is.
+def notation_of(rows: Sequence[dict], answers: str) -> str:
+    """The notation of JSON rows, by the first one that shows it."""
+    if answers == "label":
+        fudan = any({"text", "category", "output"} <= row.keys() for row in rows)
+        return "fudan" if fudan else "jsonl"
+    for row in rows:
+        column = _only_column(row, ENTITY_COLUMNS, first=("entities",))
+        value = row.get(column)
+        if type(value) is dict:
+            return "cluener"
+        if type(value) is list and value:
+            if type(value[0]) is not dict:
+                return "doccano"
+            return "ccfbdci" if "start_idx" in value[0] else "spans"
+    return "ccfbdci"
 
-    Entities in no known notation become None.
+
+def shape_row(row: dict, answers: str, columns: Columns = ANY_COLUMNS) -> dict:
+    """A row in its original shape, whatever its columns are called; a record stays as it is.
+
+    Gold that cannot be read comes as a `RowError` in its place: a row to predict needs none.
 
     Args:
         answers: what the task's answers are, ``label`` or ``entities`` (``task.answers``).
-        text_column, label_column: the columns to take; None takes those with the usual names.
+        columns: the columns to take. The gold of a row that lacks the label column is found by the usual names.
 
     Raises:
         RowError: there is no text column, or several could be it.
     """
-    if "messages" in row and text_column is None:
+    if "messages" in row and columns.text is None:
         return row
-    text = row.get(_text_column(row, text_column))
+    text = row.get(_text_column(row, columns.text))
     if answers == "entities":
-        return {"text": text, "entities": _known_entities(row, text, label_column)}
-    options = row.get("options") or None
-    name = label_column or _only_column(row, LABEL_COLUMNS, first=("output", "label"))
-    if label_column is None and name == "category" and _is_list(row["category"]):
+        return {"text": text, "entities": _entities(row, text, columns.label)}
+    name = columns.label if columns.label in row else _only_column(row, LABEL_COLUMNS, first=("output", "label"))
+    options = row.get(columns.options) if columns.options else row.get("options")
+    if columns.label is None and name == "category" and _is_list(row["category"]):
         name = None  # a list of options, not a label
     if options is None and name != "category":
         options = row.get("category")
@@ -79,17 +96,17 @@ def _is_list(value: object) -> bool:
         return False
 
 
-def _known_entities(row: dict, text: object, label_column: str | None) -> object:
-    """A row's entities as CCFBDCI has them; None if it has none or their notation is unknown."""
-    column = label_column or _only_column(row, ENTITY_COLUMNS, first=("entities",))
+def _entities(row: dict, text: object, label_column: str | None) -> object:
+    """A row's entities as CCFBDCI has them; None if it has none, an error in their place if they cannot be read."""
+    column = label_column if label_column in row else _only_column(row, ENTITY_COLUMNS, first=("entities",))
     value = row.get(column) if column is not None else None
     if type(text) is not str or value is None:
-        return None
+        return value
     try:
         value = entities_in_cell(value, column) if type(value) is str else value
         return raw_entities(value, column)
-    except RowError:
-        return None
+    except RowError as error:
+        return error
 
 
 # ---- Notations of entities ----

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from sft.errors import RowError
 
-TABLES = ("csv", "tsv")
-
 NumberedRow = tuple[int, bytes | str, dict | RowError]  # line number from 1, the line in the file, what it says
+
+# What a file physically is, and so which reader reads it.
+Container = Literal["lines", "json_lines", "document", "table", "sheet", "tagged", "marked", "brat"]
+
+
+class Columns(NamedTuple):
+    """The columns or JSON fields to take; None takes those with the usual names (see `sft.data.shapes`)."""
+
+    text: str | None = None
+    label: str | None = None
+    options: str | None = None
+
+
+ANY_COLUMNS = Columns()
+
+
+class TableLayout(NamedTuple):
+    """How a CSV or TSV is written.
+
+    Attributes:
+        delimiter: what separates the cells.
+        quoted: whether quotation marks enclose cells; if not, they are ordinary characters.
+        names: the names of the columns if the file has no header: ``1``, ``2``, …
+    """
+
+    delimiter: str = ","
+    quoted: bool = True
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -17,31 +44,30 @@ class Source:
     """One input file and how to read it; `sft.data.formats.recognise` makes it.
 
     Attributes:
-        answers: what the task's answers are, ``label`` or ``entities``; None for rows to predict, which are read as
-            they are.
-        format: csv, tsv; fudan, jsonl (labels); ccfbdci, spans, doccano, cluener, conll (entities). Rows to predict:
-            csv, tsv, conll, jsonl, or lines, each a text or a JSON object.
+        answers: what the task's answers are, ``label`` or ``entities``.
+        format: the name of the format, as ``--format`` and the summary say it.
+        container: what the file physically is.
         encoding: a name that Python knows.
-        quoted: whether quotation marks in a table enclose cells; if not, they are ordinary characters.
+        table: of a table.
         tag_scheme: of CoNLL: BIO, BIOES or BMES.
-        text_column, label_column: the names of the two columns or JSON fields.
-        options_column: the column with a classification row's own options; ``""`` if there is none.
+        columns: of rows with columns or fields.
         ccfbdci_labels: whether nine of ten entities in the first rows of a CCFBDCI file have one of its four labels.
+        taken: what was decided by evidence, in Chinese, for the summary.
     """
 
     path: Path
-    answers: str | None
+    answers: str
     format: str
+    container: Container
     encoding: str
-    quoted: bool = True
+    table: TableLayout | None = None
     tag_scheme: str = ""
-    text_column: str = "text"
-    label_column: str = "output"
-    options_column: str = ""
+    columns: Columns = ANY_COLUMNS
     ccfbdci_labels: bool = False
+    taken: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Format and encoding, for the summary."""
-        detail = self.tag_scheme or ("" if self.quoted else "引号按原文")
+        """Format, encoding and what was decided by evidence, for the summary."""
         encoding = "UTF-8（有 BOM）" if self.encoding == "utf-8-sig" else self.encoding.upper()
-        return f"{self.format}{f'（{detail}）' if detail else ''}，{encoding}"
+        details = "，".join(filter(None, (self.tag_scheme, *self.taken)))
+        return f"{self.format}{f'（{details}）' if details else ''}，{encoding}"

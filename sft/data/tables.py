@@ -1,31 +1,115 @@
-"""Read CSV and TSV row by row. Imports no torch."""
+"""CSV and TSV: how a table is written, whether it has a header, and its rows. Imports no torch."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 
 from sft.data.encodings import is_decoded
-from sft.data.source import NumberedRow, Source
+from sft.data.source import NumberedRow, TableLayout
 from sft.errors import InputError, RowError
 
+DELIMITERS = (",", "\t", ";", "|")
+_SHOWN_ROWS = 1000  # of the sample, to tell data from a header
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_SENTENCE = re.compile(r"[。！？!?；;，,]|\.$")
 
-def csv_reader(lines: Iterator[str], source: Source) -> Iterator[list[str]]:
+
+def delimiter_of(sample: Sequence[str], ending: str) -> str:
+    """What separates the cells of a ``.csv`` or ``.tsv``: not always what the name says."""
+    usual = "\t" if ending == "tsv" else ","
+    if usual in sample[0]:
+        return usual
+    return next((other for other in DELIMITERS if _same_count(sample, other)), usual)
+
+
+def _same_count(sample: Sequence[str], delimiter: str) -> bool:
+    """Whether every line has the delimiter, and equally often."""
+    count = sample[0].count(delimiter)
+    return count > 0 and all(line.count(delimiter) == count for line in sample)
+
+
+def is_quoted(sample: Sequence[str], delimiter: str) -> bool:
+    """Whether a table uses CSV's quoting. Many TSVs do not, and have quotation marks in their texts."""
+    if delimiter != "\t":
+        return True
+    widths = {line.count("\t") for line in sample}
+    try:
+        return len(widths) > 1 or {len(cells) - 1 for cells in csv.reader(sample, "excel-tab", strict=True)} == widths
+    except csv.Error:
+        return False
+
+
+def first_rows(sample: Iterable[str], layout: TableLayout) -> list[list[str]]:
+    """The cells of the first rows of a sample; a row that cannot be read ends them."""
+    rows: list[list[str]] = []
+    with suppress(csv.Error):  # the reader will say where
+        rows.extend(row for row in islice(csv_reader(iter(sample), layout), _SHOWN_ROWS) if row)
+    return rows
+
+
+def is_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first row of a table, which has no usual column name, is data and not a header.
+
+    A column name is not a number and not a sentence, and does not occur again below itself.
+    """
+    if any(_NUMBER.fullmatch(cell.strip()) or _SENTENCE.search(cell) or len(cell) > 40 for cell in first):
+        return True
+    below = [row for row in rows[1:] if len(row) == len(first)]
+    return any(cell.strip() and any(row[column] == cell for row in below) for column, cell in enumerate(first))
+
+
+def column_numbers(width: int) -> tuple[str, ...]:
+    """The names of the columns of a table without a header: ``1``, ``2``, …"""
+    return tuple(str(number) for number in range(1, width + 1))
+
+
+def text_and_label(rows: Sequence[Sequence[str]]) -> tuple[int | None, int | None]:
+    """Which columns of a table without a header are the text and the label, from 0; None where it is not plain.
+
+    The text is the column that is longer than every other by half. The label is the only other column whose values
+    are few (they repeat, or are short numbers or words) and not a running number.
+    """
+    columns = [list(column) for column in zip(*rows, strict=False)] if rows else []
+    if len(columns) == 1:
+        return 0, None
+    lengths = [sum(map(len, column)) / len(column) for column in columns]
+    order = sorted(range(len(columns)), key=lambda index: -lengths[index])
+    text = order[0] if lengths[order[0]] >= 1.5 * lengths[order[1]] else None
+    labels = [index for index, column in enumerate(columns) if index != text and _looks_like_labels(column)]
+    return text, labels[0] if len(labels) == 1 else None
+
+
+def _looks_like_labels(column: Sequence[str]) -> bool:
+    values = Counter(cell.strip() for cell in column)
+    if "" in values or any(len(value) > 30 or _SENTENCE.search(value) for value in values):
+        return False
+    if len(values) == len(column) and len(column) > 20:
+        return False  # an id: every value once
+    return len(values) <= max(20, len(column) // 5)
+
+
+def csv_reader(lines: Iterator[str], layout: TableLayout) -> Iterator[list[str]]:
     """The cells of each row of a CSV or TSV."""
     csv.field_size_limit(1 << 30)
-    quoting = csv.QUOTE_MINIMAL if source.quoted else csv.QUOTE_NONE
-    return csv.reader(lines, delimiter="\t" if source.format == "tsv" else ",", quoting=quoting, strict=True)
+    quoting = csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE
+    return csv.reader(lines, delimiter=layout.delimiter, quoting=quoting, strict=True)
 
 
-def read_table(source: Source) -> Iterator[NumberedRow]:
+def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[NumberedRow]:
     """Each row as a dict by the names of the columns. Blank rows are skipped.
 
     Raises:
         InputError: a quotation mark is never closed.
     """
-    with source.path.open(encoding=source.encoding, newline="", errors="surrogateescape") as file:
-        reader = csv_reader(file, source)
-        header = next(reader)
+    with path.open(encoding=encoding, newline="", errors="surrogateescape") as file:
+        reader = csv_reader(file, layout)
+        header = layout.names or next(filter(None, reader))
         while True:
             number = reader.line_num + 1
             try:
@@ -34,10 +118,10 @@ def read_table(source: Source) -> Iterator[NumberedRow]:
                 return
             except csv.Error as error:
                 if "end of data" in str(error):  # the rest of the file is in this cell: too much to skip as one row
-                    raise InputError(f"{source.path}:{number}：引号没有闭合，一直到文件末尾；请补上引号") from error
+                    raise InputError(f"{path}:{number}：引号没有闭合，一直到文件末尾；请补上引号") from error
                 yield number, "", RowError("", f"不是合法的 CSV（{error}）")
                 continue
-            line = ",".join(cells)
+            line = layout.delimiter.join(cells)
             if not is_decoded(line):
                 yield number, line, RowError("", "有解不开的字节（文件若是 GBK，请加 --encoding gb18030）")
             elif len(cells) == len(header):

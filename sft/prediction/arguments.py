@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.cli import Parser, parse
-from sft.data.arguments import ENCODINGS
+from sft.data.arguments import ENCODINGS, PREDICTION_FORMATS
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -25,6 +25,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--input_file",
         type=Path,
         help="转换脚本认得的任何原始数据、转换后的 jsonl、csv/tsv，或每行一段文本；都不给则读标准输入",
+    )
+    reading.add_argument(
+        "--format",
+        choices=PREDICTION_FORMATS,
+        default="auto",
+        help="数据格式（默认自动识别）；lines：每行一段文本",
     )
     reading.add_argument("--text_column", help="文本所在的列名或字段名（默认自动识别）")
     reading.add_argument("--label_column", help="金标所在的列名或字段名（默认自动识别；没有金标也可以）")

@@ -15,50 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.decoding.decode import Limits, predict_together
 from sft.errors import InputError, RowError, RunError
-from sft.files import TASK_FILE, file_hash
+from sft.files import file_hash
 from sft.model.hub import DEFAULT_MODEL, resolve_model
 from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
+from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice, read_settings
 from sft.prediction.rows import DEFAULT_ROW_SETTINGS, RowSettings, to_output, to_record
 from sft.tasks.evaluation import Tally, at_least
-from sft.tasks.settings import TaskSettings, settings_path
+from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 
 UNTRAINED_MAX_LENGTH, UNTRAINED_MAX_NEW_TOKENS = 1024, 256  # tokens, if no training has set them
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """Which model predicts, and for which task; None means as in training.
-
-    Attributes:
-        adapter: the folder that a training script wrote.
-        base_only: leave the adapter out, to see the model before fine-tuning.
-        task_file: the task's settings; by default those in ``adapter``, and without an adapter those beside
-            ``input_file``.
-        model_name_or_path: folder or hub id of the base model.
-        dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
-    """
-
-    adapter: Path | None = None
-    base_only: bool = False
-    task_file: Path | None = None
-    input_file: Path | None = None
-    model_name_or_path: str | None = None
-    dtype: str | None = None
-
-
-@dataclass(frozen=True)
-class LimitChoice:
-    """How the model answers; None means as in training. The fields are those of `Limits`."""
-
-    max_length: int | None = None
-    max_new_tokens: int | None = None
-    batch_size: int = 16
-    constrained: bool = True
-    max_tokens: int | None = None
-
-
-AS_TRAINED = LimitChoice()
 
 
 @dataclass(frozen=True)
@@ -98,7 +64,7 @@ class Predictor:
         """
         if not isinstance(choice, ModelChoice):
             choice = ModelChoice(adapter=Path(choice))
-        settings = TaskSettings.read(_task_path(choice))
+        settings = read_settings(choice)
         if row_settings.options is not None and settings.task.options({}) is None:
             raise InputError("--options：只用于分类；实体识别的标签在训练时就定下了")
         adapter = None if choice.base_only else choice.adapter
@@ -116,22 +82,6 @@ class Predictor:
             base_folder,
             adapter,
         )
-
-
-def _task_path(choice: ModelChoice) -> Path:
-    if choice.task_file is not None:
-        path = choice.task_file
-    elif choice.adapter is not None:
-        path = choice.adapter / TASK_FILE
-    elif choice.input_file is not None:
-        path = settings_path(choice.input_file)
-    else:
-        raise InputError("不知道是什么任务：请用 --task_file 给出 data/*.task.json，或用 --adapter")
-    if not path.is_file():
-        raise InputError(
-            f"{path}：没有这个文件；请检查 --adapter 是不是训练脚本的 --output_dir，或用 --task_file 指定"
-        )
-    return path
 
 
 def _dtype(choice: ModelChoice, settings: TaskSettings) -> torch.dtype:
@@ -210,7 +160,9 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
         "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "device": predictor.model.device.type,
         **asdict(predictor.limits),
-        **orjson.loads(orjson.dumps(asdict(predictor.row_settings))),
+        **orjson.loads(
+            orjson.dumps(asdict(predictor.row_settings) | {"columns": list(predictor.row_settings.columns)})
+        ),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sft.data.shapes import shape_by_column_names
+from sft.data.shapes import shape_row
+from sft.data.source import ANY_COLUMNS, Columns
 from sft.errors import RowError
 from sft.text import clean_text, shifted_offsets
 
@@ -23,14 +24,13 @@ class RowSettings:
     """How rows are read and results are written.
 
     Attributes:
-        text_column, label_column: the columns of text and gold; None: found by the usual names.
+        columns: the columns of text and gold of rows that are not read from a file; see `sft.data.shapes`.
         options: the options of every row, instead of the row's own.
         threshold: leave out labels and entities with a lower probability.
         with_answer: also write the model's answer as it was generated.
     """
 
-    text_column: str | None = None
-    label_column: str | None = None
+    columns: Columns = ANY_COLUMNS
     options: tuple[str, ...] | None = None
     threshold: float | None = None
     with_answer: bool = False
@@ -48,7 +48,7 @@ def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT_
     if isinstance(row, RowError):
         return row
     try:
-        row = shape_by_column_names(row, task.answers, settings.text_column, settings.label_column)
+        row = shape_row(row, task.answers, settings.columns)
         record = {"text": clean_text(row), "original": row["text"]}
         record["text"].encode()  # a lone surrogate cannot be tokenised
     except RowError as error:

@@ -54,6 +54,8 @@ class Classification:
         """
         text = clean_text(raw)
         label = raw.get("output")
+        if type(label) is RowError:  # it could not be read
+            raise label
         if type(label) is not str:
             raise RowError("output", "缺少标签" if label is None else f"应是字符串，实际是 {type(label).__name__}")
         label = clean_label(label)
