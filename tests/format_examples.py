@@ -2,6 +2,8 @@
 ``docs/formats.md`` and ``docs/formats_en.md`` are written from them: python -m tests.format_examples
 """
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import json
@@ -408,24 +410,12 @@ def page(language: int) -> str:
 def _section(example: Example, language: int) -> list[str]:
     shown = [_short(line) for line in example.content.splitlines()[:3]]
     text, gold = example.becomes
-    gold = (
-        gold
-        if isinstance(gold, str)
-        else "，".join(f"{text[start:end]}（{start}, {end}）{label}" for start, end, label in gold)
-    )
+    if not isinstance(gold, str):
+        gold = "，".join(f"{text[start:end]}（{start}, {end}）{label}" for start, end, label in gold)
     becomes = ("变成", "becomes")[language]
-    note = example.note[language]
-    return [
-        f"### {example.title[language]}",
-        "",
-        f"`{example.file}`",
-        "",
-        "```",
-        *shown,
-        "```",
-        "",
-        f"→ {becomes} `{text}`：{gold}",
-    ] + (["", f"{note}"] if note else [])
+    section = [f"### {example.title[language]}", "", f"`{example.file}`", "", "```", *shown, "```", ""]
+    section.append(f"→ {becomes} `{text}`：{gold}")
+    return [*section, "", example.note[language]] if example.note[language] else section
 
 
 def _short(line: str) -> str:

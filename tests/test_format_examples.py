@@ -1,4 +1,7 @@
-"""Every format of the page docs/formats.md, in conversion and in prediction. Run: pytest tests/test_format_examples.py"""
+"""Every format of the page docs/formats.md, in conversion and in prediction.
+
+Run: pytest tests/test_format_examples.py
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,9 @@ SCRIPTS = {"label": transfer_classification_data.main, "entities": transfer_ner_
 def test_conversion_and_prediction_read_what_the_page_says(tmp_path, example: Example):
     path, out = tmp_path / example.file, tmp_path / "out_train.jsonl"
     path.write_text(example.content, encoding="utf-8", newline="")
-    flags = [
-        "--input_file",
-        path,
-        "--output_file",
-        out,
-        "--test_file",
-        tmp_path / "out_test.jsonl",
-        "--test_ratio",
-        0.34,
-    ]
-    assert SCRIPTS[example.answers]([str(flag) for flag in flags]) == 0
+    files = {"--input_file": path, "--output_file": out, "--test_file": tmp_path / "out_test.jsonl"}
+    flags = [f"{flag}={file}" for flag, file in files.items()]
+    assert SCRIPTS[example.answers]([*flags, "--test_ratio=0.34"]) == 0
     records = [json.loads(line) for name in (out, tmp_path / "out_test.jsonl") for line in name.open(encoding="utf-8")]
     text, gold = example.becomes
     (record,) = [record for record in records if record["text"] == text]
