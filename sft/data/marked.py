@@ -1,0 +1,171 @@
+"""Read texts that carry their marks on the same line: fastText, toutiao, ``{{type:text}}`` and ``word/tag``.
+
+Imports no torch. A row comes in its original shape (see `sft.data.shapes`). The formats:
+
+``fasttext``  ``__label__体育 昨晚 主队 取胜``: the label may stand anywhere. If a line is segmented into words, the
+              blanks beside Chinese are removed; blanks between Latin words stay.
+``toutiao``   ``id_!_code_!_name_!_title_!_keywords``: the label is the name, the text is the title. The numbers in
+              front and the keywords may be missing.
+``inline``    ``{{person_name:张三}}到了``: the braces go, a literal ``\\n`` becomes a line break.
+``words``, ``words_ltp``  see `sft.data.tagged_words`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sft.data.tagged_words import are_ltp_words, are_tagged_words, tagged_row
+from sft.errors import InputError, RowError
+
+ANSWERS = {  # what each format holds
+    "fasttext": "label",
+    "toutiao": "label",
+    "inline": "entities",
+    "words": "entities",
+    "words_ltp": "entities",
+}
+_SAMPLE_LINES = 200
+_ENOUGH = 0.9  # of the lines must fit
+
+_LABEL = re.compile(r"(?<!\S)__label__(\S*)")
+_LABEL_AT_EDGE = re.compile(r"\s*__label__\S|.*\s__label__\S+\s*$")
+_COMMA_AFTER_LABEL = re.compile(r"\s*,\s+")
+_WIDE = "“”‘’…—\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff"
+_HAS_WIDE = re.compile(f"[{_WIDE}]")
+_BLANK_BESIDE_WIDE = re.compile(rf"(?<=[{_WIDE}])[ \t]+|[ \t]+(?=[{_WIDE}])")
+_LONGEST_MEAN_WORD = 4  # Chinese words have two characters on average, unsegmented clauses ten
+
+_TOUTIAO = re.compile(
+    r"(?:\d+_!_){0,2}(?!\d+_!_)([A-Za-z][\w/-]{0,39}|[^\W\d_]{1,8})_!_((?:(?!_!_).)*)(?:_!_((?:(?!_!_).)*))?"
+)
+
+_INLINE = re.compile(r"\{\{([^\s{}:/]{1,40}):([^{}]*)\}\}")
+_BRACES = re.compile(r"\{\{|\}\}")
+
+
+def marks_of(sample: Sequence[str], answers: str | None, path: Path) -> str | None:
+    """The format of a file whose lines carry marks; None if it is plainly none of them.
+
+    Nearly all lines must fit, so that prose with a slash, a URL or a brace is not taken for one.
+
+    Args:
+        sample: the first lines of the file, without blank ones.
+        answers: what the task's answers are, ``label`` or ``entities``; None if any will do.
+        path: of the file, for the error.
+
+    Raises:
+        InputError: the marks are those of the other task.
+    """
+    lines = [line.strip() for line in sample[:_SAMPLE_LINES]]
+    format = _format_of(lines)
+    if format is not None and answers not in (None, ANSWERS[format]):
+        task = {"label": "分类", "entities": "实体识别"}
+        raise InputError(
+            f"{path}：是{task[ANSWERS[format]]}的数据（{format}），不是{task[answers]}的；请换一个文件或换一个任务的脚本"
+        )
+    return format
+
+
+def _format_of(lines: list[str]) -> str | None:
+    if _share(_LABEL_AT_EDGE.match(line) for line in lines) >= _ENOUGH:
+        return "fasttext"
+    if _share(_TOUTIAO.fullmatch(line) for line in lines) >= _ENOUGH:
+        return "toutiao"
+    if _are_inline(lines):
+        return "inline"
+    if are_tagged_words(lines, _ENOUGH):
+        return "words_ltp" if are_ltp_words(lines) else "words"
+    return None
+
+
+def _share(matches: Iterable[re.Match | None]) -> float:
+    fits = [match is not None for match in matches]
+    return sum(fits) / len(fits) if fits else 0.0
+
+
+def _are_inline(lines: list[str]) -> bool:
+    """Whether at least half of several lines have marks, and nearly all double braces are marks."""
+    marks = [len(_INLINE.findall(line)) for line in lines]
+    braces = sum(line.count("{{") for line in lines)
+    return sum(map(bool, marks)) >= max(2, len(lines) / 2) and sum(marks) >= _ENOUGH * braces
+
+
+def marked_row(format: str, line: str) -> dict | RowError:
+    """What a line says, in its original shape; the line end does not belong to the text.
+
+    Args:
+        format: one of ``ANSWERS``.
+        line: one line, decoded.
+    """
+    line = line.rstrip("\r\n")
+    try:
+        if format == "fasttext":
+            return _fasttext_row(line)
+        if format == "toutiao":
+            return _toutiao_row(line)
+        if format == "inline":
+            return _inline_row(line)
+        return tagged_row(line, ltp=format == "words_ltp")
+    except RowError as error:
+        return error
+
+
+def _fasttext_row(line: str) -> dict:
+    """A line without a label has the label None: it may be a row to predict."""
+    labels = list(dict.fromkeys(_LABEL.findall(line)))
+    if len(labels) > 1:
+        raise RowError(
+            "output", f"有 {len(labels)} 个标签（{'、'.join(labels)[:60]}），是 multi-label（多标签）；一行只能有一个"
+        )
+    if labels == [""]:
+        raise RowError("output", "__label__ 后面没有标签")
+    text, *after = _LABEL.split(line)[::2]
+    if after and not text.strip() and (comma := _COMMA_AFTER_LABEL.match(after[0])):  # "__label__1 , text"
+        after[0] = after[0][comma.end() :]
+    text = " ".join(part for part in (side.strip() for side in [text, *after]) if part)
+    return {"text": _unsegmented(text), "category": None, "output": labels[0] if labels else None}
+
+
+def _unsegmented(text: str) -> str:
+    """The text without the blanks of word segmentation, if it is segmented."""
+    words = [word for word in text.split() if _HAS_WIDE.search(word)]
+    if not words or sum(map(len, words)) > _LONGEST_MEAN_WORD * len(words):
+        return text
+    return _BLANK_BESIDE_WIDE.sub("", text)
+
+
+def _toutiao_row(line: str) -> dict:
+    if (found := _TOUTIAO.fullmatch(line.strip())) is None:
+        raise RowError("", f"应如 编号_!_代码_!_类别_!_标题_!_关键词，实际有 {line.count('_!_') + 1} 列")
+    return {"text": found[2], "category": None, "output": found[1]}
+
+
+def _inline_row(line: str) -> dict:
+    """An entity's blanks at its edges belong to the text, not to the entity."""
+    text, entities, end = "", [], 0
+    for mark in _INLINE.finditer(line):
+        text += _plain(line[end : mark.start()])
+        surface = _plain(mark[2])
+        start = len(text) + len(surface) - len(surface.lstrip())
+        name = surface.strip()
+        if not name:
+            raise RowError("entities", f"{mark[0]!r} 里没有文字")
+        entities.append(
+            {"start_idx": start, "end_idx": start + len(name), "entity_text": name, "entity_label": mark[1]}
+        )
+        text += surface
+        end = mark.end()
+    return {"text": text + _plain(line[end:]), "entities": entities}
+
+
+def _plain(text: str) -> str:
+    """Text outside of marks, its literal ``\\n`` (of data with one document on a line) as line breaks.
+
+    Raises:
+        RowError: it has double braces, which are a broken mark.
+    """
+    if brace := _BRACES.search(text):
+        raise RowError("entities", f"花括号不成对，或标注里套着标注（nested，嵌套）：{text[brace.start() :][:30]!r}")
+    return text.replace("\\r\\n", "\n").replace("\\n", "\n")
