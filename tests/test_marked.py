@@ -228,6 +228,9 @@ def test_broken_or_nested_braces_reject_the_line(line):
         ("青/B-LOC 大/M-LOC 湖/E-LOC 旧/S-LOC", "青大湖旧", [(0, 3, "LOC"), (3, 4, "LOC")]),
         ("张三/人名 去/v", "张三去", [(0, 2, "人名")]),
         ("赵一/NR 到/VV 青湖/NR", "赵一到青湖", []),
+        ("Zhao/NNP went/VBD home/NN", "Zhao went home", []),
+        ("赵一/NOUN 来/VERB 了/PART", "赵一来了", []),
+        ("\u3000/w 青湖/ns", "\u3000青湖", [(1, 3, "ns")]),
     ],
 )  # fmt: skip
 def test_words_with_tags_become_a_text_and_its_names(line, text, spans):

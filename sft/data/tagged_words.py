@@ -11,7 +11,8 @@ Imports no torch. Which words are entities:
   ``M-``, ``E-`` or ``S-`` before it, it marks a part of one. Where all words of a line are single characters,
   neighbours with the same label are one entity.
 - LTP writes ``nh``, ``ni``, ``ns`` for persons, organisations and places, and ``nt`` for a time, which is no entity.
-- The tags of the Chinese Treebank and of Universal Dependencies do not say what a name is the name of: no entities.
+- The tags of the Chinese and Penn Treebanks and of Universal Dependencies do not say what a name is the name of: there
+  are no entities.
 
 The running number at the beginning of a line (``19980101-01-001-001/m``) and pinyin after a word (``为{wei4}/p``) are
 no text. Between two words of Latin letters or digits stays a blank.
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 
 from sft.errors import RowError
 
+_BLANKS = re.compile(r"[ \t\r\n\f\v]+")
 _TOKEN = re.compile(r"(\[*)(.+?)/([^\W\d][\w-]*)((?:\]/?[A-Za-z][A-Za-z0-9]*)*)")
 _CLOSING = re.compile(r"\]/?([A-Za-z0-9]+)")
 _RUNNING_NUMBER = re.compile(r"\d{8}-[\d-]+")
@@ -39,9 +41,10 @@ _PARTS_OF_SPEECH = re.compile(
     r"n[bg]|n[bhin][a-z]{1,2}|n[dfhilmnwx]|n[rstz][a-z0-9]*|p(?:ba|bei)|q[egltv]|r[gryz]|r[yz][stv]|[sty]g|tt|"
     r"u[dgjlvz]|ude[123]|u(?:zhe|le|guo|suo|deng|yy|dh|ls|zhi|lian)|v[dfgilnqux]|v(?:shi|you)|"
     r"w[bdfhjmnpstw]|w[ky][yz]|x[egmsux]|z[g]|"
-    # Universal Dependencies and the Chinese Treebank
+    # Universal Dependencies, the Chinese and the Penn Treebank
     r"ADJ|ADP|ADV|AUX|CCONJ|DET|INTJ|NOUN|NUM|PART|PRON|PROPN|PUNCT|SCONJ|SYM|VERB|"
-    r"AD|AS|BA|CC|CD|CS|DE[CGRV]|DT|ETC|FW|IJ|JJ|LB|LC|M|MSP|N[NRT]|OD|ON|P|PN|PU|SB|SP|V[ACEV]|X"
+    r"AD|AS|BA|CC|CD|CS|DE[CGRV]|DT|ETC|FW|IJ|JJ|LB|LC|M|MSP|N[NRT]|OD|ON|P|PN|PU|SB|SP|V[ACEV]|X|"
+    r"EX|IN|JJ[RS]|LS|MD|NNS|NNPS?|PDT|POS|PRP\$?|RB[RS]?|RP|TO|UH|VB[DGNPZ]?|WDT|WP\$?|WRB"
 )
 _LATIN = re.compile(r"[0-9A-Za-z\u00c0-\u024f\u0370-\u052f]")
 _TWO_CHARACTER_SURNAMES = re.compile(
@@ -74,7 +77,7 @@ def are_tagged_words(lines: Sequence[str], enough: float) -> bool:
     """
     tags, fitting = [], 0
     for line in lines:
-        words = line.split()
+        words = _split(line)
         found = [token[3] for word in words if "://" not in word and (token := _TOKEN.fullmatch(word))]
         fitting += bool(found) and len(found) >= enough * len(words)
         tags += found
@@ -85,7 +88,7 @@ def are_tagged_words(lines: Sequence[str], enough: float) -> bool:
 
 def are_ltp_words(lines: Sequence[str]) -> bool:
     """Whether the tags are LTP's, where ``nt`` is a time: a tag that only LTP has stands in a fifth of the lines."""
-    marked = sum(any(word.rpartition("/")[2] in _LTP_ONLY for word in line.split()) for line in lines)
+    marked = sum(any(word.rpartition("/")[2] in _LTP_ONLY for word in _split(line)) for line in lines)
     return marked > 0 and marked >= len(lines) / 5
 
 
@@ -114,7 +117,7 @@ def tagged_row(line: str, *, ltp: bool = False) -> dict:
 
 def _words(line: str, ltp: bool) -> list[_Word]:
     words, open_at = [], []  # open_at: the first word of each open bracket
-    for number, token in enumerate(line.split()):
+    for number, token in enumerate(_split(line)):
         found = _TOKEN.fullmatch(token)
         if found is None:
             raise RowError("tag", f"{token[:30]!r} 没有标记；应如 词/n")
@@ -133,6 +136,11 @@ def _words(line: str, ltp: bool) -> list[_Word]:
     if open_at:
         raise RowError("entities", f"{words[open_at[-1]].text[:30]!r} 前的方括号没有结尾")
     return words
+
+
+def _split(line: str) -> list[str]:
+    """The words of a line; an ideographic space (U+3000) does not divide words, it may be one."""
+    return [word for word in _BLANKS.split(line) if word]
 
 
 def _label(tag: str, ltp: bool) -> str | None:
