@@ -111,6 +111,12 @@ def test_lines_and_texts_are_no_document(form, ending):
         assert not is_document(sample(NO_DOCUMENT[form]), ending)
 
 
+@given(TABLE, st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans())
+def test_json_lines_are_never_taken_for_a_document(table, line_end, alone):
+    content = "".join(f"{dumps(row)}{line_end}" for row in (table[:1] if alone else table))
+    assert not is_document([line for line in content.split("\n") if line.strip()], "jsonl")
+
+
 @settings(max_examples=15)
 @given(TABLE, ENCODING)
 @pytest.mark.parametrize("form", FORMS)
