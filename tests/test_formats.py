@@ -74,7 +74,7 @@ def test_conll_reads_back_to_the_same_spans(sentences, scheme, separator):
         for text, spans in sentences
     )
     source, rows = read("a.txt", content, "entities", format="conll")
-    assert source.tag_scheme == scheme
+    assert source.tagging.scheme == scheme
     assert [(row["text"], spans_of(row)) for _, _, row in rows[1:]] == sentences
 
 

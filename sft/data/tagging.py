@@ -1,0 +1,189 @@
+"""How a tagged file is laid out, and what its tags say. Imports no torch.
+
+Tagged files are CoNLL and everything of its kind: `sft.data.tagged_layout` finds the layout, `sft.data.tagged` reads.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+BLANKS = " \t\r\n"
+# The letters of each scheme. I and M are inside an entity, E and L end one, S, U and W are an entity alone.
+SCHEMES = {
+    "BIO": "BI",
+    "IOE": "IE",
+    "BIOES": "BIES",
+    "BMES": "BMIES",
+    "BMEWO": "BMIESW",
+    "BILOU": "BILU",
+    "IO": "",  # a tag is a label and nothing else
+}
+_LENIENT = ("BIO", "IOE", "IO")
+_ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
+_ROLE_FIRST = re.compile(r"([BIEMSLUW])[-_](.+)", re.IGNORECASE)  # B-LOC
+_LABEL_FIRST = re.compile(r"(.+)[-_]([BIEMSLUW])", re.IGNORECASE)  # LOC-B
+DIGITS = "0123456789"
+# Letters and digits of the scripts that write blanks between words; not of CJK, which begins at U+2E80.
+LATIN = "0-9A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02c1\u0370-\u03ff\u0400-\u052f\u1e00-\u1fff"
+_WORD_ENDS = re.compile(rf"[{LATIN}][\u0021-\u2e7f]*$")
+_WORD_BEGINS = re.compile(rf"[\u0021-\u2e7f]*?[{LATIN}]")
+_JOINED_ON = re.compile(r"['’][A-Za-z]|n['’]t$")  # 's, 're, n't
+
+
+@dataclass(frozen=True)
+class Tagging:
+    """How a tagged file is laid out.
+
+    Attributes:
+        scheme: one of `SCHEMES`.
+        label_first: whether tags are written ``LOC-B`` and not ``B-LOC``.
+        text_column, tag_column: from 0; ``tag_column`` may be -1, the last.
+        columns: how many columns most lines have.
+        numbered: whether the column before the text is a running number.
+        first_index: the first number of a word if a number is glued to each character (``科0 技1``), else None.
+        header: whether the first line names the columns.
+        comments: whether lines that begin with ``#`` and have no tag, before a sentence, are comments.
+        sentence_a_line: whether each line is a sentence: a cell of tokens and a cell of tags.
+        token_separator, tag_separator: what separates them in those cells; ``""`` if each character is a token.
+        blank_tokens: whether blanks are tokens of their own, so that none is to be added.
+        joins_words: whether blanks will be added between Latin words.
+        short_words: whether a word may be one letter or digit. If not, one letter is a part of a word.
+        doubt: why the file must not be read like this, and what to do; ``""`` if nothing is in doubt.
+    """
+
+    scheme: str = "BIO"
+    label_first: bool = False
+    text_column: int = 0
+    tag_column: int = -1
+    columns: int = 2
+    numbered: bool = False
+    first_index: int | None = None
+    header: bool = False
+    comments: bool = False
+    sentence_a_line: bool = False
+    token_separator: str = " "
+    tag_separator: str = " "
+    blank_tokens: bool = False
+    joins_words: bool = False
+    short_words: bool = True
+    doubt: str = ""
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether tags mark the end of each entity, so that a tag that cannot follow the one before is an error."""
+        return self.scheme not in _LENIENT
+
+    def describe(self) -> str:
+        """The scheme and what is unusual, for the summary."""
+        parts = {
+            "标记没有前缀，相邻的同一标签算一个实体": self.scheme == "IO",
+            "标签写在前面": self.label_first,
+            "每行一句": self.sentence_a_line,
+            "第 1 行是表头": self.header,
+            f"第 {self.text_column} 列是序号，不用": self.numbered,
+            f"第 {self.text_column + 1} 列是文本": self.text_column > 0,
+            f"第 {self.tag_column + 1} 列是标记": self.tag_column >= 0,
+            "字后面的数字是序号，去掉": self.first_index is not None,
+            "# 开头的注释跳过": self.comments,
+            "英文词之间补空格": self.joins_words,
+        }
+        return "，".join([self.scheme, *(part for part, holds in parts.items() if holds)])
+
+    def read_tag(self, tag: str) -> tuple[str, str] | None:
+        """The role of a token (O, or B, I, E, S as in BIOES) and the label; None if the tag is not of the scheme."""
+        if tag in ("O", "o"):
+            return "O", ""
+        if self.scheme == "IO":
+            return ("I", tag) if is_label(tag) else None
+        letter, label = split_tag(tag, label_first=self.label_first)
+        return (_ROLES[letter], label) if letter in SCHEMES[self.scheme] and is_label(label) else None
+
+
+def split_tag(tag: str, *, label_first: bool) -> tuple[str, str]:
+    """The letter of a tag, upper case, and its label: ``b-LOC`` → ``("B", "LOC")``; ``("?", "")`` for another tag."""
+    match = (_LABEL_FIRST if label_first else _ROLE_FIRST).fullmatch(tag)
+    if match is None:
+        return "?", ""
+    letter, label = match.groups()[:: -1 if label_first else 1]
+    return letter.upper(), label
+
+
+def is_label(label: str) -> bool:
+    """Whether a text can be a label: there is no blank and no control character in it."""
+    return label.isprintable() and label != "" and not any(character.isspace() for character in label)
+
+
+# ---- Columns ----
+
+
+def columns_of(line: str) -> list[str]:
+    """The columns of a line, separated by tabs or, if it has none, by blanks. A line may begin with a blank token."""
+    line = line.rstrip("\r\n")
+    if "\t" in line:
+        return line.split("\t")
+    if line[:1] == " ":
+        return [" ", *line[1:].lstrip(" ").split(" ")]
+    return line.split(" ")
+
+
+def token_and_tag(line: str, tagging: Tagging) -> tuple[str, str]:
+    """The token and the tag on a line; the tag is ``""`` if the line has too few columns. A blank can be a token."""
+    if tagging.tag_column == -1:
+        line = line.rstrip(BLANKS)
+        if tagging.text_column == 0:  # the usual layout, quickly
+            separator = "\t" if "\t" in line else " "
+            token, _, others = line.partition(separator)
+            return token or " ", others.rpartition(separator)[2]
+    columns = columns_of(line)
+    if tagging.text_column > 0 and tagging.tag_column != 0 and "\t" not in line:
+        columns = [column for column in columns if column]  # blanks may align the columns
+        if len(columns) == tagging.columns - 1:
+            columns.insert(tagging.text_column, " ")
+    if len(columns) < 2 or len(columns) <= max(tagging.text_column, tagging.tag_column):
+        return columns[0], ""
+    return columns[tagging.text_column] or " ", columns[tagging.tag_column].strip(BLANKS)
+
+
+def tokens_of(cell: str, tagging: Tagging) -> list[str]:
+    """The tokens of a sentence in a cell. An empty one is a blank."""
+    return [token or " " for token in cell.split(tagging.token_separator)] if tagging.token_separator else list(cell)
+
+
+# ---- A number glued to each character ----
+
+
+def take_off_index(token: str, last: int | None, first: int) -> tuple[str, int] | None:
+    """A token without the number at its end, and that number; None if no number can follow there.
+
+    In ``科0 技1 全0`` the numbers count the characters of a word. ``10`` is the digit 1 at the beginning of a word.
+
+    Args:
+        last: the number of the token before; None at the beginning of a sentence.
+        first: the number of a word's first character.
+    """
+    numbers = [first] if last is None else [last + 1, first]
+    fitting = [number for number in numbers if token.endswith(str(number)) and len(token) > len(str(number))]
+    if fitting:
+        # "x10" after 9 is x and 10, not x1 and 0: the one that leaves one character is right.
+        number = min(fitting, key=lambda number: len(token) - len(str(number)) > 1)
+        return token[: -len(str(number))], number
+    rest = token.rstrip(DIGITS)
+    if last is None and len(rest) == 1 < len(token):  # a sentence that begins inside a word
+        return rest, int(token[1:])
+    return None
+
+
+# ---- Blanks between Latin words ----
+
+
+def is_blank_between(left: str, right: str, *, short_words: bool) -> bool:
+    """Whether a blank is to be written between two tokens: both are Latin words, as in ``Blue Lake``.
+
+    Args:
+        short_words: whether a word may be one letter or digit, as in ``iPhone 6``.
+    """
+    lengths = len(left), len(right)
+    if max(lengths) < 2 or (min(lengths) < 2 and not short_words):
+        return False
+    return bool(_WORD_ENDS.search(left) and _WORD_BEGINS.match(right) and not _JOINED_ON.match(right))
