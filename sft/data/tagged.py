@@ -127,6 +127,9 @@ def _row(lines: _Lines, read_tag: _TagReader) -> dict:
 
 
 def _tokens_on_line(number: int, line: str, tagging: Tagging) -> _Tokens:
+    if tagging.pair_separator:
+        pairs = [item.rpartition(tagging.pair_separator) for item in line.strip(BLANKS).split(" ")]
+        return _Tokens([token or " " for token, _, _ in pairs], [tag for _, _, tag in pairs], [number] * len(pairs))
     cells = line.rstrip("\r\n").split("\t")
     if len(cells) != tagging.columns:
         raise RowError("", f"第 {number} 行有 {len(cells)} 列，别的行有 {tagging.columns} 列")

@@ -17,11 +17,12 @@ from sft.data.tagging import (
     BLANKS,
     DIGITS,
     LATIN,
+    LETTER_AND_LABEL,
+    Reading,
     Tagging,
     columns_of,
     is_blank_between,
-    is_label,
-    split_tag,
+    reading_of,
     take_off_index,
     token_and_tag,
     tokens_of,
@@ -30,24 +31,55 @@ from sft.errors import InputError
 
 _CJK = re.compile("[\u2e80-\ud7ff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]")
 _LATIN_WORD = re.compile(rf"[{LATIN}]+")
-_PLAIN_LABEL = re.compile(r"[^\W\d_][\w.&/-]*")
-_LETTER_AND_LABEL = re.compile(r"[A-Za-z][-_].+")
 # Names of columns that people write into the first line.
-_HEADER_WORDS = frozenset(
-    "text text_a tokens token words word chars char character sentence label labels tag tags ner ner_tag ner_tags"
-    " pos id index 字 词 文本 句子 标签 标记 序号".split()
+_TEXT_NAMES = (
+    "text",
+    "text_a",
+    "tokens",
+    "token",
+    "words",
+    "word",
+    "chars",
+    "char",
+    "sentence",
+    "字",
+    "词",
+    "文本",
+    "句子",
 )
-_CHUNKS = frozenset("NP VP PP ADVP SBAR ADJP PRT CONJP INTJ LST UCP".split())  # CoNLL-2003's third column
+_TAG_NAMES = ("label", "labels", "tag", "tags", "ner", "ner_tag", "ner_tags", "标签", "标记")
+_HEADER_NAMES = frozenset([*_TEXT_NAMES, *_TAG_NAMES, "pos", "id", "index", "序号"])
+_CHUNKS = frozenset(["NP", "VP", "PP", "ADVP", "SBAR", "ADJP", "PRT", "CONJP", "INTJ", "LST", "UCP"])  # of CoNLL-2003
+_SEPARATORS = ("\x02", " ", ",")  # in a cell with a whole sentence
 _EVIDENCE_LINES = 20_000
-_MOST_LABELS = 100
 
 
-class _Reading(NamedTuple):
-    """How the tags of a column read. ``labels`` is empty if all are O."""
+class _Named(NamedTuple):
+    """The columns that the user names: numbers from 1, or names in the first line."""
 
-    scheme: str
-    label_first: bool
-    labels: frozenset[str]
+    text: str | None
+    tag: str | None
+
+    def is_header(self, cells: Sequence[str]) -> bool:
+        """Whether the first line names the columns."""
+        usual = len(cells) > 1 and all(cell.strip(BLANKS).lower() in _HEADER_NAMES for cell in cells)
+        return usual or bool({self.text, self.tag} & set(cells))
+
+    def into(self, layout: Tagging, cells: Sequence[str]) -> Tagging:
+        """The layout with the columns that are named, given the cells of the first line."""
+        if self.text is not None:
+            layout = replace(layout, text_column=_column(self.text, "--text_column", layout, cells))
+        if self.tag is not None:
+            layout = replace(layout, tag_column=_column(self.tag, "--label_column", layout, cells))
+        return layout
+
+
+def _column(named: str, flag: str, layout: Tagging, cells: Sequence[str]) -> int:
+    if layout.header and named in cells:
+        return cells.index(named)
+    if not (named.isdecimal() and 1 <= int(named) <= layout.columns):
+        raise InputError(f"{flag}：这个带标记的文件没有列 {named!r}；请写第几列（1 到 {layout.columns}）")
+    return int(named) - 1
 
 
 def tagging_of(
@@ -57,20 +89,22 @@ def tagging_of(
 
     Args:
         sample: the lines at the beginning of the file, without blank lines.
-        text_column, tag_column: the columns that the user names, such as ``"2"``, from 1. The text of a named column
-            is taken as it is.
+        text_column, tag_column: the columns that the user names: numbers from 1, or names in the first line. The
+            text of a named column is taken as it is.
         told: whether the user says that the file is tagged. Half of the lines with a tag are then enough.
 
     Raises:
-        InputError: the file is tagged, and a named column is not a number or not there.
+        InputError: the file is tagged, and a named column is not there.
     """
     lines = [line for line in sample if not line.startswith("-DOCSTART-")]
     body = [line for line in lines if line[0] != "#"]
     if not body:
         return None
-    tagging = _sentence_a_line(body)
+    named = _Named(text_column, tag_column)
+    some = body[:_EVIDENCE_LINES]
+    tagging = _sentence_a_line(some, named) or _pairs_on_a_line(some)
     if tagging is None:
-        tagging = _token_a_line(body, text_column, tag_column, told=told)
+        tagging = _token_a_line(body, named, told=told)
         if tagging is not None:
             tagging = replace(tagging, comments=any(is_comment(line, tagging) for line in lines if line[0] == "#"))
     return tagging
@@ -83,94 +117,47 @@ def is_comment(line: str, tagging: Tagging) -> bool:
     if len([column for column in columns_of(line.rstrip(BLANKS)) if column]) != tagging.columns:
         return True
     tag = token_and_tag(line, tagging)[1]
-    return tagging.read_tag(tag) is None and not _LETTER_AND_LABEL.fullmatch(tag)
-
-
-# ---- Tags ----
-
-
-def _reading(tags: Counter[str], *, share: float = 0.9) -> _Reading | None:
-    """How the tags of a column read; None if they are no tags.
-
-    Args:
-        share: the part of the lines that must have a tag.
-    """
-    total, outside = tags.total(), tags["O"] + tags["o"]
-    marked = {tag: count for tag, count in tags.items() if tag not in ("O", "o")}
-    if not marked:
-        return _Reading("BIO", label_first=False, labels=frozenset()) if outside else None
-    readings = []
-    for label_first in (False, True):
-        letters, labels = Counter[str](), set()
-        for tag, count in marked.items():
-            letter, label = split_tag(tag, label_first=label_first)
-            if is_label(label):
-                letters[letter] += count
-                labels.add(label)
-        # At least half of the marked lines, so that a few "B-12" among other words are no tags.
-        if outside + letters.total() > share * total and 2 * letters.total() > total - outside:
-            begins = bool(letters.keys() - set("SUW"))
-            readings.append((-letters.total(), not begins, len(labels), label_first, letters, frozenset(labels)))
-    if readings:
-        *_, label_first, letters, labels = min(readings, key=lambda reading: reading[:4])
-        return _Reading(_scheme(letters), label_first, labels)
-    plain = {tag: count for tag, count in marked.items() if _PLAIN_LABEL.fullmatch(tag)}
-    if any(_LETTER_AND_LABEL.fullmatch(tag) for tag in plain) or outside < 0.2 * total:
-        return None
-    few = len(plain) <= min(_MOST_LABELS, max(1, total // 3))
-    return _Reading("IO", False, frozenset(plain)) if few and outside + sum(plain.values()) > share * total else None
-
-
-def _scheme(letters: Counter[str]) -> str:
-    """The scheme with these letters. A letter on fewer than 2 % of the tags is a slip and decides nothing."""
-    ends = letters["E"] + letters["M"] + letters["S"] + letters["W"]
-    bilou = letters["L"] + letters["U"]
-    if ends + bilou <= 0.02 * letters.total():
-        return "BIO"
-    if bilou > ends:
-        return "BILOU"
-    if not letters.keys() - {"I", "E"} and letters["I"]:
-        return "IOE"
-    if letters["W"] > letters["S"]:
-        return "BMEWO"
-    return "BMES" if letters["M"] > letters["I"] else "BIOES"
+    return tagging.read_tag(tag) is None and not LETTER_AND_LABEL.fullmatch(tag)
 
 
 # ---- One token a line ----
 
 
-def _token_a_line(body: list[str], text_column: str | None, tag_column: str | None, *, told: bool) -> Tagging | None:
-    header = len(body) > 1 and _is_header(columns_of(body[0]))
+def _token_a_line(body: list[str], named: _Named, *, told: bool) -> Tagging | None:
+    cells = columns_of(body[0].rstrip(BLANKS))
+    header = len(body) > 1 and named.is_header(cells)
     body = body[1:] if header else body
-    widths = Counter(len([column for column in columns_of(line.strip(BLANKS)) if column]) for line in body[:1000])
-    blank_first = sum(line[0] in " \t" for line in body[:1000])  # a blank token takes one column away
-    columns = widths.most_common(1)[0][0]
-    if columns < 2 or (not told and widths[columns] + blank_first < 0.9 * widths.total()):
+    columns, usual = _width(body[:1000])
+    if columns < 2 or (not told and usual < 0.9):
         return None
     layout = Tagging(columns=columns, header=header)
     found = _tag_column(body, layout, share=0.5 if told else 0.9)
-    if found is None:
+    if named.tag is not None:
+        layout = named.into(layout, cells)
+        reading = reading_of(_tags(body, layout), share=0.5)
+        found = reading and (layout, reading)
+    if not found:
         return None
     layout, reading = found
-    if text_column is None:
-        layout = _with_text_column(body, layout)
-    layout = _with_named_columns(layout, text_column, tag_column)
-    if tag_column is not None:
-        reading = _reading(_tags(body, layout), share=0.5) or reading
+    layout = _with_text_column(body, layout) if named.text is None else named.into(layout, cells)
     layout = replace(layout, scheme=reading.scheme, label_first=reading.label_first)
     pairs = [token_and_tag(line, layout) for line in body[:_EVIDENCE_LINES]]
     tokens = [token for token, _ in pairs]
-    if not told and not _are_tokens(tokens, pairs, layout, reading):
+    if not told and not _are_tokens(tokens, [layout.read_tag(tag) or ("?", "") for _, tag in pairs], reading):
         return None
-    if text_column is None:
+    if named.text is None:
         layout = _with_glued_index(tokens, layout)
     if layout.first_index is not None:
         tokens = [token.rstrip(DIGITS) for token in tokens]
     return _with_join_rule(tokens, layout)
 
 
-def _is_header(columns: list[str]) -> bool:
-    return len(columns) > 1 and all(column.strip(BLANKS).lower() in _HEADER_WORDS for column in columns)
+def _width(body: Sequence[str]) -> tuple[int, float]:
+    """How many columns most lines have, and the part of the lines that have as many. A blank may be a token."""
+    widths = Counter(len([column for column in columns_of(line.strip(BLANKS)) if column]) for line in body)
+    columns, usual = widths.most_common(1)[0]
+    blank_tokens = sum(line[0] in " \t" or line.rstrip("\r\n")[-1] in " \t" for line in body)
+    return columns, (usual + min(blank_tokens, widths[columns - 1])) / len(body)
 
 
 def _tags(body: Sequence[str], layout: Tagging) -> Counter[str]:
@@ -179,14 +166,14 @@ def _tags(body: Sequence[str], layout: Tagging) -> Counter[str]:
     return Counter(token_and_tag(line, layout)[1] for line in body)
 
 
-def _tag_column(body: list[str], layout: Tagging, *, share: float) -> tuple[Tagging, _Reading] | None:
+def _tag_column(body: list[str], layout: Tagging, *, share: float) -> tuple[Tagging, Reading] | None:
     """The layout with its column of tags: the last, the first or, if it is the only one, another one."""
-    last = _reading(_tags(body, layout), share=share)
+    last = reading_of(_tags(body, layout), share=share)
     others = []
-    some = body[:_EVIDENCE_LINES]
+    some = body[:1000]
     for column in range(layout.columns - 1):
         other = replace(layout, tag_column=column, text_column=int(column == 0))
-        reading = _reading(_tags(some, other), share=share)
+        reading = reading_of(_tags(some, other), share=share)
         if reading and reading.labels and reading.scheme != "IO" and not reading.labels <= _CHUNKS:
             others.append((other, reading))
     if last and not (last.scheme == "IO" and others):
@@ -198,21 +185,6 @@ def _tag_column(body: list[str], layout: Tagging, *, share: float) -> tuple[Tagg
             layout = replace(layout, doubt=f"{doubt}{others[0][0].tag_column + 1}")
         return layout, last
     return others[0] if len(others) == 1 else None
-
-
-def _with_named_columns(layout: Tagging, text_column: str | None, tag_column: str | None) -> Tagging:
-    """The layout with the columns that the user names."""
-    if text_column is not None:
-        layout = replace(layout, text_column=_column(text_column, "--text_column", layout.columns))
-    if tag_column is not None:
-        layout = replace(layout, tag_column=_column(tag_column, "--label_column", layout.columns), doubt="")
-    return layout
-
-
-def _column(named: str, flag: str, columns: int) -> int:
-    if not (named.isdecimal() and 1 <= int(named) <= columns):
-        raise InputError(f"{flag}：带标记的文件没有列名，请写第几列（1 到 {columns}），实际是 {named!r}")
-    return int(named) - 1
 
 
 def _with_text_column(body: Sequence[str], layout: Tagging) -> Tagging:
@@ -242,8 +214,8 @@ def _run_share(numbers: Sequence[int]) -> float:
     return (goes_on + begins + 1) / len(numbers) if goes_on else 0.0
 
 
-def _are_tokens(tokens: list[str], pairs: list[tuple[str, str]], layout: Tagging, reading: _Reading) -> bool:
-    """Whether the first column holds tokens and not texts, and the tags follow each other as tags do.
+def _are_tokens(tokens: list[str], tags: list[tuple[str, str]], reading: Reading) -> bool:
+    """Whether a column holds tokens and not texts, and the tags ``(role, label)`` follow each other as tags do.
 
     A list of texts may end in " O" or " B-12", and the labels of a table may look like tags.
     """
@@ -251,23 +223,24 @@ def _are_tokens(tokens: list[str], pairs: list[tuple[str, str]], layout: Tagging
     if sum(" " in token for token in tokens if token != " ") > 0.05 * count:
         return False
     cores = [token.rstrip(DIGITS) or token[:1] for token in tokens]
-    long = [len(core) for core in cores if _CJK.search(core)]
+    cjk_lengths = [len(core) for core in cores if _CJK.search(core)]
     single = sum(len(core) == 1 for core in cores)
-    read = [layout.read_tag(tag) or ("?", "") for _, tag in pairs]
-    inside = [(before, after) for before, after in pairwise(read) if after[0] in "IE"]
+    outside = sum(role == "O" for role, _ in tags)
+    inside = [(before, after) for before, after in pairwise(tags) if after[0] in "IE"]
     goes_on = sum(before[0] in "BI" and before[1] == after[1] for before, after in inside)
-    if goes_on and 2 * goes_on >= len(inside) and reading.scheme != "IO":
-        return not long or sum(long) <= 6 * len(long)
-    if count < 2 or sum(role == "O" for role, _ in read) < 0.2 * count:
+    if goes_on and 2 * goes_on >= len(inside) and reading.scheme != "IO" and (outside or single >= 0.2 * count):
+        return sum(cjk_lengths) <= 6 * len(cjk_lengths)
+    if count < 2 or outside < 0.2 * count:
         return False
-    if not long:
+    if not cjk_lengths:
         return count > 2
-    return sum(long) <= 2 * len(long) and single >= (0.9 if reading.scheme == "IO" else 0.5) * count
+    most = 0.9 if reading.scheme == "IO" else 0.5
+    return sum(cjk_lengths) <= 2 * len(cjk_lengths) and single >= most * count
 
 
 def _with_glued_index(tokens: list[str], layout: Tagging) -> Tagging:
     """The layout, with ``first_index`` if a number is glued to nearly every character."""
-    numbered = [token for token in tokens if len(token) > 1 and token[-1] in DIGITS and token.isprintable()]
+    numbered = [token for token in tokens if len(token) > 1 and token[-1] in DIGITS]
     characters = sum(len(token.rstrip(DIGITS)) == 1 and bool(_CJK.match(token)) for token in numbered)
     doubt = "很多字后面有数字：是序号请先去掉，是原文请加 --text_column " + str(layout.text_column + 1)
     if len(numbered) < 0.9 * len(tokens):
@@ -306,41 +279,57 @@ def _with_join_rule(tokens: Sequence[str], layout: Tagging) -> Tagging:
 # ---- One sentence a line ----
 
 
-def _sentence_a_line(body: list[str]) -> Tagging | None:
+def _sentence_a_line(body: list[str], named: _Named) -> Tagging | None:
     """The layout if each line has a cell of tokens and a cell of as many tags."""
-    body = body[:_EVIDENCE_LINES]
     rows = [line.rstrip("\r\n").split("\t") for line in body]
-    header = len(rows) > 1 and _is_header(rows[0])
+    cells = rows[0]
+    header = len(rows) > 1 and named.is_header(cells)
     rows = rows[1:] if header else rows
-    columns = Counter(map(len, rows)).most_common(1)[0][0]
-    rows = [row for row in rows if len(row) == columns]
-    if columns < 2 or len(rows) < 0.9 * (len(body) - header):
+    columns, count = Counter(map(len, rows)).most_common(1)[0]
+    if columns < 2 or count < 0.9 * len(rows):
         return None
-    layout = Tagging(columns=columns, header=header, sentence_a_line=True)
-    for tag_column, separator in product((columns - 1, 0), ("\x02", " ")):
+    rows = [row for row in rows if len(row) == columns]
+    usual = Tagging(columns=columns, header=header, sentence_a_line=True)
+    tag_columns = [columns - 1, 0] if named.tag is None else [named.into(usual, cells).tag_column]
+    for tag_column, separator in product(tag_columns, _SEPARATORS):
         tags = [row[tag_column].strip(" ").split(separator) for row in rows]
-        reading = (
-            _reading(Counter(chain.from_iterable(tags))) if 2 * sum(len(of) > 1 for of in tags) >= len(tags) else None
-        )
-        if reading is None:
-            continue
-        layouts = [
-            replace(
-                layout, text_column=text_column, tag_column=tag_column, tag_separator=separator, token_separator=inner
-            )
-            for text_column, inner in product(range(columns), ("\x02", " ", ""))
-            if text_column != tag_column
-        ]
-        agreeing = [
-            sum(
-                len(tokens_of(row[of.text_column], of)) == len(row_tags)
-                for row, row_tags in zip(rows, tags, strict=True)
-            )
-            for of in layouts
-        ]
-        if max(agreeing) > 0.5 * len(rows):
-            best = replace(
-                layouts[agreeing.index(max(agreeing))], scheme=reading.scheme, label_first=reading.label_first
-            )
-            return _with_join_rule([token for row in rows for token in tokens_of(row[best.text_column], best)], best)
+        reading = reading_of(Counter(chain.from_iterable(tags)))
+        if reading and 2 * sum(len(row_tags) > 1 for row_tags in tags) >= len(rows):
+            layout = replace(usual, tag_column=tag_column, tag_separator=separator)
+            layout = replace(layout, scheme=reading.scheme, label_first=reading.label_first)
+            text_columns = [column for column in range(columns) if column != tag_column]
+            if named.text is not None:
+                text_columns = [named.into(layout, cells).text_column]
+            if layout := _with_text_cell(rows, list(map(len, tags)), layout, text_columns):
+                return layout
+    return None
+
+
+def _with_text_cell(
+    rows: list[list[str]], lengths: list[int], layout: Tagging, text_columns: Sequence[int]
+) -> Tagging | None:
+    """The layout with the cell that most often has as many tokens as there are tags; None if there is none."""
+    layouts = [
+        replace(layout, text_column=column, token_separator=separator)
+        for column, separator in product(text_columns, (*_SEPARATORS, ""))
+    ]
+    best, agreeing, best_tokens = layout, 0.5 * len(rows), []
+    for layout in layouts:
+        tokens = [tokens_of(row[layout.text_column], layout) for row in rows]
+        agree = sum(len(row_tokens) == length for row_tokens, length in zip(tokens, lengths, strict=True))
+        if agree > agreeing:
+            best, agreeing, best_tokens = layout, agree, tokens
+    return _with_join_rule(list(chain.from_iterable(best_tokens)), best) if best_tokens else None
+
+
+def _pairs_on_a_line(body: list[str]) -> Tagging | None:
+    """The layout if each line is a sentence of tokens with their tags: ``青/B-LOC 湖/I-LOC 很/O``."""
+    items = [line.strip(BLANKS).split(" ") for line in body]
+    for separator in "/|":
+        pairs = [item.rpartition(separator) for row in items for item in row]
+        reading = reading_of(Counter(tag if found else "" for _, found, tag in pairs))
+        several = sum(len(row) > 1 for row in items) >= 0.5 * len(items)
+        if several and reading and reading.labels and reading.scheme != "IO":
+            layout = Tagging(reading.scheme, reading.label_first, sentence_a_line=True, pair_separator=separator)
+            return _with_join_rule([token or " " for token, _, _ in pairs], layout)
     return None

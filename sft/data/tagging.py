@@ -6,8 +6,13 @@ Tagged files are CoNLL and everything of its kind: `sft.data.tagged_layout` find
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
+_PLAIN_LABEL = re.compile(r"[^\W\d_][\w.&/-]+")
+LETTER_AND_LABEL = re.compile(r"[A-Za-z][-_].+")
+_MOST_LABELS = 100
 BLANKS = " \t\r\n"
 # The letters of each scheme. I and M are inside an entity, E and L end one, S, U and W are an entity alone.
 SCHEMES = {
@@ -46,6 +51,7 @@ class Tagging:
         comments: whether lines that begin with ``#`` and have no tag, before a sentence, are comments.
         sentence_a_line: whether each line is a sentence: a cell of tokens and a cell of tags.
         token_separator, tag_separator: what separates them in those cells; ``""`` if each character is a token.
+        pair_separator: what separates a token from its tag if a line is ``青/B-LOC 湖/I-LOC``, else ``""``.
         blank_tokens: whether blanks are tokens of their own, so that none is to be added.
         joins_words: whether blanks will be added between Latin words.
         short_words: whether a word may be one letter or digit. If not, one letter is a part of a word.
@@ -64,6 +70,7 @@ class Tagging:
     sentence_a_line: bool = False
     token_separator: str = " "
     tag_separator: str = " "
+    pair_separator: str = ""
     blank_tokens: bool = False
     joins_words: bool = False
     short_words: bool = True
@@ -80,10 +87,11 @@ class Tagging:
             "标记没有前缀，相邻的同一标签算一个实体": self.scheme == "IO",
             "标签写在前面": self.label_first,
             "每行一句": self.sentence_a_line,
+            f"标记在 {self.pair_separator} 后面": self.pair_separator != "",
             "第 1 行是表头": self.header,
             f"第 {self.text_column} 列是序号，不用": self.numbered,
-            f"第 {self.text_column + 1} 列是文本": self.text_column > 0,
-            f"第 {self.tag_column + 1} 列是标记": self.tag_column >= 0,
+            f"第 {self.text_column + 1} 列是文本": self.text_column > 0 and not self.numbered,
+            f"第 {self.tag_column + 1} 列是标记": self.tag_column not in (-1, self.columns - 1),
             "字后面的数字是序号，去掉": self.first_index is not None,
             "# 开头的注释跳过": self.comments,
             "英文词之间补空格": self.joins_words,
@@ -112,6 +120,64 @@ def split_tag(tag: str, *, label_first: bool) -> tuple[str, str]:
 def is_label(label: str) -> bool:
     """Whether a text can be a label: there is no blank and no control character in it."""
     return label.isprintable() and label != "" and not any(character.isspace() for character in label)
+
+
+# ---- What the tags of a file say ----
+
+
+class Reading(NamedTuple):
+    """How the tags of a column read. ``labels`` is empty if all are O."""
+
+    scheme: str
+    label_first: bool
+    labels: frozenset[str]
+
+
+def reading_of(tags: Counter[str], *, share: float = 0.9) -> Reading | None:
+    """How the tags of a column read; None if they are no tags.
+
+    Args:
+        share: the part of the lines that must have a tag.
+    """
+    total, outside = tags.total(), tags["O"] + tags["o"]
+    marked = {tag: count for tag, count in tags.items() if tag not in ("O", "o")}
+    if not marked:
+        return Reading("BIO", label_first=False, labels=frozenset()) if outside else None
+    readings = []
+    for label_first in (False, True):
+        letters, labels = Counter[str](), set()
+        for tag, count in marked.items():
+            letter, label = split_tag(tag, label_first=label_first)
+            if label:  # one with a blank in it is a tag, too, which the reader rejects
+                letters[letter] += count
+                labels.add(label)
+        # At least half of the marked lines, so that a few "B-12" among other words are no tags.
+        if outside + letters.total() > share * total and 2 * letters.total() > total - outside:
+            begins = bool(letters.keys() - set("SUW"))
+            readings.append((-letters.total(), not begins, len(labels), label_first, letters, frozenset(labels)))
+    if readings:
+        *_, label_first, letters, labels = min(readings, key=lambda reading: reading[:4])
+        return Reading(_scheme(letters), label_first, labels)
+    plain = {tag: count for tag, count in marked.items() if _PLAIN_LABEL.fullmatch(tag)}
+    if any(LETTER_AND_LABEL.fullmatch(tag) for tag in plain) or outside < 0.2 * total:
+        return None
+    few = len(plain) <= min(_MOST_LABELS, max(1, total // 3))
+    return Reading("IO", False, frozenset(plain)) if few and outside + sum(plain.values()) > share * total else None
+
+
+def _scheme(letters: Counter[str]) -> str:
+    """The scheme with these letters. A letter on fewer than 2 % of the tags is a slip and decides nothing."""
+    ends = letters["E"] + letters["M"] + letters["S"] + letters["W"]
+    bilou = letters["L"] + letters["U"]
+    if ends + bilou <= 0.02 * letters.total():
+        return "BIO"
+    if bilou > ends:
+        return "BILOU"
+    if not letters.keys() - {"I", "E"} and letters["I"]:
+        return "IOE"
+    if letters["W"] > letters["S"]:
+        return "BMEWO"
+    return "BMES" if letters["M"] > letters["I"] else "BIOES"
 
 
 # ---- Columns ----
