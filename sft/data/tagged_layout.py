@@ -197,10 +197,11 @@ def _with_text_column(body: Sequence[str], layout: Tagging) -> Tagging:
     first_cjk = sum(bool(_CJK.search(first)) for first, _ in rows)
     second_cjk = sum(bool(_CJK.search(token)) for _, token in rows)
     if len(numbers) >= 0.95 * len(rows):
-        if _run_share(numbers) >= 0.95 or (second_cjk > 0.3 * len(rows) and numbers == sorted(numbers)):
+        # They count tokens, or sentences, which come in order.
+        if _run_share(numbers) >= 0.95 or numbers == sorted(numbers):
             return replace(second, numbered=True)
-        if numbers == sorted(numbers) and len(set(numbers)) < len(numbers):
-            return replace(layout, doubt="第 1 列都是数：是序号请加 --text_column 2，是文本请加 --text_column 1")
+        doubt = "第 1 列都是数：是序号请加 --text_column 2，是文本请加 --text_column 1"
+        return replace(layout, doubt=layout.doubt or doubt)
     if not first_cjk and second_cjk > 0.5 * len(rows):
         doubt = "第 1 列没有汉字，第 2 列有：文本是第几列，请用 --text_column 1 或 --text_column 2 说明"
         return replace(layout, doubt=layout.doubt or doubt)
@@ -228,7 +229,8 @@ def _are_tokens(tokens: list[str], tags: list[tuple[str, str]], reading: Reading
     outside = sum(role == "O" for role, _ in tags)
     inside = [(before, after) for before, after in pairwise(tags) if after[0] in "IE"]
     goes_on = sum(before[0] in "BI" and before[1] == after[1] for before, after in inside)
-    if goes_on and 2 * goes_on >= len(inside) and reading.scheme != "IO" and (outside or single >= 0.2 * count):
+    texts_likely = cjk_lengths and not outside and single < 0.2 * count
+    if goes_on and 2 * goes_on >= len(inside) and reading.scheme != "IO" and not texts_likely:
         return sum(cjk_lengths) <= 6 * len(cjk_lengths)
     if count < 2 or outside < 0.2 * count:
         return False
