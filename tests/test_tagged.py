@@ -111,6 +111,8 @@ LAYOUTS = {
     "tags that are all O": (column("我 爱 你", "O O O"), "BIO", [("我爱你", [])]),
     "a sentence a line": ("青 湖 很 旧\tB-LOC I-LOC O O\n今 天\tO O\n", "每行一句", [*PLACE, ("今天", [])]),
     "a text and its tags a line": ("青湖很旧\tB-LOC I-LOC O O\n今天\tO O\n", "每行一句", [*PLACE, ("今天", [])]),
+    "a sentence a line, blanks at the edges, a comment": (
+        "# id\n青 湖 很 旧 \tB-LOC I-LOC O O \n今 天 \tO O \n", "注释跳过", [*PLACE, ("今天", [])]),
     "an id before the sentence": ("1\t青 湖 很 旧\tB-LOC I-LOC O O\n2\t今 天\tO O\n", "每行一句",
         [*PLACE, ("今天", [])]),
     "waybills with the label first": (
@@ -313,3 +315,17 @@ def test_latin_words_are_joined_with_one_blank_and_nothing_else_is(sentences, da
             text += unit
         expected.append((text, [(begins[start], len(text), "P")]))
     assert texts_and_spans(lines)[1][1:] == expected
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text("BIOES-_ \t\t\n\n#\x02/0129青湖LAx\x07'", max_size=80), st.sampled_from(["auto", "conll"]))
+def test_whatever_looks_like_tags_is_rows_with_good_labels_or_one_line(content, format):
+    try:
+        source, rows = read("a.txt", content, "entities", format=format)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    for number, _, row in rows:
+        assert 1 <= number <= content.count("\n") + 1
+        if source.format == "conll" and type(row) is dict:
+            assert all(label.isprintable() and not label.isspace() and " " not in label for *_, label in spans_of(row))

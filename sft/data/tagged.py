@@ -52,7 +52,7 @@ def read_tagged(source: Source) -> Iterator[NumberedRow]:
 def _line_by_line(numbered: Iterable[tuple[int, str]], tagging: Tagging) -> Iterator[_Lines]:
     waits_for_header = tagging.header
     for number, line in numbered:
-        if not line.strip(BLANKS):
+        if not line.strip(BLANKS) or (tagging.comments and is_comment(line, tagging)):
             continue
         if not waits_for_header:
             yield [(number, line)]
@@ -133,8 +133,8 @@ def _tokens_on_line(number: int, line: str, tagging: Tagging) -> _Tokens:
     cells = line.rstrip("\r\n").split("\t")
     if len(cells) != tagging.columns:
         raise RowError("", f"第 {number} 行有 {len(cells)} 列，别的行有 {tagging.columns} 列")
-    texts = tokens_of(cells[tagging.text_column], tagging)
     tags = cells[tagging.tag_column].strip(" ").split(tagging.tag_separator)
+    texts = tokens_of(cells[tagging.text_column], len(tags), tagging)
     if len(texts) != len(tags):
         raise RowError("tag", f"第 {number} 行有 {len(texts)} 个字（词）、{len(tags)} 个标记，应当一样多")
     return _Tokens(texts, tags, [number] * len(tags))

@@ -105,15 +105,17 @@ def tagging_of(
     tagging = _sentence_a_line(some, named) or _pairs_on_a_line(some)
     if tagging is None:
         tagging = _token_a_line(body, named, told=told)
-        if tagging is not None:
-            tagging = replace(tagging, comments=any(is_comment(line, tagging) for line in lines if line[0] == "#"))
-    return tagging
+    if tagging is None:
+        return None
+    return replace(tagging, comments=any(is_comment(line, tagging) for line in lines if line[0] == "#"))
 
 
 def is_comment(line: str, tagging: Tagging) -> bool:
     """Whether a line before a sentence is a comment: it begins with ``#`` and has no tag where the others have one."""
     if line[0] != "#" or len(line.strip(BLANKS)) == 1:
         return False
+    if tagging.sentence_a_line:
+        return not tagging.pair_separator and line.count("\t") + 1 != tagging.columns
     if len([column for column in columns_of(line.rstrip(BLANKS)) if column]) != tagging.columns:
         return True
     tag = token_and_tag(line, tagging)[1]
@@ -193,7 +195,7 @@ def _with_text_column(body: Sequence[str], layout: Tagging) -> Tagging:
         return layout
     second = replace(layout, text_column=1)
     rows = [(token_and_tag(line, layout)[0], token_and_tag(line, second)[0]) for line in body[:_EVIDENCE_LINES]]
-    numbers = [int(first) for first, _ in rows if first.isascii() and first.isdecimal()]
+    numbers = [int(first) for first, _ in rows if first.isascii() and first.isdecimal() and len(first) < 10]
     first_cjk = sum(bool(_CJK.search(first)) for first, _ in rows)
     second_cjk = sum(bool(_CJK.search(token)) for _, token in rows)
     if len(numbers) >= 0.95 * len(rows):
@@ -317,8 +319,8 @@ def _with_text_cell(
     ]
     best, agreeing, best_tokens = layout, 0.5 * len(rows), []
     for layout in layouts:
-        tokens = [tokens_of(row[layout.text_column], layout) for row in rows]
-        agree = sum(len(row_tokens) == length for row_tokens, length in zip(tokens, lengths, strict=True))
+        tokens = [tokens_of(row[layout.text_column], count, layout) for row, count in zip(rows, lengths, strict=True)]
+        agree = sum(len(row_tokens) == count for row_tokens, count in zip(tokens, lengths, strict=True))
         if agree > agreeing:
             best, agreeing, best_tokens = layout, agree, tokens
     return _with_join_rule(list(chain.from_iterable(best_tokens)), best) if best_tokens else None

@@ -33,6 +33,7 @@ DIGITS = "0123456789"
 LATIN = "0-9A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02c1\u0370-\u03ff\u0400-\u052f\u1e00-\u1fff"
 _WORD_ENDS = re.compile(rf"[{LATIN}][\u0021-\u2e7f]*$")
 _WORD_BEGINS = re.compile(rf"[\u0021-\u2e7f]*?[{LATIN}]")
+_EDGE_CHARACTERS = 50  # of a token, enough to see what stands at its edge
 _JOINED_ON = re.compile(r"['’][A-Za-z]|n['’]t$")  # 's, 're, n't
 
 
@@ -211,9 +212,20 @@ def token_and_tag(line: str, tagging: Tagging) -> tuple[str, str]:
     return columns[tagging.text_column] or " ", columns[tagging.tag_column].strip(BLANKS)
 
 
-def tokens_of(cell: str, tagging: Tagging) -> list[str]:
-    """The tokens of a sentence in a cell. An empty one is a blank."""
-    return [token or " " for token in cell.split(tagging.token_separator)] if tagging.token_separator else list(cell)
+def tokens_of(cell: str, count: int, tagging: Tagging) -> list[str]:
+    """The tokens of a sentence in a cell. An empty one is a blank; one too many at an edge is none.
+
+    Args:
+        count: how many tags there are.
+    """
+    separator = tagging.token_separator
+    if not separator:
+        return list(cell)
+    tokens = cell.split(separator)
+    if len(tokens) != count:
+        stripped = cell.strip(separator).split(separator)
+        tokens = stripped if len(stripped) == count else tokens
+    return [token or " " for token in tokens]
 
 
 # ---- A number glued to each character ----
@@ -235,7 +247,7 @@ def take_off_index(token: str, last: int | None, first: int) -> tuple[str, int] 
         number = min(fitting, key=lambda number: len(token) - len(str(number)) > 1)
         return token[: -len(str(number))], number
     rest = token.rstrip(DIGITS)
-    if last is None and len(rest) == 1 < len(token):  # a sentence that begins inside a word
+    if last is None and len(rest) == 1 < len(token) <= 3:  # a sentence that begins inside a word
         return rest, int(token[1:])
     return None
 
@@ -252,4 +264,5 @@ def is_blank_between(left: str, right: str, *, short_words: bool) -> bool:
     lengths = len(left), len(right)
     if max(lengths) < 2 or (min(lengths) < 2 and not short_words):
         return False
+    left, right = left[-_EDGE_CHARACTERS:], right[:_EDGE_CHARACTERS]
     return bool(_WORD_ENDS.search(left) and _WORD_BEGINS.match(right) and not _JOINED_ON.match(right))
