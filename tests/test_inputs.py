@@ -19,7 +19,7 @@ from sft.data.inputs import count_rows, open_file, read_file, read_stream, rows_
 from sft.data.readers import read_rows
 from sft.data.recipes import classification_recipe, ner_recipe
 from sft.data.source import Columns
-from sft.errors import InputError, RowError
+from sft.errors import RowError
 from sft.prediction.rows import RowSettings, to_record
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
@@ -50,6 +50,7 @@ NER_FORMS = {
     "table.csv": 'text,entities\n张伟到上海,"[[0, 2, ""人名""], [3, 5, ""地点""]]"\n',
     "python.tsv": "正文\t实体\n张伟到上海\t[(0, 2, '人名'), (3, 5, '地点')]\n",
     "tags.txt": "张 B-人名\n伟 I-人名\n到 O\n上 B-地点\n海 I-地点\n\n",
+    "spacy.json": json.dumps([[TEXT, {"entities": PLACES}]]),
     "bmes.conll": "张\tB-人名\n伟\tE-人名\n到\tO\n上\tB-地点\n海\tE-地点\n",
 }
 CLS_FORMS = {
@@ -57,6 +58,9 @@ CLS_FORMS = {
     "label.jsonl": line(sentence="赢了", label="体育"),
     "options.jsonl": line(content="赢了", options=["体育", "军事"], label="体育"),
     "category.jsonl": line(text="赢了", category="体育"),
+    "fasttext.txt": "__label__体育 赢 了\n",
+    "toutiao.txt": "1_!_2_!_体育_!_赢了_!_词\n",
+    "array.txt": '[\n {"text": "赢了", "label": "体育"}\n]\n',
     "table.csv": "id,内容,标签\n1,赢了,体育\n",
     "table.tsv": "label\ttext\n体育\t赢了\n",
 }
@@ -142,10 +146,11 @@ def test_a_line_of_text_is_a_text_whatever_it_looks_like(tmp_path, text):
     assert [row["text"] for row in read_file(path, CLS.answers)] == [text]
 
 
-def test_a_json_array_is_refused_with_how_to_convert_it(tmp_path):
-    for content in ('[{"text": "甲"}]', '[\n{"text": "甲"}\n]', '{\n"text": "甲"\n}'):
-        with pytest.raises(InputError, match="jq"):
-            read_file(written(tmp_path, "rows.json", content), CLS.answers)
+@pytest.mark.parametrize("content", ['[{"text": "甲"}]', '[\n{"text": "甲"}\n]', '{\n"text": "甲"\n}'])
+@pytest.mark.parametrize("name", ["rows.json", "rows.txt"])
+def test_a_json_document_holds_its_rows_whatever_its_name(tmp_path, name, content):
+    (row,) = read_file(written(tmp_path, name, content), CLS.answers)
+    assert row["text"] == "甲"
 
 
 def test_in_a_jsonl_file_a_line_that_is_not_json_is_an_error_in_its_place(tmp_path):

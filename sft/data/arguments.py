@@ -13,8 +13,13 @@ from sft.cli import Parser
 
 # What ``--format`` can say besides ``auto``. ``jsonl`` is any JSON; the other JSON formats name a notation of rows.
 JSON_FORMATS = ("jsonl", "fudan", "ccfbdci", "spans", "doccano", "cluener")
-LABEL_FORMATS = ("jsonl", "fudan", "csv", "tsv")
-ENTITY_FORMATS = ("jsonl", "ccfbdci", "spans", "doccano", "cluener", "conll", "csv", "tsv")
+TABLE_FORMATS = ("csv", "tsv", "xlsx")
+LABEL_FORMATS = ("jsonl", "fudan", *TABLE_FORMATS, "fasttext", "toutiao")
+ENTITY_FORMATS = (
+    *("jsonl", "ccfbdci", "spans", "doccano", "cluener"),
+    *TABLE_FORMATS,
+    *("conll", "inline", "words", "words_ltp", "brat"),
+)
 PREDICTION_FORMATS = ("auto", "lines", *dict.fromkeys((*LABEL_FORMATS, *ENTITY_FORMATS)))
 ENCODINGS = ("auto", "utf-8", "gb18030", "utf-16")
 

@@ -1,7 +1,7 @@
 """Recognise a person's file: its encoding, format and columns. Imports no torch.
 
 `recognise` is the only entrance, for conversion and for prediction alike. To add a format, add a step to
-`_recognise_text` that gives its `Source`, and its reader to `sft.data.readers`.
+`recognise_sample` that gives its `Source`, and its reader to `sft.data.readers`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from pathlib import Path
 
 import orjson
 
+from sft.data import marked
 from sft.data.arguments import JSON_FORMATS, ReadOptions
+from sft.data.brat import describe_brat, is_brat
+from sft.data.documents import is_document, read_document
 from sft.data.encodings import file_encoding
 from sft.data.shapes import ENTITY_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, notation_of
+from sft.data.sheets import is_sheet, sheet_cells, sheet_header
 from sft.data.source import Columns, Source, TableLayout
 from sft.data.tables import (
     DELIMITERS,
@@ -28,18 +32,19 @@ from sft.data.tables import (
     is_quoted,
     text_and_label,
 )
-from sft.data.tagged import TAG, split_tag
+from sft.data.tagged_layout import tagging_of
+from sft.data.tagging import Tagging
 from sft.errors import InputError
 from sft.tasks.ner import CCFBDCI_LABELS
 
 logger = logging.getLogger(__name__)
 
 WHAT = {"label": "标签", "entities": "实体"}  # what a task's answers are called
+TASK = {"label": "分类", "entities": "实体识别"}  # and the task itself
 JSON_ENDINGS = ("json", "jsonl")
 TABLE_ENDINGS = ("csv", "tsv")
 _SAMPLE_CHARACTERS = 1 << 20
 _SAMPLE_ROWS = 1000
-_TAGGED_SAMPLE_LINES = 200
 
 
 def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, gold: bool = True) -> Source:
@@ -56,12 +61,26 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
             be recognised.
     """
     options = options or ReadOptions()
+    if options.format in ("auto", "brat") and is_brat(path):
+        if answers == "label":
+            raise other_task(path, "brat", "entities")
+        source = Source(path, answers, "brat", "brat", options.encoding)
+        return replace(source, taken=(describe_brat(path, options.encoding),))
+    if options.format in ("auto", "xlsx") and is_sheet(path):
+        return _as_sheet(Source(path, answers, "xlsx", "sheet", "utf-8"), options, gold)
     encoding = file_encoding(path, options.encoding)
     with path.open(encoding=encoding, newline="\n", errors="replace") as file:
         sample = sample_lines(file)
     if not sample:  # the file may hold only a byte order mark
         raise InputError(f"{path}：文件是空的；请检查下载是否完整")
-    return recognise_sample(Source(path, answers, "", "lines", encoding), sample, options, gold=gold)
+    source = recognise_sample(Source(path, answers, "", "lines", encoding), sample, options, gold=gold)
+    return _as_document(source, options, gold) if source.container == "document" else source
+
+
+def other_task(path: Path, format: str, answers: str) -> InputError:
+    """The error of a file whose rows have the answers of the other task."""
+    other = TASK["label" if answers == "entities" else "entities"]
+    return InputError(f"{path}：是{TASK[answers]}的数据（{format}），不是{other}的；请换一个文件，或换一个任务的脚本")
 
 
 def sample_lines(file: Iterable[str]) -> list[str]:
@@ -77,68 +96,76 @@ def sample_lines(file: Iterable[str]) -> list[str]:
 
 
 def recognise_sample(source: Source, sample: list[str], options: ReadOptions, *, gold: bool) -> Source:
-    """``source`` with everything that the first lines show; see `recognise`.
+    """``source`` with everything that the first lines show; see `recognise`. A document has no columns yet.
 
     Raises:
         InputError: see `recognise`.
     """
-    format = options.format if options.format != "auto" else _format_of(source, sample, gold)
+    ending = source.path.suffix.lower()[1:]
+    if tagging := _tagging(source, sample, ending, options):
+        return replace(source, format="conll", container="tagged", tagging=tagging)
+    told = options.format != "auto"
+    format = options.format if told else _format_of(source, sample, ending, gold)
     if format == "lines":
         return replace(source, format="lines")
-    if format == "conll":
-        return replace(source, format="conll", container="tagged", tag_scheme=_tag_scheme(sample))
+    if format in marked.ANSWERS:
+        return replace(source, format=format, container="marked")
     if format in TABLE_ENDINGS:
         return _as_table(replace(source, format=format, container="table"), sample, options, gold)
+    if format == "document" or (told and is_document(sample, "json")):
+        return replace(source, format="json", container="document")
     return _as_json(replace(source, format=format, container="json_lines"), sample, options, gold)
 
 
 # ---- Format ----
 
 
-def _format_of(source: Source, sample: list[str], gold: bool) -> str:
-    """The format by the first step that fits: conll, csv, tsv, jsonl, or lines (of rows to predict).
-
-    ``jsonl`` is any JSON; its fields show which notation.
+def _tagging(source: Source, sample: list[str], ending: str, options: ReadOptions) -> Tagging | None:
+    """The layout of a tagged file; None for a file of another kind.
 
     Raises:
-        InputError: no step fits.
+        InputError: the user says that the file is tagged, and it is not; the layout is in doubt; or the task has no
+            tags.
     """
-    path, answers = source.path, source.answers
-    ending = path.suffix.lower()[1:]
-    first = sample[0].strip()
-    if ending not in JSON_ENDINGS and _is_conll(sample, answers, gold):
-        return "conll"
+    told = options.format == "conll"
+    if not told and (options.format != "auto" or ending in (*JSON_ENDINGS, "csv")):
+        return None
+    tagging = tagging_of(sample, text_column=options.text_column, tag_column=options.label_column, told=told)
+    if tagging is None and told:
+        shown = sample[0].strip()[:40]
+        raise InputError(f"{source.path}:1：不像带标记的文件（第一行是 {shown!r}）；每行应是“字 标签”")
+    if tagging and source.answers == "label":
+        raise other_task(source.path, "conll", "entities")
+    if tagging and tagging.doubt:
+        raise InputError(f"{source.path}：{tagging.doubt}")
+    return tagging
+
+
+def _format_of(source: Source, sample: list[str], ending: str, gold: bool) -> str:
+    """The format by the first step that fits: csv, tsv, document, jsonl, one of `marked`, or lines (to predict).
+
+    ``jsonl`` is any JSON lines; their fields show which notation.
+
+    Raises:
+        InputError: no step fits, or the file is of the other task.
+    """
     if ending in TABLE_ENDINGS:
         return ending
-    if _is_json_document(first, ending, gold):
-        raise InputError(f"{path}:1：需要每行一个 JSON 对象；可以这样转换：jq -c '.[]?' {path} > 新文件.jsonl")
-    if ending in JSON_ENDINGS or (gold and first.startswith("{")):
+    # A text to predict may begin with a bracket, so only what is called JSON, or is a document for certain, is one.
+    if is_document(sample, "json" if gold else ending):
+        return "document"
+    if ending in JSON_ENDINGS:
+        return "jsonl"
+    if marks := marked.marks_of(sample, source.answers, source.path):
+        return marks
+    first = sample[0].strip()
+    if gold and first.startswith("{"):
         return "jsonl"
     if table := _table_by_evidence(source, sample, gold):
         return table
     if not gold:
         return "lines"
-    raise InputError(f"{path}:1：认不出格式（第一行是 {first[:40]!r}）；请用 --format 指明")
-
-
-def _is_conll(sample: list[str], answers: str, gold: bool) -> bool:
-    """Whether more than nine of ten of the first lines end in a BIO, BIOES or BMES tag."""
-    if answers == "label":
-        return False
-    lines = sample[:_TAGGED_SAMPLE_LINES]
-    tagged = sum(bool(TAG.fullmatch(split_tag(line)[1])) for line in lines)
-    if tagged <= 0.9 * len(lines):
-        return False
-    if not gold:  # one text alone may end in " O" or " B-12", and several texts in " O"
-        return len(sample) > 1 and any(split_tag(line)[1] != "O" for line in sample)
-    return True
-
-
-def _is_json_document(first: str, ending: str, gold: bool) -> bool:
-    """Whether the file is one JSON document: an array, or an object on several lines."""
-    if not gold:  # a text to predict may begin with a bracket
-        return ending in JSON_ENDINGS and first[:2] in ("[", "[{", "{")
-    return first.startswith("[") or first == "{"
+    raise InputError(f"{source.path}:1：认不出格式（第一行是 {first[:40]!r}）；请用 --format 指明")
 
 
 def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | None:
@@ -156,7 +183,7 @@ def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | N
     tabs = sample[0].count("\t")
     alike = tabs > 0 and all(line.count("\t") == tabs for line in sample)
     if gold:
-        return "tsv" if alike else "csv" if "," in sample[0] and not alike else None
+        return "tsv" if alike else "csv" if "," in sample[0] else None
     if alike and len(sample) > 1:
         raise InputError(
             f"{source.path}：每行都有 {tabs} 个制表符，像是没有表头的表格；"
@@ -169,35 +196,41 @@ def _has_usual_name(header: Iterable[str]) -> bool:
     return any(cell.strip().lower() in TEXT_COLUMNS for cell in header)
 
 
-def _tag_scheme(sample: list[str]) -> str:
-    prefixes = {split_tag(line)[1][:1] for line in sample}
-    if "M" in prefixes:
-        return "BMES"
-    return "BIOES" if prefixes & {"E", "S"} else "BIO"
-
-
 # ---- Tables ----
 
 
 def _as_table(source: Source, sample: list[str], options: ReadOptions, gold: bool) -> Source:
     delimiter = delimiter_of(sample, source.format)
     layout = TableLayout(delimiter, is_quoted(sample, delimiter))
-    rows = first_rows(sample, layout)
-    if not rows:
-        raise InputError(f"{source.path}:1：表头读不出来；请检查引号")
     taken = () if layout.quoted else ("引号按原文",)
     if delimiter != ("\t" if source.format == "tsv" else ","):
         taken += (f"列之间是{'制表符' if delimiter == chr(9) else f' {delimiter} '}",)
+    return _with_header(replace(source, table=layout, taken=taken), first_rows(sample, layout), options, gold)
+
+
+def _as_sheet(source: Source, options: ReadOptions, gold: bool) -> Source:
+    cells = (cells for _, cells in sheet_cells(source.path) if type(cells) is list)
+    rows = list(islice(cells, _SAMPLE_ROWS))
+    width = max(map(len, rows), default=0)  # of a row, the cells after the last one with a value are missing
+    rows = [row + [""] * (width - len(row)) for row in rows]
+    if rows and not all(rows[0]):
+        rows[0] = sheet_header(source.path)
+    return _with_header(replace(source, table=TableLayout()), rows, options, gold)
+
+
+def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, gold: bool) -> Source:
+    """The source with the columns of a table, whose first rows are given, with or without a header."""
+    if not rows:
+        raise InputError(f"{source.path}:1：表头读不出来；请检查引号")
     header = rows[0]
     numbers = column_numbers(len(header))
     if _lacks_header(header, rows, options, numbers):
-        layout = layout._replace(names=numbers)
         columns = _columns_by_number(source.path, rows, options, gold)
-        taken += (_describe_numbers(columns),)
-    else:
-        _check_header(source.path, header)
-        columns = _find_columns(source, header, options, gold)
-    return replace(source, table=layout, columns=columns, taken=taken)
+        taken = (*source.taken, _describe_numbers(columns))
+        return replace(source, table=source.table._replace(names=numbers), columns=columns, taken=taken)
+    if len(set(header)) < len(header):
+        raise InputError(f"{source.path}:1：表头有重名的列（{'、'.join(header)}）；请改成不同的名字")
+    return replace(source, columns=_find_columns(source, header, options, gold))
 
 
 def _lacks_header(header: list[str], rows: list[list[str]], options: ReadOptions, numbers: Sequence[str]) -> bool:
@@ -233,17 +266,19 @@ def _describe_numbers(columns: Columns) -> str:
     return f"没有表头：第 {columns.text} 列作文本{label}"
 
 
-def _check_header(path: Path, header: list[str]) -> None:
-    if len(set(header)) < len(header):
-        raise InputError(f"{path}:1：表头有重名的列（{'、'.join(header)}）；请改成不同的名字")
-
-
 # ---- JSON ----
 
 
 def _as_json(source: Source, sample: list[str], options: ReadOptions, gold: bool) -> Source:
     rows = list(islice(_json_objects(sample), _SAMPLE_ROWS))
     return _with_notation(source, rows, options, gold)
+
+
+def _as_document(source: Source, options: ReadOptions, gold: bool) -> Source:
+    with source.path.open("rb") as file:
+        rows = (row for _, _, row in read_document(file, source.encoding, source.path) if type(row) is dict)
+        source = replace(source, taken=("一整个 JSON 文档",))
+        return _with_notation(source, list(islice(rows, _SAMPLE_ROWS)), options, gold)
 
 
 def _with_notation(source: Source, rows: Sequence[dict], options: ReadOptions, gold: bool) -> Source:
@@ -293,15 +328,13 @@ def _find_columns(source: Source, columns: Sequence[str], options: ReadOptions, 
     Raises:
         InputError: a column is missing, or several could be it.
     """
-    is_table = source.container == "table"
-    if source.answers == "entities":
-        names, usual = ENTITY_COLUMNS, ["text", "entities"]
-    else:
-        # In fudan's rows `category` is the list of options; elsewhere it is the label.
-        names = ("output",) if {"category", "output"} <= set(columns) else LABEL_COLUMNS
-        usual = ["text", "category", "output"]
+    is_table = source.container in ("table", "sheet")
+    if gold and not columns:  # no line is JSON: the reader will reject each with its reason
+        columns = ["text", "entities"] if source.answers == "entities" else ["text", "category", "output"]
+    # In fudan's rows `category` is the list of options; elsewhere it is the label.
+    label_names = ("output",) if {"category", "output"} <= set(columns) else LABEL_COLUMNS
+    names = ENTITY_COLUMNS if source.answers == "entities" else label_names
     if gold:
-        columns = columns or usual  # no line is JSON: the reader will reject each with its reason
         text = _find_column(source.path, columns, options.text_column, TEXT_COLUMNS, "--text_column", "文本")
         label = _find_column(source.path, columns, options.label_column, names, "--label_column", WHAT[source.answers])
     else:

@@ -14,8 +14,7 @@ from typing import IO
 
 from sft.data.arguments import ReadOptions
 from sft.data.formats import recognise, recognise_sample, sample_lines
-from sft.data.readers import numbered_lines, rows_in_shape, text_row
-from sft.data.shapes import shape_row
+from sft.data.readers import in_shape, numbered_lines, rows_in_shape, rows_of_lines
 from sft.data.source import Source
 from sft.errors import InputError, RowError
 
@@ -67,9 +66,9 @@ def rows_of(source: Source) -> Iterator[dict | RowError]:
         where = f"第 {number} 行之后" if source.container in ("lines", "json_lines") else "往后"
         yield RowError("", f"{where}不是完整的 {source.encoding}（{error.reason}）")
     except InputError as error:
-        if source.container != "table":
+        if source.container not in ("table", "document"):
             raise
-        yield RowError("", str(error))  # a quotation mark is never closed: the rows before it are good
+        yield RowError("", str(error))  # a quotation mark or a bracket is never closed: the rows before it are good
     except OSError as error:
         raise InputError(f"{source.path}：读到一半出错（{error.strerror}）") from error
 
@@ -95,21 +94,14 @@ def read_stream(file: IO[bytes], answers: str, options: ReadOptions | None = Non
     source = Source(Path("标准输入"), answers, "", "lines", encoding)
     if sample:
         source = recognise_sample(source, sample, options, gold=False)
-    if source.container in ("lines", "json_lines"):
+    if source.container in ("lines", "json_lines", "marked"):
         return _rows_of_lines(chain(first, lines), source)
     logger.info("标准输入：%s", source.describe())
     return _spooled((line for _, line in chain(first, lines)), source, options)
 
 
 def _rows_of_lines(lines: Iterator[tuple[int, bytes | str]], source: Source) -> Iterator[dict | RowError]:
-    for number, line in lines:
-        if source.container == "json_lines" and not line.strip():
-            continue
-        try:
-            row = text_row(line)
-            row = row if isinstance(row, RowError) else shape_row(row, source.answers, source.columns)
-        except RowError as error:
-            row = error
+    for number, _, row in in_shape(rows_of_lines(lines, source), source):
         yield _with_line_number(row, number)
 
 

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import codecs
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from typing import IO
 
+from sft.data.brat import read_brat
+from sft.data.documents import read_document
 from sft.data.json_rows import json_row
+from sft.data.marked import marked_row
 from sft.data.shapes import shape_row
+from sft.data.sheets import read_sheet
 from sft.data.source import NumberedRow, Source
 from sft.data.tables import read_table
 from sft.data.tagged import read_tagged
 from sft.errors import InputError, RowError
+
+IN_SHAPE = ("tagged", "marked", "brat")  # readers whose rows already have the task's original shape
 
 
 def read_rows(source: Source) -> Iterator[NumberedRow]:
@@ -44,16 +50,32 @@ def rows_in_shape(source: Source) -> Iterator[NumberedRow]:
         UnicodeDecodeError: a UTF-16 file ends inside a character.
         OSError: the file cannot be read to its end.
     """
-    rows = _rows_as_written(source)
-    return rows if source.container == "tagged" or _is_original(source) else _shape_rows(rows, source)
+    return in_shape(_rows_as_written(source), source)
 
 
 def _rows_as_written(source: Source) -> Iterator[NumberedRow]:
-    if source.container == "tagged":
-        return read_tagged(source)
-    if source.container == "table":
-        return read_table(source.path, source.encoding, source.table)
+    match source.container:
+        case "tagged":
+            return read_tagged(source)
+        case "table":
+            return read_table(source.path, source.encoding, source.table)
+        case "sheet":
+            return read_sheet(source.path, source.table.names)
+        case "brat":
+            return read_brat(source.path, source.encoding)
+        case "document":
+            return _read_document(source)
     return _read_lines(source)
+
+
+def _read_document(source: Source) -> Iterator[NumberedRow]:
+    with source.path.open("rb") as file:
+        yield from read_document(file, source.encoding, source.path)
+
+
+def in_shape(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRow]:
+    """Rows as they are written, in the task's original shape."""
+    return rows if source.container in IN_SHAPE or _is_original(source) else _shape_rows(rows, source)
 
 
 def _is_original(source: Source) -> bool:
@@ -76,13 +98,23 @@ def _shape_rows(rows: Iterator[NumberedRow], source: Source) -> Iterator[Numbere
 
 
 def _read_lines(source: Source) -> Iterator[NumberedRow]:
-    is_text = source.container == "lines"
     with source.path.open("rb", buffering=1 << 20) as file:
-        for number, line in numbered_lines(file, source.encoding):
-            if is_text:
-                yield number, line, text_row(line)
-            elif not line.isspace():
-                yield number, line, json_row(line)
+        yield from rows_of_lines(numbered_lines(file, source.encoding), source)
+
+
+def rows_of_lines(lines: Iterable[tuple[int, bytes | str]], source: Source) -> Iterator[NumberedRow]:
+    """The rows of a file or stream that has one row on each line. A blank line is a row only of a file of texts."""
+    for number, line in lines:
+        if source.container == "lines":
+            yield number, line, text_row(line)
+        elif not line.isspace():
+            row = json_row(line) if source.container == "json_lines" else _marked_row(line, source.format)
+            yield number, line, row
+
+
+def _marked_row(line: bytes | str, format: str) -> dict | RowError:
+    text = _decoded(line)
+    return text if isinstance(text, RowError) else marked_row(format, text)
 
 
 def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes | str]]:
@@ -111,9 +143,14 @@ def text_row(line: bytes | str) -> dict | RowError:
     """A line to predict: a JSON object if it begins with ``{``, else a text."""
     if line.lstrip()[:1] in (b"{", "{"):
         return json_row(line)
-    if isinstance(line, bytes):
-        try:
-            line = line.decode("utf-8")
-        except UnicodeDecodeError:
-            return RowError("", "不是 UTF-8 编码（若是 GBK，请加 --encoding gb18030）")
-    return {"text": line.rstrip("\r\n")}
+    line = _decoded(line)
+    return line if isinstance(line, RowError) else {"text": line.rstrip("\r\n")}
+
+
+def _decoded(line: bytes | str) -> str | RowError:
+    if isinstance(line, str):
+        return line
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return RowError("", "不是 UTF-8 编码（若是 GBK，请加 --encoding gb18030）")

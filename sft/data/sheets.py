@@ -14,7 +14,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,16 +46,19 @@ def sheet_header(path: Path) -> list[str]:
     return _names(path, *next(sheet_cells(path)))
 
 
-def read_sheet(path: Path) -> Iterator[NumberedRow]:
+def read_sheet(path: Path, names: Sequence[str] | None = None) -> Iterator[NumberedRow]:
     """Each row as a dict by the names of the columns, with its number in the sheet. Empty rows are skipped.
 
     A row with more cells than there are columns, or with an error such as ``#N/A`` in a cell, is a `RowError`.
+
+    Args:
+        names: the names of the columns if the sheet has no header.
 
     Raises:
         InputError: see `sheet_header`.
     """
     rows = sheet_cells(path)
-    header = _names(path, *next(rows))
+    header = names or _names(path, *next(rows))
     for number, cells in rows:
         if isinstance(cells, RowError):
             yield number, "", cells

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from sft.data.tagging import Tagging
 from sft.errors import RowError
 
 NumberedRow = tuple[int, bytes | str, dict | RowError]  # line number from 1, the line in the file, what it says
@@ -49,7 +50,7 @@ class Source:
         container: what the file physically is.
         encoding: a name that Python knows.
         table: of a table.
-        tag_scheme: of CoNLL: BIO, BIOES or BMES.
+        tagging: of a tagged file.
         columns: of rows with columns or fields.
         ccfbdci_labels: whether nine of ten entities in the first rows of a CCFBDCI file have one of its four labels.
         taken: what was decided by evidence, in Chinese, for the summary.
@@ -61,7 +62,7 @@ class Source:
     container: Container
     encoding: str
     table: TableLayout | None = None
-    tag_scheme: str = ""
+    tagging: Tagging | None = None
     columns: Columns = ANY_COLUMNS
     ccfbdci_labels: bool = False
     taken: tuple[str, ...] = ()
@@ -69,5 +70,5 @@ class Source:
     def describe(self) -> str:
         """Format, encoding and what was decided by evidence, for the summary."""
         encoding = "UTF-8（有 BOM）" if self.encoding == "utf-8-sig" else self.encoding.upper()
-        details = "，".join(filter(None, (self.tag_scheme, *self.taken)))
+        details = "，".join(filter(None, (self.tagging and self.tagging.describe(), *self.taken)))
         return f"{self.format}{f'（{details}）' if details else ''}，{encoding}"
