@@ -52,6 +52,7 @@ _HEADER_NAMES = frozenset([*_TEXT_NAMES, *_TAG_NAMES, "pos", "id", "index", "序
 _CHUNKS = frozenset(["NP", "VP", "PP", "ADVP", "SBAR", "ADJP", "PRT", "CONJP", "INTJ", "LST", "UCP"])  # of CoNLL-2003
 _SEPARATORS = ("\x02", " ", ",")  # in a cell with a whole sentence
 _EVIDENCE_LINES = 20_000
+_MOST_COLUMNS = 50
 
 
 class _Named(NamedTuple):
@@ -130,7 +131,7 @@ def _token_a_line(body: list[str], named: _Named, *, told: bool) -> Tagging | No
     header = len(body) > 1 and named.is_header(cells)
     body = body[1:] if header else body
     columns, usual = _width(body[:1000])
-    if columns < 2 or (not told and usual < 0.9):
+    if not 2 <= columns <= _MOST_COLUMNS or (not told and usual < 0.9):
         return None
     layout = Tagging(columns=columns, header=header)
     found = _tag_column(body, layout, share=0.5 if told else 0.9)
@@ -290,7 +291,7 @@ def _sentence_a_line(body: list[str], named: _Named) -> Tagging | None:
     header = len(rows) > 1 and named.is_header(cells)
     rows = rows[1:] if header else rows
     columns, count = Counter(map(len, rows)).most_common(1)[0]
-    if columns < 2 or count < 0.9 * len(rows):
+    if not 2 <= columns <= _MOST_COLUMNS or count < 0.9 * len(rows):
         return None
     rows = [row for row in rows if len(row) == columns]
     usual = Tagging(columns=columns, header=header, sentence_a_line=True)
