@@ -106,16 +106,19 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
     from sft.data.inputs import count_rows, open_file, read_stream, rows_of
     from sft.errors import InputError
     from sft.prediction.choices import read_settings
+    from sft.prediction.other_task import refuse_rows_of_another_task
 
-    answers, options = read_settings(model_choice(arguments)).task.answers, ReadOptions.from_arguments(arguments)
+    task, options = read_settings(model_choice(arguments)).task, ReadOptions.from_arguments(arguments)
     if arguments.text is not None:
         return iter([{"text": arguments.text}]), 1
     if arguments.input_file is not None:
-        source = open_file(arguments.input_file, answers, options)
+        source = open_file(arguments.input_file, task.answers, options)
+        if options.text_column is options.label_column is None:
+            refuse_rows_of_another_task(source, task)
         return islice(rows_of(source), arguments.max_rows), count_rows(source, arguments.max_rows)
     if process_count() > 1:
         raise InputError("标准输入不能分给几个进程；请用 --input_file")
-    return islice(read_stream(sys.stdin.buffer, answers, options), arguments.max_rows), None
+    return islice(read_stream(sys.stdin.buffer, task.answers, options), arguments.max_rows), None
 
 
 def check_places(arguments: argparse.Namespace) -> None:
@@ -146,6 +149,7 @@ def model_choice(arguments: argparse.Namespace) -> ModelChoice:
         input_file=arguments.input_file,
         model_name_or_path=arguments.model_name_or_path,
         dtype=arguments.dtype,
+        allow_other_base=arguments.allow_other_base,
     )
 
 

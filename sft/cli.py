@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ TRANSLATIONS = (
     (r"argument (\S+): (.+)", r"\1 \2"),
 )
 
+# What a Chinese input method, a word processor or a web page makes of a minus sign.
+LOOKALIKES = "‐‑‒–—―−﹘﹣－"
+
 
 class OneLineErrors:
     """Mixin for ``argparse.ArgumentParser``: a wrong command line gives one line in Chinese and exit code 2."""
@@ -52,34 +56,122 @@ class Parser(OneLineErrors, argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **keywords)
 
 
-def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """Like ``parser.parse_args``, but the message for an unknown flag suggests the closest known flag.
+def parse(
+    parser: argparse.ArgumentParser, argv: Sequence[str], renamed: Mapping[str, str] | None = None
+) -> argparse.Namespace:
+    """Like ``parser.parse_args``, but a mistyped flag is named first, with the flag that was probably meant.
 
-    Exits with 2 if the command line is wrong.
+    Exits with 2 if the command line is wrong. The arguments are those of `refuse_slips`.
     """
+    refuse_slips(parser, argv, renamed)
     arguments, unknown = parser.parse_known_args(argv)
     refuse_unknown(parser, unknown)
     return arguments
 
 
-def refuse_unknown(
-    parser: argparse.ArgumentParser, unknown: Sequence[str], renamed: Mapping[str, str] | None = None
+def refuse_slips(
+    parser: argparse.ArgumentParser, argv: Sequence[str], renamed: Mapping[str, str] | None = None
 ) -> None:
-    """Exit with 2 if there are unknown words on the command line; the message suggests a flag for the first one.
+    """Exit with 2 at the first mistyped flag. Called before argparse, which would name a missing flag first.
 
     Args:
-        unknown: the words that ``parser`` does not know.
+        argv: the words of the command line.
         renamed: flags of other tools (without dashes) and the flag to use instead.
     """
+    known, words = _flags_of(parser), ["", *argv, ""]
+    for index, word in enumerate(argv):
+        before, after = words[index], words[index + 2]
+        is_value = _takes_one_value(known.get(before))
+        flag = word.partition("=")[0]
+        if word == "--":
+            if f"--{after}" not in known:
+                return  # argparse: all other words are values
+            parser.error(f"-- 和 {after} 之间有空格；请写成 --{after}")
+        if flag in known:
+            if word == f"{flag}=":
+                parser.error(f"{word} 后面有空格；请写成 {flag} {after}".rstrip())
+        elif _reads_as(word) in known:  # even as a value: nobody looks for the text "—adapter"
+            parser.error(f"不认识的参数 {word.strip()}（是不是 {_reads_as(word)}？{_slip_in(word)}）")
+        elif _is_flag(word) or (not is_value and _is_flag(_ascii_dashes(word))):
+            _refuse_flag(parser, word, after, renamed, before if is_value else "")
+
+
+def refuse_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
+    """Exit with 2 if argparse left words over: values without a flag."""
     if not unknown:
         return
-    flag = unknown[0].partition("=")[0]
-    name = flag.lstrip("-").replace("-", "_")
+    word = unknown[0]
+    if _reads_as(f"--{word}") in _flags_of(parser):
+        parser.error(f"不认识的词 {word}（是不是 {_reads_as(f'--{word}')}？）")
+    parser.error(f"不认识的词 {word}；值里有空格就用引号括起来")
+
+
+def _flags_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {option: action for action in parser._actions for option in action.option_strings}
+
+
+def _takes_one_value(action: argparse.Action | None) -> bool:
+    return action is not None and action.nargs is None and not isinstance(action, argparse._AppendAction)
+
+
+def _is_flag(word: str) -> bool:
+    """Whether argparse takes a word for a flag, known or not: not a lone dash, a number or a text with blanks."""
+    if re.fullmatch(r"-\S+", word) is None:
+        return False
+    try:
+        float(word)
+    except ValueError:
+        return True
+    return False
+
+
+def _ascii_dashes(word: str) -> str:
+    """A word whose dashes were typed with a Chinese input method, with ASCII ones: ``—lr`` → ``--lr``."""
+    match = re.match(rf"[{LOOKALIKES}-]+(?=[A-Za-z])", word)
+    return f"--{unicodedata.normalize('NFKC', word[match.end() :])}" if match else word
+
+
+def _reads_as(word: str) -> str:
+    """The flag that a word reads as for a person: ``－－Learning-rate ＝1`` → ``--learning_rate``; ``""`` for none."""
+    if len(word.split()) > 1 and "=" not in unicodedata.normalize("NFKC", word):
+        return ""  # a text
+    name = _ascii_dashes(word.strip()).partition("=")[0].strip()
+    return f"--{_name_of(name)}" if name.startswith("-") else ""
+
+
+def _name_of(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_").casefold()
+
+
+def _slip_in(word: str) -> str:
+    if word.strip()[0] in LOOKALIKES or word.strip()[1:2] in set(LOOKALIKES):
+        return "开头要用两个英文减号"
+    if any(character.isspace() for character in word.partition("=")[0]):
+        return "里面多了空格"
+    return ""
+
+
+def _refuse_flag(
+    parser: argparse.ArgumentParser, word: str, after: str, renamed: Mapping[str, str] | None, before: str
+) -> NoReturn:
+    """Exit with 2 because of an unknown flag.
+
+    Args:
+        after: the next word; it may be the second half of the flag.
+        before: a flag whose value this word may be; ``""`` for none.
+    """
+    flag = word.partition("=")[0]
+    name = _name_of(_ascii_dashes(flag))
     if renamed and name in renamed:
-        parser.error(f"{flag} 已改名，请用 {renamed[name]}")
-    known = [option for action in parser._actions for option in action.option_strings]
-    close = difflib.get_close_matches(flag, known, n=1, cutoff=0.7)
-    parser.error(f"不认识的参数 {flag}" + (f"（是不是 {close[0]}？）" if close else ""))
+        parser.error(f"不认识的参数 {flag}，请用 {renamed[name]}")
+    known = [option for option in _flags_of(parser) if "-" not in option[2:]]
+    longer = [option for option in known if len(name) > 2 and option.startswith(f"--{name}")]
+    close = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.7)
+    if (joined := f"--{name}_{after}") in known:
+        parser.error(f"不认识的参数 {flag} {after}（是不是 {joined}？）")
+    if len(longer) == 1 or close:
+        parser.error(f"不认识的参数 {flag}（是不是 {longer[0] if len(longer) == 1 else close[0]}？）")
+    parser.error(f"不认识的参数 {flag}" + (f"；如果它是 {before} 的值，请写成 {before}={word}" if before else ""))
 
 
 @dataclass

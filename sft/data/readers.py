@@ -50,10 +50,11 @@ def rows_in_shape(source: Source) -> Iterator[NumberedRow]:
         UnicodeDecodeError: a UTF-16 file ends inside a character.
         OSError: the file cannot be read to its end.
     """
-    return in_shape(_rows_as_written(source), source)
+    return in_shape(rows_as_written(source), source)
 
 
-def _rows_as_written(source: Source) -> Iterator[NumberedRow]:
+def rows_as_written(source: Source) -> Iterator[NumberedRow]:
+    """Every row with the columns or fields it has; those of ``IN_SHAPE`` in the task's original shape."""
     match source.container:
         case "tagged":
             return read_tagged(source)

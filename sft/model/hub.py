@@ -18,25 +18,29 @@ from pathlib import Path
 import orjson
 
 from sft.errors import InputError, RunError
+from sft.files import large_file_hash
 from sft.network import reachable
 
 logger = logging.getLogger(__name__)
 
 MODELS_DIR = Path("qwen")  # where models are downloaded to
 DEFAULT_NAME = "Qwen2.5-1.5B-Instruct"
-DEFAULT_ID = f"Qwen/{DEFAULT_NAME}"
 DEFAULT_MODEL = f"{MODELS_DIR}/{DEFAULT_NAME}"
 DEMO_MODEL = f"{MODELS_DIR}/demo"
 CONNECT_SECONDS = 10
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
+PUBLISHED = re.compile(r"Qwen[\d.]+-[\d.]+B(-A[\d.]+B)?(-Base|-Instruct)?(-\d{4})?")  # Qwen's names of its models
 # Other formats of the same weights. They are never read, and loading a pickled file can run its code.
 UNUSED_FILES = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "*.tflite", "*.pdparams"]
 
 
-def resolve_model(name_or_path: str, models_dir: Path = MODELS_DIR) -> Path:
+def resolve_model(name_or_path: str, models_dir: Path = MODELS_DIR, *, offer_demo: bool = True) -> Path:
     """The complete folder of a model: with config, tokenizer and safetensors weights.
 
     A hub id is downloaded once into ``models_dir/<Name>``; later calls find it there and need no network.
+
+    Args:
+        offer_demo: whether the demo model would do, too; the messages then name it.
 
     Raises:
         InputError: there is no such folder, a part of it is missing, or the hub does not know the id.
@@ -44,18 +48,19 @@ def resolve_model(name_or_path: str, models_dir: Path = MODELS_DIR) -> Path:
     """
     folder = Path(name_or_path).expanduser()
     if folder.exists():
-        _require_complete(folder)
+        _require_complete(folder, offer_demo)
         return folder
-    if not _is_hub_id(name_or_path, models_dir):
-        raise InputError(f"{name_or_path}：没有这个模型文件夹；{_advice(folder)}")
+    if not is_hub_id(name_or_path, models_dir):
+        raise InputError(f"{name_or_path}：没有这个模型文件夹；{_advice(folder, offer_demo)}")
     folder = models_dir / name_or_path.split("/")[1]
-    if _problem(folder) is not None:
-        _download(name_or_path, folder)
-        _require_complete(folder)
+    if problem(folder) is not None:
+        _download(name_or_path, folder, offer_demo)
+        _require_complete(folder, offer_demo)
     return folder
 
 
-def _is_hub_id(name: str, models_dir: Path) -> bool:
+def is_hub_id(name: str, models_dir: Path = MODELS_DIR) -> bool:
+    """Whether a name that is no existing path is one of the hub; see the rule above."""
     if HUB_ID.fullmatch(name) is None:
         return False
     owner = name.split("/")[0]
@@ -63,26 +68,38 @@ def _is_hub_id(name: str, models_dir: Path) -> bool:
     return owner != models_dir.name and all(owner != entry.name for entry in Path.cwd().iterdir() if entry.is_dir())
 
 
-def _require_complete(folder: Path) -> None:
-    problem = _problem(folder)
-    if problem is not None:
-        raise InputError(f"{folder}：{problem}；{_advice(folder)}")
+def lasting_name(name_or_path: str) -> str:
+    """A model's name for a file that may be read elsewhere: ``models/mine`` that is a folder here → ``./models/mine``.
+
+    Without the ``./`` it would be taken for a hub id where there is no folder ``models``.
+    """
+    is_folder = Path(name_or_path).is_dir() and HUB_ID.fullmatch(name_or_path) is not None
+    return f"./{name_or_path}" if is_folder and not name_or_path.startswith(f"{MODELS_DIR}/") else name_or_path
 
 
-def _advice(folder: Path) -> str:
-    """The command that downloads a model into ``folder``, and what to do without a network."""
-    hub_id, local_dir = DEFAULT_ID, DEFAULT_MODEL
-    if folder.name.startswith("Qwen"):
-        hub_id, local_dir = f"Qwen/{folder.name}", folder.as_posix()
+def _require_complete(folder: Path, offer_demo: bool) -> None:
+    found = problem(folder)
+    if found is not None:
+        raise InputError(f"{folder}：{found}；{_advice(folder, offer_demo)}")
+
+
+def _advice(folder: Path, offer_demo: bool, hub_id: str | None = None) -> str:
+    """The command that downloads this model into ``folder``, if it is known which, and what to do without a network.
+
+    Another model is never advised: its name does not say that it would do.
+    """
+    if hub_id is None and PUBLISHED.fullmatch(folder.name):
+        hub_id = f"Qwen/{folder.name}"
+    if hub_id is None:
+        return "请检查路径，并用 --model_name_or_path 给出模型所在的文件夹"
+    local_dir = folder.as_posix()
     if not local_dir.startswith(("/", ".", "~")):
         local_dir = f"./{local_dir}"
-    return (
-        f"请先下载：modelscope download --model {hub_id} --local_dir {shlex.quote(local_dir)}；"
-        f"不能联网就用自带的演示模型：--model_name_or_path {DEMO_MODEL}"
-    )
+    demo = f"；不能联网就用自带的演示模型：--model_name_or_path {DEMO_MODEL}" if offer_demo else ""
+    return f"请先下载：modelscope download --model {hub_id} --local_dir {shlex.quote(local_dir)}{demo}"
 
 
-def _problem(folder: Path) -> str | None:
+def problem(folder: Path) -> str | None:
     """Why ``folder`` is not a complete model; None if it is one."""
     try:
         return _missing_part(folder)
@@ -136,7 +153,16 @@ def _has_declared_size(path: Path) -> bool:
     return size == 8 + header_length + max(ends, default=0)
 
 
-def _download(hub_id: str, folder: Path) -> None:
+def model_hash(folder: Path) -> str:
+    """Short SHA-256 hashes of the config and weights of a model or an adapter, joined with ``-``.
+
+    Every byte counts, so that another model of the same shape and a damaged file are noticed; names do not.
+    """
+    files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
+    return "-".join(large_file_hash(path)[:8] for path in files)
+
+
+def _download(hub_id: str, folder: Path, offer_demo: bool) -> None:
     """Download ``hub_id`` into ``folder``; modelscope checks the SHA-256 of every file.
 
     Raises:
@@ -153,7 +179,8 @@ def _download(hub_id: str, folder: Path) -> None:
         endpoint = HubConfig().endpoint
         # Without this check, the client retries five times and reports the same after 45 s.
         if not reachable(endpoint, CONNECT_SECONDS):
-            raise RunError(f"{hub_id}：{CONNECT_SECONDS} 秒内连不上 {endpoint}，请检查网络或代理；或{_advice(folder)}")
+            advice = _advice(folder, offer_demo, hub_id)
+            raise RunError(f"{hub_id}：{CONNECT_SECONDS} 秒内连不上 {endpoint}，请检查网络或代理；或{advice}")
         logger.info("从 ModelScope 下载 %s 到 %s", hub_id, folder)
         try:
             snapshot_download(hub_id, local_dir=str(folder), ignore_patterns=UNUSED_FILES)

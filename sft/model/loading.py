@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from sft.console import is_watched
 from sft.engine.attention import ARCHITECTURES, use_packed_attention
 from sft.errors import InputError, one_line
-from sft.files import ADAPTER_FILE, file_hash
+from sft.files import ADAPTER_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -131,12 +131,6 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def model_hash(folder: Path) -> str:
-    """Short SHA-256 hashes of the config and weights of a model or an adapter, joined with ``-``."""
-    files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
-    return "-".join(file_hash(path)[:8] for path in files)
-
-
 def add_lora(
     model: PreTrainedModel,
     *,
@@ -167,8 +161,14 @@ def add_lora(
         raise InputError(f"--lora_target_modules：{one_line(error)}") from error
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+def load_adapter(
+    model: PreTrainedModel, folder: Path, *, trainable: bool = False, lora_dropout: float | None = None
+) -> PeftModel:
     """Load a trained adapter onto its base model.
+
+    Args:
+        trainable: for training it further.
+        lora_dropout: instead of the adapter's own; None keeps it.
 
     Raises:
         InputError: the folder has no adapter, or its weights do not fit the base (peft issue 2115).
@@ -176,7 +176,12 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     if not (folder / ADAPTER_FILE).is_file():
         raise InputError(f"{folder}：没有 {ADAPTER_FILE}；请给出训练脚本的 --output_dir")
     try:
-        model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=True)
+        config = PeftConfig.from_pretrained(folder)
+        if lora_dropout is not None:
+            config.lora_dropout = lora_dropout
+        model = PeftModel.from_pretrained(
+            model, folder, config=config, is_trainable=trainable, autocast_adapter_dtype=True
+        )
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}：适配器与模型不匹配（{one_line(error)}）") from error
     with safe_open(folder / ADAPTER_FILE, "pt") as file:

@@ -9,6 +9,25 @@ from pathlib import Path
 from sft.cli import Parser, parse
 from sft.data.arguments import ENCODINGS, PREDICTION_FORMATS
 
+# What other tools call these flags.
+RENAMED_FLAGS = {
+    "adapter_name_or_path": "--adapter",
+    "lora": "--adapter",
+    "lora_path": "--adapter",
+    "peft_model": "--adapter",
+    "checkpoint": "--adapter",
+    "ckpt": "--adapter",
+    "output_dir": "--adapter（训练脚本的 --output_dir）或 --output_file（结果写到哪里）",
+    "model": "--model_name_or_path",
+    "model_name": "--model_name_or_path",
+    "model_path": "--model_name_or_path",
+    "base_model": "--model_name_or_path",
+    "data": "--input_file",
+    "test_file": "--input_file",
+    "file": "--input_file",
+    "labels": "--options",
+}
+
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; a mistake in it ends the program with one Chinese line and exit code 2."""
@@ -17,6 +36,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--base_only", action="store_true", help="不加载适配器，看微调之前的模型")
     parser.add_argument("--task_file", type=Path, help="没有 --adapter 时的任务设置：data/*.task.json")
     parser.add_argument("--model_name_or_path", help="基座模型；默认用训练时的那个")
+    parser.add_argument(
+        "--allow_other_base", action="store_true", help="允许底座与训练时的不同（形状相同、权重不同），结果自负"
+    )
 
     reading = parser.add_argument_group("输入")
     source = reading.add_mutually_exclusive_group()
@@ -32,7 +54,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="auto",
         help="数据格式（默认自动识别）；lines：每行一段文本",
     )
-    reading.add_argument("--text_column", help="文本所在的列名或字段名（默认自动识别）")
+    reading.add_argument(
+        "--text_column", help="文本所在的列名或字段名（默认自动识别）；给了它，数据也可以是别的任务的"
+    )
     reading.add_argument("--label_column", help="金标所在的列名或字段名（默认自动识别；没有金标也可以）")
     reading.add_argument("--encoding", choices=ENCODINGS, default="auto", help="编码（默认自动识别）")
     reading.add_argument("--max_rows", type=_positive, help="只预测前多少条")
@@ -66,7 +90,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     limits.add_argument("--max_length", type=_positive, help="一条最多多少词元；默认同训练")
     limits.add_argument("--max_new_tokens", type=_positive, help="答案最多多少词元；默认按训练数据")
     limits.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="数值类型；默认同训练")
-    arguments = parse(parser, argv)
+    arguments = parse(parser, argv, RENAMED_FLAGS)
     _check_together(parser, arguments)
     return arguments
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sft.errors import InputError
 from sft.files import TASK_FILE
+from sft.model.adapter import settings_of_adapter
 from sft.tasks.settings import TaskSettings, settings_path
 
 
@@ -21,6 +22,7 @@ class ModelChoice:
             ``input_file``.
         model_name_or_path: folder or hub id of the base model.
         dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
+        allow_other_base: accept another base model than the one that the adapter was trained on.
     """
 
     adapter: Path | None = None
@@ -29,6 +31,7 @@ class ModelChoice:
     input_file: Path | None = None
     model_name_or_path: str | None = None
     dtype: str | None = None
+    allow_other_base: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,25 +49,27 @@ AS_TRAINED = LimitChoice()
 
 
 def read_settings(choice: ModelChoice) -> TaskSettings:
-    """The settings of the task, from the file that ``choice`` names.
+    """The task, and what training has added to it; ``--task_file`` replaces only the task of an adapter.
 
     Raises:
-        InputError: there is no such file, or it is damaged.
+        InputError: there is no such file, it is damaged, or it belongs to another task than the adapter.
     """
-    return TaskSettings.read(_task_path(choice))
-
-
-def _task_path(choice: ModelChoice) -> Path:
-    if choice.task_file is not None:
-        path = choice.task_file
-    elif choice.adapter is not None:
-        path = choice.adapter / TASK_FILE
-    elif choice.input_file is not None:
+    path = choice.task_file
+    if path is None and choice.adapter is None:
+        if choice.input_file is None:
+            raise InputError("不知道是什么任务：请用 --task_file 给出 data/*.task.json，或用 --adapter")
         path = settings_path(choice.input_file)
-    else:
-        raise InputError("不知道是什么任务：请用 --task_file 给出 data/*.task.json，或用 --adapter")
+    if path is None:
+        return settings_of_adapter(choice.adapter)
     if not path.is_file():
+        raise InputError(f"{path}：没有这个文件；请用 --task_file 给出 data/*.task.json")
+    settings = TaskSettings.read(path)
+    if choice.adapter is None or not (choice.adapter / TASK_FILE).is_file():
+        return settings
+    trained = TaskSettings.read(choice.adapter / TASK_FILE)
+    if trained.task.name != settings.task.name:
         raise InputError(
-            f"{path}：没有这个文件；请检查 --adapter 是不是训练脚本的 --output_dir，或用 --task_file 指定"
+            f"{path}：这是 {settings.task.name} 的任务，{choice.adapter} 训练的是 {trained.task.name}；"
+            "请去掉 --task_file，或换适配器"
         )
-    return path
+    return trained.replace(task=settings.task)

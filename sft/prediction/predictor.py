@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sft.decoding.decode import Limits, predict_together
 from sft.errors import InputError, RowError, RunError
 from sft.files import file_hash
-from sft.model.hub import DEFAULT_MODEL, resolve_model
-from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, model_hash, resolve_dtype
+from sft.model.adapter import find_base, require_adapter
+from sft.model.hub import DEFAULT_MODEL, model_hash, resolve_model
+from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
 from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice, read_settings
 from sft.prediction.rows import DEFAULT_ROW_SETTINGS, RowSettings, to_output, to_record
 from sft.tasks.evaluation import Tally, at_least
@@ -35,6 +36,7 @@ class Predictor:
         row_settings: how rows are read and results are written.
         base_folder: the folder of the base model.
         adapter: the folder of the adapter; None for the base model alone.
+        base_hash: see `model_hash`; None if it has not been computed.
     """
 
     model: PreTrainedModel
@@ -44,6 +46,7 @@ class Predictor:
     row_settings: RowSettings = DEFAULT_ROW_SETTINGS
     base_folder: Path | None = None
     adapter: Path | None = None
+    base_hash: str | None = None
 
     @classmethod
     def load(
@@ -68,7 +71,15 @@ class Predictor:
         if row_settings.options is not None and settings.task.options({}) is None:
             raise InputError("--options：只用于分类；实体识别的标签在训练时就定下了")
         adapter = None if choice.base_only else choice.adapter
-        base_folder = resolve_model(choice.model_name_or_path or settings.base_model or DEFAULT_MODEL)
+        if adapter is None:
+            base_hash = None
+            base_folder = resolve_model(choice.model_name_or_path or settings.base_model or DEFAULT_MODEL)
+        else:
+            require_adapter(adapter)
+            allow_other = choice.allow_other_base
+            base_folder, _, base_hash = find_base(
+                adapter, settings, choice.model_name_or_path, allow_other=allow_other
+            )
         tokenizer = load_tokenizer(choice.adapter or base_folder)
         model = load_base(base_folder, _dtype(choice, settings))
         if adapter is not None:
@@ -81,6 +92,7 @@ class Predictor:
             _row_settings(row_settings, limits, None if adapter is None else settings.threshold),
             base_folder,
             adapter,
+            base_hash,
         )
 
 
@@ -154,7 +166,7 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
         "input_file": input_file and file_hash(input_file)[:16],
         **reading,
         "adapter": predictor.adapter and model_hash(predictor.adapter),
-        "model": predictor.base_folder and model_hash(predictor.base_folder),
+        "model": predictor.base_hash or (predictor.base_folder and model_hash(predictor.base_folder)),
         "tokenizer": hashlib.sha256(tokenizer).hexdigest()[:16],
         "task": hashlib.sha256(orjson.dumps(predictor.task.settings())).hexdigest()[:16],
         "dtype": str(predictor.model.dtype).removeprefix("torch."),

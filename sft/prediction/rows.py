@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sft.data.shapes import shape_row
 from sft.data.source import ANY_COLUMNS, Columns
 from sft.errors import RowError
+from sft.prediction.other_task import task_of_record
 from sft.text import clean_text, shifted_offsets
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT_
     """
     if isinstance(row, RowError):
         return row
+    if settings.text_column is None and (other := task_of_record(row)) not in (None, task.name):
+        return RowError("task", f"这一条是 {other} 的数据，适配器的任务是 {task.name}")
     try:
         row = shape_row(row, task.answers, settings.columns)
         record = {"text": clean_text(row), "original": row["text"]}

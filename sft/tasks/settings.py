@@ -26,6 +26,7 @@ class TaskSettings:
 
     Attributes:
         base_model: folder or hub id of the base model.
+        base_hash: the hash of its config and weights; None in files of older versions.
         dtype: the numbers it was trained in, such as ``bfloat16``.
         max_length: tokens of a row at most, prompt and answer.
         max_new_tokens: tokens of an answer at most.
@@ -35,6 +36,7 @@ class TaskSettings:
 
     task: Task
     base_model: str | None = None
+    base_hash: str | None = None
     dtype: str | None = None
     max_length: int | None = None
     max_new_tokens: int | None = None
@@ -65,7 +67,8 @@ class TaskSettings:
         return settings
 
     def _check_types(self, path: Path) -> None:
-        wanted = {"base_model": str, "dtype": str, "max_length": int, "max_new_tokens": int, "threshold": int | float}
+        wanted = {"base_model": str, "base_hash": str, "dtype": str, "max_length": int, "max_new_tokens": int}
+        wanted |= {"threshold": int | float}
         for name, kind in wanted.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):

@@ -30,7 +30,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("output_dir", type=Path, help="训练脚本的 --output_dir")
     parser.add_argument("--swanlab_mode", choices=MODES[:-1], default="auto", help="记到哪里（默认 %(default)s）")
-    parser.add_argument("--swanlab_project", default=PROJECT, help="项目名（默认 %(default)s）")
+    parser.add_argument("--swanlab_project", help=f"项目名（默认用环境变量 SWANLAB_PROJECT，没有就是 {PROJECT}）")
     parser.add_argument("--swanlab_experiment", help="实验名（默认用输出文件夹的名字）")
     parser.add_argument("--swanlab_logdir", type=Path, default=Path("swanlog"), help="在本机写到哪里（默认 swanlog）")
     return parse(parser, argv)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     return outcome.code
 
 
-def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None, log_dir: Path) -> None:
+def replay(output_dir: Path, *, mode: str, project: str | None, experiment: str | None, log_dir: Path) -> None:
     """Send every row of ``output_dir/metrics.jsonl`` as training did, each at its own step, as a new experiment.
 
     Raises:
@@ -66,7 +66,8 @@ def replay(output_dir: Path, *, mode: str, project: str, experiment: str | None,
     tracking = start_tracking(
         mode=mode,
         project=project,
-        experiment=experiment or output_dir.resolve().name,
+        experiment=experiment,
+        default_experiment=output_dir.resolve().name,
         log_dir=log_dir,
         config=settings_of(output_dir),
         metrics_path=path,

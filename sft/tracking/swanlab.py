@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sft.errors import InputError, one_line
 from sft.network import reachable
 from sft.processes import is_first_process
+from sft.tracking.environment import readable_settings, say_overridden, usable_name
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -99,13 +100,22 @@ class Tracking:
 
 
 def start_tracking(
-    *, mode: str, project: str, experiment: str | None, log_dir: Path, config: dict, metrics_path: Path
+    *,
+    mode: str,
+    project: str | None,
+    experiment: str | None,
+    default_experiment: str | None = None,
+    log_dir: Path,
+    config: dict,
+    metrics_path: Path,
 ) -> Tracking:
     """Start a SwanLab run in the mode that was asked for, or the nearest one that works; the log says why.
 
     Args:
         mode: one of ``MODES``.
-        project, experiment: the names that SwanLab shows; None lets SwanLab choose an experiment name.
+        project, experiment: the names that SwanLab shows; None takes those of the environment (``SWANLAB_PROJECT``,
+            ``SWANLAB_EXPERIMENT``), else ``PROJECT`` and ``default_experiment``.
+        default_experiment: None lets SwanLab choose a name.
         log_dir: where SwanLab keeps runs on this machine.
         config: the run's settings, shown beside its curves; values of None are left out.
         metrics_path: the run's ``metrics.jsonl``; a resumed run sends its rows again.
@@ -115,7 +125,7 @@ def start_tracking(
     """
     if mode not in MODES:
         raise InputError(f"--swanlab_mode {mode}：应是 {'、'.join(MODES)} 之一")
-    if PROJECT_NAME.fullmatch(project) is None:
+    if project is not None and PROJECT_NAME.fullmatch(project) is None:
         raise InputError(
             f"--swanlab_project {project}：SwanLab 的项目名只能有英文字母、数字和 _ - + .，最长 100 个字符"
         )
@@ -123,11 +133,16 @@ def start_tracking(
         return _untracked(log_dir)
     try:
         resolved, reason = resolve_mode(mode)
+        settings = readable_settings()
     except Exception as error:  # any error: SwanLab is missing, or its settings are broken
         logger.warning("SwanLab 用不了，本次只记 metrics.jsonl：%s", _with_type(error))
         return _untracked(log_dir)
     if reason:
         logger.warning("SwanLab：%s，改为 %s", reason, resolved)
+    decided = {"mode": mode != "auto", "project": project, "experiment": experiment, "log_dir": True}
+    say_overridden({what for what, flag in decided.items() if flag})
+    project = project or usable_name(settings.project.name, PROJECT_NAME, "项目名") or PROJECT
+    experiment = experiment or settings.experiment.name or default_experiment
     for candidate in FALLBACKS.get(resolved, ()):
         try:
             return _start(candidate, project, experiment, log_dir, config, metrics_path)
@@ -151,7 +166,7 @@ def resolve_mode(requested: str) -> tuple[str, str]:
     import swanlab
 
     _quiet_stdout(swanlab)
-    settings = swanlab.Settings()
+    settings = readable_settings()
     if requested == "auto":
         requested = _configured_mode(settings) or ("cloud" if settings.api_key else "local")
     reason = ""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, NamedTuple
 
-from sft.cli import Parser, refuse_unknown
+from sft.cli import Parser, refuse_slips, refuse_unknown
 from sft.errors import one_line
 from sft.training.flags import (
     GROUPS,
@@ -30,6 +30,7 @@ class Arguments(NamedTuple):
     data: DataArguments
     tracking: TrackingArguments
     training: SftTrainingArguments  # transformers' TrainingArguments
+    given: frozenset[str] = frozenset()  # names of the flags that were on the command line
 
 
 def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -> Arguments:
@@ -49,14 +50,21 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
 
     parser = build_parser(description)
     parser.set_defaults(**defaults)
+    refuse_slips(parser, argv, RENAMED_FLAGS)
     try:
         *groups, unknown = parser.parse_args_into_dataclasses(
             args=list(argv), return_remaining_strings=True, look_for_args_file=False
         )
     except (ValueError, TypeError, ImportError) as error:  # from the checks of TrainingArguments
         parser.error(one_line(error))
-    refuse_unknown(parser, unknown, RENAMED_FLAGS)
-    return Arguments(*groups)
+    refuse_unknown(parser, unknown)
+    return Arguments(*groups, given=given_flags(argv))
+
+
+def given_flags(argv: Sequence[str]) -> frozenset[str]:
+    """The names of the flags on a command line: ``--lora-r=4`` → ``lora_r``."""
+    flags = (word.partition("=")[0] for word in argv if word.startswith("--"))
+    return frozenset(flag.removeprefix("--").replace("-", "_") for flag in flags)
 
 
 def _short_help(description: str, defaults: dict[str, object]) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from sft.errors import InputError
-from sft.files import METRICS_FILE, differences, file_hash, read_json, write_json
+from sft.files import ALL_RESULTS_FILE, METRICS_FILE, differences, file_hash, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +96,17 @@ def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict) -> 
     saved = saved_run(checkpoint)
     saved.pop(MICRO_BATCH, None)  # it changes only rounding; `open_run` uses the saved value
     if changed := differences(saved, identity):
-        raise InputError(f"{checkpoint}：与这次运行不一致（{changed}）；请改回原来的设置，或去掉续训从头开始")
+        finished = (output_dir / ALL_RESULTS_FILE).is_file()
+        raise InputError(
+            f"{checkpoint}：与这次运行不一致（{changed}）；"
+            + (f"这次训练已经完成，{how_to_go_on(output_dir)}" if finished else "请改回原来的设置，或去掉续训从头开始")
+        )
     return checkpoint
+
+
+def how_to_go_on(output_dir: Path) -> str:
+    """The advice for someone who wants more epochs, or new data, on a finished run."""
+    return f"要在它上面接着训练，用 --init_adapter {output_dir} 和新的 --output_dir"
 
 
 def saved_run(checkpoint: Path) -> dict:

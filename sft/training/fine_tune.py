@@ -24,7 +24,7 @@ from sft.files import (
     TRAIN_RESULTS_FILE,
     write_json,
 )
-from sft.model.loading import add_lora, load_base
+from sft.model.loading import add_lora, load_adapter, load_base
 from sft.report.curves import draw_loss_curve
 from sft.report.model_card import write_model_card
 from sft.report.page import logged_not_raised
@@ -68,9 +68,9 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         trained = trainer.train(resume_from_checkpoint=run.checkpoint and str(run.checkpoint))
         results = training_results(trainer, trained.metrics)
         stop_if_asked(trainer)
-        save_adapter(trainer, prepared.settings, results)  # usable even if the evaluation below is killed
+        save_adapter(trainer, run.settings, results)  # usable even if the evaluation below is killed
         best = evaluate_best(trainer)
-        settings = prepared.settings.replace(threshold=best and best.threshold)
+        settings = run.settings.replace(threshold=best and best.threshold)
         if trainer.is_world_process_zero():
             settings.write(run.output_dir / TASK_FILE)
         tested = evaluate_test(trainer, prepared, tracking, settings.threshold)
@@ -84,15 +84,19 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
 
 
 def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
-    """Load the base model, add a new adapter, and build the trainer."""
+    """Load the base model, add a new adapter or the one of ``--init_adapter``, and build the trainer."""
     arguments, settings = prepared.arguments, prepared.settings
     training = arguments.training
     set_seed(training.seed)  # for the initial weights of the adapter
-    base = load_base(prepared.base_folder, prepared.dtype)
+    base, trained = load_base(prepared.base_folder, prepared.dtype), arguments.model.init_adapter
     batching = prepared.batching.for_model(base, training.device)
+    if trained:
+        model = load_adapter(base, Path(trained), trainable=True, lora_dropout=arguments.lora.lora_dropout)
+    else:
+        model = add_lora(base, **vars(arguments.lora))
     limits = Limits(settings.max_length, settings.max_new_tokens, training.per_device_eval_batch_size)
     trainer = SftTrainer(
-        model=add_lora(base, **vars(arguments.lora)),
+        model=model,
         args=training,
         train_dataset=as_dataset(prepared.rows.train),
         processing_class=prepared.tokenizer,
@@ -133,7 +137,8 @@ def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Track
     tracking = start_tracking(
         mode=flags.swanlab_mode,
         project=flags.swanlab_project,
-        experiment=flags.swanlab_experiment or run.output_dir.name,
+        experiment=flags.swanlab_experiment,
+        default_experiment=run.output_dir.name,
         log_dir=Path(flags.swanlab_logdir),
         config=shown_settings(prepared, run),
         metrics_path=run.output_dir / METRICS_FILE,

@@ -21,9 +21,38 @@ RENAMED_FLAGS = {
     "logging_dir": "--swanlab_logdir",
     "cutoff_len": "--max_length",
     "max_seq_length": "--max_length",
+    "max_seq_len": "--max_length",
     "lora_rank": "--lora_r",
+    "rank": "--lora_r",
     "target_modules": "--lora_target_modules",
     "lora_target": "--lora_target_modules",
+    "epochs": "--num_train_epochs",
+    "epoch": "--num_train_epochs",
+    "num_epochs": "--num_train_epochs",
+    "lr": "--learning_rate",
+    "batch_size": "--per_device_train_batch_size",
+    "train_batch_size": "--per_device_train_batch_size",
+    "eval_batch_size": "--per_device_eval_batch_size",
+    "grad_accum": "--gradient_accumulation_steps",
+    "model": "--model_name_or_path",
+    "model_name": "--model_name_or_path",
+    "model_path": "--model_name_or_path",
+    "model_id": "--model_name_or_path",
+    "base_model": "--model_name_or_path",
+    "data": "--train_file",
+    "dataset": "--train_file",
+    "data_path": "--train_file",
+    "train_data": "--train_file",
+    "eval_file": "--validation_file",
+    "val_file": "--validation_file",
+    "dev_file": "--validation_file",
+    "output": "--output_dir",
+    "save_dir": "--output_dir",
+    "save_path": "--output_dir",
+    "resume": "--resume_from_checkpoint true",
+    "adapter": "--init_adapter",
+    "adapter_name_or_path": "--init_adapter",
+    "checkpoint_dir": "--init_adapter",
 }
 
 
@@ -37,9 +66,11 @@ def _flag(default: object, help: str) -> object:
 
 @dataclass
 class ModelArguments:
-    """The base model and its dtype."""
+    """The base model, the adapter to go on with, and the dtype."""
 
     model_name_or_path: str = _flag(DEFAULT_MODEL, "模型文件夹，或魔搭社区的模型名（下载到 qwen/ 下）")
+    init_adapter: str | None = _flag(None, "在这个适配器上接着训练（新数据或更多轮）；LoRA 的设置取自它")
+    allow_other_base: bool = _flag(False, "允许 --init_adapter 用在另一个底座上（形状相同、权重不同）")
     dtype: str = _choice(
         "auto", "bfloat16", "float16", "float32", default="auto", help="模型的数值类型；auto：硬件支持 bf16 就用它"
     )
@@ -95,7 +126,7 @@ class TrackingArguments:
         default="auto",
         help="auto：已登录就用云端，否则记在本机（swanlab watch 查看）",
     )
-    swanlab_project: str = _flag(PROJECT, "SwanLab 项目名")
+    swanlab_project: str | None = _flag(None, f"SwanLab 项目名；默认用环境变量 SWANLAB_PROJECT，没有就是 {PROJECT}")
     swanlab_experiment: str | None = _flag(None, "SwanLab 实验名；默认用输出文件夹的名字")
     swanlab_logdir: str = _flag("swanlog", "SwanLab 在本机写到哪里")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,14 +20,17 @@ from sft.engine.attention import can_express
 from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching
 from sft.errors import InputError
 from sft.model.encoding import LengthReport, encode_rows
-from sft.model.hub import resolve_model
+from sft.model.hub import lasting_name, resolve_model
 from sft.model.loading import load_config, load_tokenizer, resolve_dtype
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
+from sft.training.start import start_from_adapter
 
 logger = logging.getLogger(__name__)
 
+FIRST_BYTES = 1 << 20  # of a data file, looked at to see whether it is converted
+CONVERTERS = {"classification": "transfer_classification_data.py", "ner": "transfer_ner_data.py"}
 LEAST_NEW_TOKENS = 64  # lower limit for predictions, even if all training answers are short
 
 Numbered = list[tuple[int, dict]]  # records with their line numbers
@@ -92,8 +96,12 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     data, training = arguments.data, arguments.training
     task = read_task(task_type, Path(data.train_file))
     splits = read_splits(task, arguments)
-    base_folder = resolve_model(arguments.model.model_name_or_path)
-    tokenizer = load_tokenizer(base_folder)
+    base_hash = None
+    if arguments.model.init_adapter:
+        (base_folder, _, base_hash), arguments = start_from_adapter(task, arguments)
+    else:
+        base_folder = resolve_model(arguments.model.model_name_or_path)
+    tokenizer = load_tokenizer(Path(arguments.model.init_adapter or base_folder))
     rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
     require_supervision(rows, data.train_file)
     validation, test = (encode_rows(records, task, tokenizer, data.max_length)[0] for records in splits[1:])
@@ -101,7 +109,8 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     dtype = resolve_dtype(arguments.model.dtype, training.device)
     settings = TaskSettings(
         task,
-        base_model=str(arguments.model.model_name_or_path),
+        base_model=lasting_name(arguments.model.model_name_or_path),
+        base_hash=base_hash,
         dtype=str(dtype).removeprefix("torch."),
         max_length=data.max_length,
         max_new_tokens=max(LEAST_NEW_TOKENS, 2 * max(len(row.answer_ids) for row in rows)),
@@ -129,15 +138,40 @@ def read_task(task_type: type[Task], train_file: Path) -> Task:
     """The task from the settings file that conversion wrote beside the training records.
 
     Raises:
-        InputError: there is no such file, it belongs to another task, or it is damaged (see `TaskSettings.read`).
+        InputError: there is no such file, the records are raw data, it belongs to another task, or it is damaged (see
+            `TaskSettings.read`).
     """
     path = settings_path(train_file)
     if not train_file.is_file():
         raise InputError(f"{train_file}：没有这个文件；请先运行 transfer_*.py，或用 --train_file 指定")
+    require_records(train_file, task_type)
+    if not path.is_file():
+        raise InputError(
+            f"{path}：没有这个文件；它和 {train_file.name} 一起由 transfer_*.py 写出，请一起拷来，或重新转换"
+        )
     task = TaskSettings.read(path).task
     if task.name != task_type.name:
         raise InputError(f"{path}：这是 {task.name} 的数据，这个脚本训练 {task_type.name}；请换脚本或换数据")
     return task
+
+
+def require_records(path: Path, task_type: type[Task]) -> None:
+    """Refuse a file of raw data, which has to be converted first. A missing or empty file is left to others.
+
+    Raises:
+        InputError: the first line is no record and does not look like a damaged one.
+    """
+    try:
+        with path.open("rb") as file:
+            first = file.read(FIRST_BYTES).lstrip()
+    except OSError:
+        return
+    if not first or (first.startswith(b"{") and b'"messages"' in first.partition(b"\n")[0]):
+        return
+    script = CONVERTERS.get(task_type.name, "transfer_*.py")
+    raise InputError(
+        f"{path}：这是没有转换的原始数据；请先运行 python {script} --input_file {shlex.quote(path.as_posix())}"
+    )
 
 
 def read_splits(task: Task, arguments: Arguments) -> Splits:
@@ -153,10 +187,13 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
     if training.eval_strategy == "no":
         validation = []
     elif data.validation_file is not None:
+        require_records(Path(data.validation_file), type(task))
         validation = read_task_records(Path(data.validation_file), task)
     else:
         train, validation = hold_out(train, data.validation_ratio, data.max_validation_rows, training.seed)
     test_file = find_test_file(data.test_file, Path(data.train_file))
+    if test_file:
+        require_records(test_file, type(task))
     test = read_task_records(test_file, task) if test_file else []
     logger.info("训练 %d 条，验证 %d 条，测试 %d 条（%s）", len(train), len(validation), len(test), test_file or "无")
     return Splits(train, validation, test)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sft.errors import InputError
 from sft.files import ALL_RESULTS_FILE, file_hash
-from sft.model.loading import model_hash
+from sft.model.hub import model_hash
+from sft.tasks.settings import TaskSettings
 from sft.training import checkpoints
 from sft.training.memory import fitting_tokens, shape_of, step_kind
 from sft.training.prepare import Prepared
@@ -29,12 +30,14 @@ class Run:
         checkpoint: the checkpoint that it resumes; None for a new run.
         identity: the settings that decide its result; a checkpoint with other ones is refused.
         max_tokens: the largest micro-batch at the start, in tokens; the trainer halves it when memory runs out.
+        settings: what its adapter remembers; the threshold is chosen later.
     """
 
     output_dir: Path
     checkpoint: Path | None
     identity: dict
     max_tokens: int
+    settings: TaskSettings
 
     @property
     def resumed_step(self) -> int | None:
@@ -56,7 +59,8 @@ def open_run(prepared: Prepared) -> Run:
         max_tokens = checkpoints.saved_run(checkpoint).get(checkpoints.MICRO_BATCH)
     if max_tokens is None:
         max_tokens = fitting_micro_batch(prepared)
-    return Run(output_dir, checkpoint, identity, max_tokens)
+    settings = prepared.settings.replace(base_hash=identity["model"])
+    return Run(output_dir, checkpoint, identity, max_tokens, settings)
 
 
 def fitting_micro_batch(prepared: Prepared) -> int:
@@ -73,10 +77,12 @@ def run_identity(prepared: Prepared) -> dict:
         "max_train_samples": data.max_train_samples,
         "max_length": data.max_length,
         "batching": data.batching,
-        "model": model_hash(prepared.base_folder),
+        "model": prepared.settings.base_hash or model_hash(prepared.base_folder),
         "dtype": str(prepared.dtype),
         **vars(arguments.lora),
     }
+    if arguments.model.init_adapter:
+        identity["init_adapter"] = model_hash(Path(arguments.model.init_adapter))
     if prepared.validates:  # the validation split changes the training rows
         validation_file = data.validation_file and file_hash(Path(data.validation_file))[:16]
         identity |= {"validation_file": validation_file, "validation_ratio": data.validation_ratio}
@@ -90,6 +96,8 @@ def shown_settings(prepared: Prepared, run: Run) -> dict:
     """The settings to show to the user: the identity and the micro-batch, with file names instead of hashes."""
     data, training = prepared.arguments.data, prepared.arguments.training
     names = {"train_file": data.train_file, "validation_file": data.validation_file}
+    if prepared.arguments.model.init_adapter:
+        names["init_adapter"] = prepared.arguments.model.init_adapter
     names |= {"model": prepared.arguments.model.model_name_or_path, "output_dir": training.output_dir}
     return run.identity | {checkpoints.MICRO_BATCH: run.max_tokens} | names
 
@@ -119,7 +127,10 @@ def prepare_output(output_dir: Path, identity: dict, prepared: Prepared) -> Path
             checkpoints.remove_all(output_dir)
         return None
     if (output_dir / ALL_RESULTS_FILE).is_file():
-        raise InputError(f"{output_dir}：已有训练完成的结果；请换一个 --output_dir，或加 --overwrite_output_dir 覆盖")
+        raise InputError(
+            f"{output_dir}：已有训练完成的结果；请换一个 --output_dir，或加 --overwrite_output_dir 覆盖；"
+            f"{checkpoints.how_to_go_on(output_dir)}"
+        )
     if checkpoints.newest_whole(output_dir) is not None:
         raise InputError(
             f"{output_dir}：有没训练完的检查点；续训加 --resume_from_checkpoint true，重来加 --overwrite_output_dir"

@@ -50,6 +50,8 @@ def before_training(prepared: Prepared, run: Run, model: PeftModel, tracked_wher
         "输出": training.output_dir,
         "曲线": tracked_where,
     }
+    if arguments.model.init_adapter:
+        lines["起点"] = f"适配器 {arguments.model.init_adapter}"
     if run.checkpoint is not None:
         lines["续训"] = f"从 {run.checkpoint} 接着"
     return table("将要训练", lines)

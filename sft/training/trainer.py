@@ -19,7 +19,8 @@ from sft.console import is_watched
 from sft.engine.batches import EncodedRow, batch_tokens, micro_batches
 from sft.engine.loss import frozen_head, supervised_loss
 from sft.errors import RunError
-from sft.files import read_json, write_json
+from sft.files import TASK_FILE, read_json, write_json
+from sft.tasks.settings import TaskSettings
 from sft.training import checkpoints
 from sft.training.callbacks import LogLines, ProgressOnStderr, StopOnNonFinite, StopOnSignal
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
@@ -61,6 +62,7 @@ class SftTrainer(Trainer):
         if frozen_head(self.model) is None or self.args.torch_compile:
             logger.info("输出层由模型自己计算（它带适配器、模型被编译，或不是普通的线性层）：显存随学习的词元数增加")
         self._folder_of_checkpoints: str | None = None
+        self._evaluated: tuple[int | None, float | None] = (None, None)  # the last step evaluated, its threshold
         self._set_callbacks()
         if run.checkpoint is not None:
             self._continue_counts(run.checkpoint)
@@ -173,6 +175,7 @@ class SftTrainer(Trainer):
         """Evaluate on the validation records; the metrics are logged and given to the callbacks."""
         started = time.perf_counter()
         evaluation = self.validate()
+        self._evaluated = (self.state.global_step, evaluation.threshold)
         self.evaluations["before" if self.state.global_step == 0 else "after"] = evaluation
         metrics = named_metrics(evaluation, metric_key_prefix)
         self.timed_since += time.perf_counter() - started  # tokens per second count only training time
@@ -200,6 +203,11 @@ class SftTrainer(Trainer):
     def _get_output_dir(self, trial) -> str:
         return self._folder_of_checkpoints or super()._get_output_dir(trial)
 
+    def _settings_now(self) -> TaskSettings:
+        """What the adapter of this step remembers: with a threshold if this step was evaluated."""
+        step, threshold = self._evaluated
+        return self.run.settings.replace(threshold=threshold if step == self.state.global_step else None)
+
     def _save_checkpoint(self, model, trial) -> None:
         """Write the checkpoint into a temporary folder, add the manifest, rename it, and delete older checkpoints."""
         name = f"checkpoint-{self.state.global_step}"
@@ -219,6 +227,7 @@ class SftTrainer(Trainer):
         if self.args.should_save:
             self.state.save_to_json(str(temporary / name / "trainer_state.json"))
             write_json(temporary / name / TOKEN_COUNTS, token_counts)
+            self._settings_now().write(temporary / name / TASK_FILE)  # predict.py can use the checkpoint
             checkpoints.write_manifest(
                 temporary / name, self.run.identity | {checkpoints.MICRO_BATCH: self.max_tokens}
             )

@@ -5,11 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from huggingface_hub import get_token
+from huggingface_hub.constants import ENDPOINT
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.utils.hub import is_offline_mode
 
 from sft.cli import OneLineErrors
+from sft.network import reachable
 from sft.processes import has_launcher
 from sft.training.flags import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
+
+CONNECT_SECONDS = 5
+# Tools to report to, and the package to install for each.
+PACKAGES = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "comet_ml": "comet-ml",
+    "clearml": "clearml",
+    "neptune": "neptune",
+    "dvclive": "dvclive",
+    "codecarbon": "codecarbon",
+    "azure_ml": "azureml-core",
+    "dagshub": "dagshub",
+    "trackio": "trackio",
+}
 
 
 @dataclass
@@ -17,7 +38,7 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
     """transformers' TrainingArguments with this project's defaults."""
 
     report_to: None | str | list[str] = field(
-        default="none", metadata={"help": "SwanLab 由本项目接入，这里留给其他工具"}
+        default="none", metadata={"help": "另外再记到 tensorboard、wandb 等；SwanLab 由本项目接入，不用写在这里"}
     )
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "由本项目的批处理决定，不要改"})
 
@@ -29,12 +50,44 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         if self.load_best_model_at_end is None:
             self.load_best_model_at_end = self._saves_when_it_evaluates()
         super().__post_init__()
+        self.report_to = settled_reporters(self.report_to)
+        if self.push_to_hub:
+            require_hub()
 
     def _saves_when_it_evaluates(self) -> bool:
         """Whether every evaluated step has a checkpoint."""
         if self.eval_strategy == "steps" and self.save_strategy == "steps":
             return self.save_steps % (self.eval_steps or self.logging_steps) == 0
         return self.eval_strategy != "no" and self.save_strategy in (self.eval_strategy, "best")
+
+
+def settled_reporters(report_to: list[str]) -> list[str]:
+    """The tools to report to, without SwanLab: this project's own tracking records there anyway.
+
+    Raises:
+        ValueError: there is no such tool, or its package is not installed; the message is for the user.
+    """
+    others = [name for name in report_to if name != "swanlab"]
+    installed = get_available_reporting_integrations()
+    for name in others:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise ValueError(f"--report_to {name}：没有这个工具；可选的有 swanlab、tensorboard、wandb、none 等")
+        if name in PACKAGES and name not in installed:
+            raise ValueError(f"--report_to {name}：没有装；请先 pip install {PACKAGES[name]}，或去掉这个参数")
+    return others
+
+
+def require_hub() -> None:
+    """For ``--push_to_hub``: that the hub of Hugging Face answers and there is a login.
+
+    Raises:
+        ValueError: it does not, or there is none; the message is for the user.
+    """
+    if is_offline_mode() or not reachable(ENDPOINT, CONNECT_SECONDS):
+        reason = "设了 HF_HUB_OFFLINE" if is_offline_mode() else f"{CONNECT_SECONDS} 秒内没有应答"
+        raise ValueError(f"--push_to_hub：连不上 {ENDPOINT}（{reason}）；请去掉它，训练完再上传 --output_dir")
+    if get_token() is None:
+        raise ValueError("--push_to_hub：没有登录 Hugging Face；请先运行 hf auth login，或去掉它")
 
 
 class _Parser(OneLineErrors, HfArgumentParser):
