@@ -127,7 +127,7 @@ def _is_flag(word: str) -> bool:
 
 def _ascii_dashes(word: str) -> str:
     """A word whose dashes were typed with a Chinese input method, with ASCII ones: ``—lr`` → ``--lr``."""
-    match = re.match(rf"[{LOOKALIKES}-]+(?=[A-Za-z])", word)
+    match = re.match(rf"[{LOOKALIKES}-]+(?=[A-Za-zＡ-Ｚａ-ｚ])", word)
     return f"--{unicodedata.normalize('NFKC', word[match.end() :])}" if match else word
 
 

@@ -70,6 +70,78 @@ def test_other_slips_are_told_in_chinese(words, said, capsys):
     assert said in line_of("predict", words, capsys)
 
 
+SLIPS = [
+    ("predict", ["--adaper", "x"], "是不是 --adapter？"),
+    ("predict", ["--base_only", "--text", "甲", "--optons", "a,b"], "是不是 --options？"),
+    ("predict", ["—adapter", "x"], "是不是 --adapter？开头要用两个英文减号"),
+    ("predict", ["——adapter=x"], "是不是 --adapter？开头要用两个英文减号"),
+    ("predict", ["－－ａｄａｐｔｅｒ", "x"], "是不是 --adapter？开头要用两个英文减号"),
+    ("predict", ["--adapter", "－－text", "甲"], "是不是 --text？开头要用两个英文减号"),
+    ("predict", ["-adapter", "x"], "是不是 --adapter？"),
+    ("predict", ["--Adapter", "x"], "是不是 --adapter？"),
+    ("predict", ["--adapter\u3000", "x"], "是不是 --adapter？里面多了空格"),
+    ("predict", ["--adapter =x"], "是不是 --adapter？里面多了空格"),
+    ("predict", ["--adapter=", "x"], "请写成 --adapter x"),
+    ("predict", ["--", "adapter", "x"], "请写成 --adapter"),
+    ("predict", ["--input", "file", "x"], "--input file（是不是 --input_file？）"),
+    ("predict", ["--batch-size", "4"], "是不是 --batch_size？"),
+    ("predict", ["--model", "x"], "请用 --model_name_or_path"),
+    ("predict", ["--lora", "x"], "请用 --adapter"),
+    ("predict", ["--adapter", "x", "--input_file", "my", "data.csv"], "不认识的词 data.csv；值里有空格就用引号"),
+    ("predict", ["adapter=x"], "是不是 --adapter？"),
+    ("predict", ["--adapter", "x", "--text", "-开头"], "请写成 --text=-开头"),
+    ("train_ner", ["--train_fil", "x"], "是不是 --train_file？"),
+    ("train_cls", ["--lora_target_modules", "q_proj", "—lora_r", "4"], "是不是 --lora_r？开头要用"),
+    ("train_cls", ["--learning", "rate", "1e-4"], "是不是 --learning_rate？"),
+    ("train_cls", ["--epochs", "3"], "请用 --num_train_epochs"),
+    ("train_ner", ["--lr", "1e-4"], "请用 --learning_rate"),
+    ("train_ner", ["--batch_size=4"], "请用 --per_device_train_batch_size"),
+    ("train_cls", ["--model", "x"], "请用 --model_name_or_path"),
+    ("train_cls", ["--adapter", "x"], "请用 --init_adapter"),
+    ("train_cls", ["—epochs", "3"], "请用 --num_train_epochs"),
+    ("transfer_ner", ["—input_file", "x"], "是不是 --input_file？开头要用"),
+    ("replay", ["--swanlab_mod", "local"], "是不是 --swanlab_mode？"),  # and the folder is missing
+]
+
+
+@pytest.mark.parametrize(("command", "words", "said"), SLIPS, ids=[" ".join(words) for _, words, _ in SLIPS])
+def test_a_slip_in_a_flag_is_named_before_anything_that_is_missing(command, words, said, capsys):
+    assert said in line_of(command, words, capsys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--text", "—他说：--adapter 是参数"],
+        ["--text", "－－"],
+        ["--text", "——"],
+        ["--text=-3"],
+        ["--text", "-3.5"],
+        ["--text", "adapter"],
+        ["--text", "--adapter 是什么意思"],
+        ["--text", "—adaptation"],
+    ],
+)
+def test_a_value_that_begins_with_a_dash_is_a_value(words):
+    assert predict.parse_arguments(["--adapter", "x", *words]).text == words[-1].removeprefix("--text=")
+
+
+def test_flags_that_others_use_are_not_our_own_and_what_is_advised_is():
+    """A renamed flag that is also a flag of ours would never be reached; the advised one must exist."""
+    from sft.cli import _flags_of
+    from sft.prediction.arguments import RENAMED_FLAGS as PREDICTING
+    from sft.training.flags import RENAMED_FLAGS as TRAINING
+    from sft.training.trainer_arguments import build_parser
+
+    known = _flags_of(build_parser(""))
+    for name, advice in TRAINING.items():
+        assert f"--{name}" not in known
+        assert advice.split("（")[0].split()[0] in known
+    for name in PREDICTING:
+        with pytest.raises(SystemExit):
+            predict.parse_arguments([f"--{name}", "x"])
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [

@@ -685,3 +685,88 @@ def test_another_mode_than_was_asked_for_is_told_in_one_chinese_line(
         caplog.clear()
         begin(mode, tmp_path).finish()
         assert [record.getMessage() for record in caplog.records if record.name == "sft.tracking.swanlab"] == expected
+
+
+# What the environment says
+
+
+def drawn_under(folder: Path) -> tuple[str, str, int]:
+    """Project, experiment and number of curves of the newest run in the local dashboard."""
+    with sqlite3.connect(folder / "swanlog" / "runs.swanlab") as database:
+        ((project, experiment),) = database.execute(
+            "SELECT project.name, experiment.name FROM experiment JOIN project ON project.id = experiment.project_id "
+            "ORDER BY experiment.id DESC LIMIT 1"
+        )
+    return project, experiment, len(curves(folder / "swanlog"))
+
+
+def tracked_run(folder: Path, **names: str | None) -> Tracking:
+    tracked = begin("auto", folder, **{"project": None, "experiment": None, "default_experiment": "folder"} | names)
+    tracked.replay([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}])
+    tracked.finish()
+    return tracked
+
+
+@pytest.mark.parametrize(
+    ("variables", "project", "experiment"),
+    [
+        ({"SWANLAB_PROJECT": "mine"}, "mine", "folder"),
+        ({"SWANLAB_PROJ_NAME": "mine"}, "mine", "folder"),
+        ({"SWANLAB_PROJECT_NAME": "mine"}, "mine", "folder"),
+        ({"SWANLAB_PROJECT": '{"name": "mine"}'}, "mine", "folder"),
+        ({"SWANLAB_EXPERIMENT": "first"}, tracking.PROJECT, "first"),
+        ({"SWANLAB_EXP_NAME": "first", "SWANLAB_PROJECT": "mine"}, "mine", "first"),
+        ({}, tracking.PROJECT, "folder"),
+    ],
+    ids=str,
+)
+def test_names_in_the_environment_are_obeyed(variables, project, experiment, tmp_path, monkeypatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert tracked_run(tmp_path).mode == "local"
+    assert drawn_under(tmp_path)[:2] == (project, experiment)
+    assert "train/loss" in curves(tmp_path / "swanlog")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SWANLAB_MODE", "auto"),
+        ("SWANLAB_MODE", "clouds"),
+        ("SWANLAB_PROBE", "1"),
+        ("SWANLAB_RUN", "x"),
+        ("SWANLAB_INTERACTIVE", "perhaps"),
+        ("SWANLAB_CORE", "[]"),
+        ("SWANLAB_PROJECT", "我的项目"),
+        ("SWANLAB_LOG_DIR", "/etc/hostname"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named_and_costs_no_curve(
+    name, value, tmp_path, monkeypatch, caplog
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SWANLAB_EXPERIMENT_NAME", "kept")
+    assert tracked_run(tmp_path).mode == "local"
+    assert drawn_under(tmp_path)[:2] == (tracking.PROJECT, "kept")
+    assert "train/loss" in curves(tmp_path / "swanlog")
+    said = [record.getMessage() for record in caplog.records if "不用" in record.getMessage()]
+    assert len(said) == 1 and (name in said[0] or value in said[0])
+
+
+def test_a_file_of_settings_that_cannot_be_read_costs_no_curve(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setitem(swanlab.Settings.model_config, "env_file", ".env")
+    (tmp_path / ".env").write_text("SWANLAB_PROJECT=mine\n")
+    assert tracked_run(tmp_path).mode == "local"
+    assert "train/loss" in curves(tmp_path / "swanlog")
+    assert ".env 文件读不懂" in caplog.text
+
+
+def test_a_flag_counts_for_more_than_the_environment_and_says_so(tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("SWANLAB_PROJECT", "theirs")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    tracked = begin("local", tmp_path, project="mine", experiment="first")
+    tracked.replay([{"step": 1, "loss": 1.0}])
+    tracked.finish()
+    assert drawn_under(tmp_path)[:2] == ("mine", "first")
+    for flag in ("--swanlab_project", "--swanlab_mode"):
+        assert f"以 {flag} 为准" in caplog.text

@@ -380,9 +380,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
     ("change", "said"),
     [
         (["--train_file", "absent.jsonl"], "transfer_"),
-        (["--model_name_or_path", "qwen/absent"], "modelscope download"),
+        (["--model_name_or_path", "qwen/absent"], "没有这个模型文件夹；请检查路径"),
+        (["--model_name_or_path", "./absent/Qwen2.5-0.5B-Instruct"], "--model Qwen/Qwen2.5-0.5B-Instruct"),
         (["--per_device", "3"], "--per_device"),
-        (["--lr", "3"], "--lr"),
+        (["--lr", "3"], "--learning_rate"),
         (["--warmup_ratio", "0.1"], "--warmup_steps"),
         (["--learning_rate", "fast"], "--learning_rate"),
         (["--dtype", "float16"], "float16"),

@@ -114,7 +114,7 @@ def find_base(adapter: Path, settings: TaskSettings, named: str | None, *, allow
     if settings.base_hash not in (None, found):
         config_only = settings.base_hash.partition("-")[2] == found.partition("-")[2]
         message = (
-            f"{folder}：不是 {adapter} 训练时的底座（{'config.json' if config_only else '权重'}不同："
+            f"{folder}：不是 {adapter} 训练时的底座（{'config.json 不同' if config_only else '权重不同'}："
             f"训练时是 {remembered}，哈希 {settings.base_hash}；这里的是 {found}）"
         )
         if not allow_other:

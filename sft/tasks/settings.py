@@ -26,22 +26,22 @@ class TaskSettings:
 
     Attributes:
         base_model: folder or hub id of the base model.
-        base_hash: the hash of its config and weights; None in files of older versions.
         dtype: the numbers it was trained in, such as ``bfloat16``.
         max_length: tokens of a row at most, prompt and answer.
         max_new_tokens: tokens of an answer at most.
         version: of this package.
         threshold: entities that score less are left out; chosen on the validation rows.
+        base_hash: the hash of the base model's config and weights; None in files of older versions.
     """
 
     task: Task
     base_model: str | None = None
-    base_hash: str | None = None
     dtype: str | None = None
     max_length: int | None = None
     max_new_tokens: int | None = None
     version: str | None = None
     threshold: float | None = None
+    base_hash: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:

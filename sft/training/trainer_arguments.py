@@ -49,6 +49,8 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             self.ddp_find_unused_parameters = False  # every adapter weight has a gradient
         if self.load_best_model_at_end is None:
             self.load_best_model_at_end = self._saves_when_it_evaluates()
+        if isinstance(self.report_to, str) and "," in self.report_to:
+            self.report_to = self.report_to.split(",")
         super().__post_init__()
         self.report_to = settled_reporters(self.report_to)
         if self.push_to_hub:
