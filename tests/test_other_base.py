@@ -129,7 +129,9 @@ def test_the_hash_of_a_large_file_counts_every_byte(extra, tmp_path):
 @pytest.mark.parametrize(
     "remembered", ["base", "./base", ".\\base", "../project/base", "models/base", "./models/base"]
 )
-def test_a_relative_base_is_found_from_another_working_directory(remembered, adapter, tmp_path, monkeypatch, capsys):
+def test_a_relative_base_is_found_from_another_working_directory(
+    remembered, adapter, tmp_path, monkeypatch, capsys, recwarn
+):
     """The hash shows that the folder above the adapter is the right one; nothing is looked up on the hub."""
     monkeypatch.setenv("MODELSCOPE_ENDPOINT", "http://127.0.0.1:9")
     _, expected, _ = predicted(capsys, "--adapter", str(adapter))
@@ -137,11 +139,14 @@ def test_a_relative_base_is_found_from_another_working_directory(remembered, ada
         (tmp_path / "project/models").mkdir()
         (tmp_path / "project/base").rename(tmp_path / "project/models/base")
     remember(adapter, base_model=remembered)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": remembered}))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     code, out, error = predicted(capsys, "--adapter", str(adapter))
     assert (code, out) == (0, expected), error
+    assert not [warning for warning in recwarn if "config" in str(warning.message)], "peft looks nothing up"
 
 
 def test_a_folder_of_that_name_with_another_model_is_not_taken(adapter, tokenizer, tmp_path, monkeypatch, capsys):

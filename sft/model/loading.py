@@ -177,6 +177,8 @@ def load_adapter(
         raise InputError(f"{folder}：没有 {ADAPTER_FILE}；请给出训练脚本的 --output_dir")
     try:
         config = PeftConfig.from_pretrained(folder)
+        # Where the base is now: peft asks the hub of Hugging Face about a path that does not exist here.
+        config.base_model_name_or_path = model.name_or_path or config.base_model_name_or_path
         if lora_dropout is not None:
             config.lora_dropout = lora_dropout
         model = PeftModel.from_pretrained(
