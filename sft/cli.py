@@ -88,8 +88,8 @@ def refuse_slips(
                 return  # argparse: all other words are values
             parser.error(f"-- 和 {after} 之间有空格；请写成 --{after}")
         if flag in known:
-            if word == f"{flag}=":
-                parser.error(f"{word} 后面有空格；请写成 {flag} {after}".rstrip())
+            if word == f"{flag}=" and after and not after.startswith("-"):
+                parser.error(f"{word} 后面有空格；请写成 {flag} {after}")
         elif _reads_as(word) in known:  # even as a value: nobody looks for the text "—adapter"
             parser.error(f"不认识的参数 {word.strip()}（是不是 {_reads_as(word)}？{_slip_in(word)}）")
         elif _is_flag(word) or (not is_value and _is_flag(_ascii_dashes(word))):

@@ -120,6 +120,7 @@ def test_a_slip_in_a_flag_is_named_before_anything_that_is_missing(command, word
         ["--text", "adapter"],
         ["--text", "--adapter 是什么意思"],
         ["--text", "—adaptation"],
+        ["--text="],
     ],
 )
 def test_a_value_that_begins_with_a_dash_is_a_value(words):

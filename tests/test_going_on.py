@@ -185,6 +185,7 @@ RAW = {
     "rows.json": '[\n  {"text": "打仗", "label": "军事"}\n]\n',
     "rows.txt": "打仗\n赢了\n",
     "rows.conll": "打 O\n仗 B-X\n\n",
+    "chat.jsonl": '{"messages": [{"role": "user", "content": "打仗"}, {"role": "assistant", "content": "军事"}]}\n',
     "my rows.csv": "text,label\n打仗,军事\n",
 }
 

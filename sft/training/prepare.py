@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
 import random
 import shlex
@@ -163,10 +164,11 @@ def require_records(path: Path, task_type: type[Task]) -> None:
     """
     try:
         with path.open("rb") as file:
-            first = file.read(FIRST_BYTES).lstrip()
+            first = file.read(FIRST_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
     except OSError:
         return
-    if not first or (first.startswith(b"{") and b'"messages"' in first.partition(b"\n")[0]):
+    line = first.partition(b"\n")[0]
+    if not first or (line.startswith(b"{") and b'"messages"' in line and b'"task"' in line):
         return
     script = CONVERTERS.get(task_type.name, "transfer_*.py")
     raise InputError(
