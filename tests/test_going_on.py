@@ -13,7 +13,7 @@ from test_training import LABELS, articles, base, data, flags, train, write_reco
 
 import predict
 import train_qwen2_ner
-from sft.model.loading import model_hash
+from sft.model.hub import model_hash
 from sft.tasks.classification import Classification
 from sft.tasks.settings import TaskSettings
 
