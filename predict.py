@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from sft.prediction.output import GrowingFile, Stream
     from sft.prediction.predictor import Predictor
     from sft.report.findings import Findings
+    from sft.tasks.evaluation import Tally
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +73,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
 
     from sft.console import with_progress
     from sft.prediction.output import finished_lines
-    from sft.prediction.predictor import metrics_of
+    from sft.prediction.predictor import metrics_of, unusable_gold_line
     from sft.prediction.turns import predict_in_turns
     from sft.processes import broadcast, choose_device, process_group
     from sft.report.findings import findings_of
@@ -91,8 +94,10 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
         output.finish()
     if process_index() > 0:
         return None
+    if output.tally.rows["unusable_gold"]:
+        logger.warning("%s", unusable_gold_line(output.tally))
     if findings is not None:
-        write_report(arguments, predictor, findings)
+        write_report(arguments, predictor, findings, output.tally)
     return metrics_of(predictor, output.tally)
 
 
@@ -194,7 +199,7 @@ def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingF
     return GrowingFile(path, run, resume=arguments.resume)
 
 
-def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: Findings) -> None:
+def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: Findings, tally: Tally) -> None:
     """Write the page that ``--report`` asks for."""
     from sft.report.page import write_prediction_page
 
@@ -205,6 +210,7 @@ def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: 
         base=predictor.model.config.name_or_path,
         adapter=predictor.adapter,
         dtype=str(predictor.model.dtype).removeprefix("torch."),
+        tally=tally,
     )
 
 

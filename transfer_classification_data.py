@@ -16,7 +16,11 @@ from sft.data.arguments import LABEL_FORMATS, Conversion, ReadOptions, conversio
 
 DESCRIPTION = """把分类的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/zh_cls_fudan-news/ 里的 train.jsonl，同一目录的 test.jsonl 作为官方测试集。"""
-LABELS = "没有自带选项的行所用的选项，如 体育,军事（默认：数据里出现过的全部标签）"
+LABELS = (
+    "没有自带选项的行所用的选项，如 体育,军事（默认：数据里出现过的全部标签）；"
+    "1=好评,0=差评 把数据里的标签和选项换成给模型看的名字"
+)
+OTHER_LABELS = "标签不在 --labels 里的行：error（默认）算坏行，自带选项的除外；drop 不要这些行，只留 --labels 里的几类"
 FOLDERS = (Path("data"), Path("data/zh_cls_fudan-news"))
 NOT_FOUND = (
     "data/train.jsonl：没有这个文件；请先下载："
@@ -35,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
         DESCRIPTION,
         formats=LABEL_FORMATS,
         output_file="data/train_cls.jsonl",
-        test_file="data/test_cls.jsonl",
         labels=LABELS,
+        other_labels=OTHER_LABELS,
     )
     arguments = parse(parser, sys.argv[1:] if argv is None else argv)
 
@@ -58,7 +62,8 @@ def convert(arguments: argparse.Namespace) -> None:
 
     options, conversion = ReadOptions.from_arguments(arguments), Conversion.from_arguments(arguments)
     sources = [recognise(path, Classification.answers, options) for path in input_files(arguments) if path]
-    report = convert_files(classification_recipe(sources, arguments.labels), sources, conversion)
+    recipe = classification_recipe(sources, arguments.labels, arguments.other_labels)
+    report = convert_files(recipe, sources, conversion)
     for line in summary(report, conversion):
         print(line, file=sys.stderr)
 

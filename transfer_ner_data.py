@@ -17,6 +17,7 @@ from sft.data.arguments import ENTITY_FORMATS, Conversion, ReadOptions, conversi
 DESCRIPTION = """把实体识别的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/chinese_ner_sft/ 里的 ccfbdci.jsonl。"""
 LABELS = "标签和给模型看的名字，如 GPE=地理实体,LOC=地点（默认：CCFBDCI 的四种；其余格式取数据里出现过的）"
+OTHER_LABELS = "标签不在 --labels 里的实体：error（默认）整行算坏行；drop 去掉这些实体，句子留着"
 FOLDERS = (Path("data"), Path("data/chinese_ner_sft"))
 NOT_FOUND = (
     "data/ccfbdci.jsonl：没有这个文件；请先下载：curl -L --create-dirs -o data/ccfbdci.jsonl "
@@ -36,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         DESCRIPTION,
         formats=ENTITY_FORMATS,
         output_file="data/train_ner.jsonl",
-        test_file="data/test_ner.jsonl",
         labels=LABELS,
+        other_labels=OTHER_LABELS,
     )
     arguments = parse(parser, sys.argv[1:] if argv is None else argv)
 
@@ -59,7 +60,8 @@ def convert(arguments: argparse.Namespace) -> None:
 
     options, conversion = ReadOptions.from_arguments(arguments), Conversion.from_arguments(arguments)
     sources = [recognise(path, Ner.answers, options) for path in input_files(arguments) if path]
-    report = convert_files(ner_recipe(sources, arguments.labels), sources, conversion)
+    recipe = ner_recipe(sources, arguments.labels, arguments.other_labels)
+    report = convert_files(recipe, sources, conversion)
     for line in summary(report, conversion):
         print(line, file=sys.stderr)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+
 
 class InputError(Exception):
     """A mistake in the user's input (a file, a flag). The scripts print it as one line and exit with 2."""
@@ -29,12 +33,22 @@ class RowError(Exception):
     Attributes:
         field: the field with the problem, ``""`` for the row as a whole.
         reason: what the problem is, in Chinese.
+        kind: the same without the particulars of this row, by which rows are counted.
     """
 
-    def __init__(self, field: str, reason: str) -> None:
+    def __init__(self, field: str, reason: str, kind: str | None = None) -> None:
         super().__init__(f"{field}: {reason}" if field else reason)
         self.field = field
         self.reason = reason
+        self._kind = kind
+
+    @property
+    def kind(self) -> str:
+        """The kind that was given, else field and reason with every quotation and number left out."""
+        if self._kind is not None:
+            return self._kind
+        reason = _PARTICULARS.sub("…", self.reason)
+        return f"{self.field}：{reason}" if self.field else reason
 
 
 def one_line(error: BaseException) -> str:

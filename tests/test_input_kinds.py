@@ -46,6 +46,8 @@ CONLL = "".join(f"第 O\n{number} O\n次 O\n到 O\n北 B-LOC\n京 I-LOC\n\n" for
 BMES = CONLL.replace("京 I-LOC".encode(), "京 E-LOC".encode())
 CSV = b"text,label\n" + b"".join(f"第{n}条新闻,{'体育' if n % 2 else '军事'}\n".encode() for n in range(20))
 
+CSV_AS_JSON = b"".join(line(text=f"第{n}条新闻", label="体育" if n % 2 else "军事") for n in range(20))
+
 
 def spans(notation: dict, text: str = "他到北京去了") -> bytes:
     rows = [{"text": f"{text}{number}", **notation} for number in range(20)]
@@ -152,7 +154,7 @@ FILES = [
     ("CSV, line end in a cell", "cls", "a.csv", CSV + '"两行\n的文本",体育\n'.encode(), [], "csv"),
     ("TSV", "cls", "a.tsv", CSV.replace(b",", b"\t"), [], "tsv"),
     ("TSV with quotes as text", "cls", "a.tsv", CSV.replace(b",", b"\t") + '"他好"他说\t体育\n'.encode(), [], "原文"),
-    ("JSON lines with text and label", "cls", "a.jsonl", spans({"label": "体育"}), [], "jsonl"),
+    ("JSON lines with text and label", "cls", "a.jsonl", CSV_AS_JSON, [], "jsonl"),
     ("columns by flag", "cls", "a.csv",
      CSV.replace(b"text,label", b"a,b"), ["--text_column=a", "--label_column=b"], "csv"),
     ("CoNLL BIO", "ner", "a.txt", CONLL, [], "conll（BIO）"),
@@ -190,7 +192,7 @@ FILES = [
     ("too few rows to split", "cls", "a.jsonl", article(), [], "2:--test_ratio"),
     ("a label for each row", "cls", "a.csv",
      b"text,label\n" + b"".join(b"t%d,l%d\n" % (n, n) for n in range(1002)), [], "2:--label_column"),
-    ("no entity anywhere", "ner", "a.jsonl", spans({"entities": []}), ["--format=spans"], "2:--labels"),
+    ("no entity anywhere", "ner", "a.jsonl", spans({"entities": []}), ["--format=spans"], "2:没有一个实体"),
     ("labels by flag empty", "ner", "a.txt", CONLL, ["--labels=A,,B"], "2:--labels"),
     ("same file for both splits", "cls", "a.jsonl", GOOD["cls"], ["--input_test_file=a.jsonl"], "2:同一个文件"),
     ("output over the input", "cls", "a.jsonl", GOOD["cls"], ["--output_file=a.jsonl"], "2:既是输入又是输出"),

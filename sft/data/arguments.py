@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sft.cli import Parser
+from sft.data.places import path_of_test, path_of_train
+from sft.errors import InputError
 
 # What ``--format`` can say besides ``auto``. ``jsonl`` is any JSON; the other JSON formats name a notation of rows.
 JSON_FORMATS = ("jsonl", "fudan", "ccfbdci", "spans", "doccano", "cluener")
@@ -62,10 +64,20 @@ class Conversion(NamedTuple):
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Conversion:
-        """The conversion that a transfer script's command line asks for."""
+        """The conversion that a transfer script's command line asks for. One output file follows from the other.
+
+        Raises:
+            InputError: only ``--test_file`` is given, and its name does not say what the training file is called.
+        """
+        output_file, test_file = arguments.output_file, arguments.test_file
+        if output_file is None and test_file is not None:
+            output_file = path_of_train(test_file)
+            if output_file is None:
+                raise InputError(f"--test_file {test_file}：看不出训练集该叫什么；请同时给出 --output_file")
+        output_file = output_file or arguments.default_output_file
         return cls(
-            arguments.output_file,
-            arguments.test_file,
+            output_file,
+            test_file or path_of_test(output_file),
             arguments.test_ratio,
             arguments.seed,
             stop_at_bad_row=arguments.on_bad_row == "error",
@@ -73,22 +85,28 @@ class Conversion(NamedTuple):
 
 
 def conversion_parser(
-    prog: str, description: str, *, formats: tuple[str, ...], output_file: str, test_file: str, labels: str
+    prog: str, description: str, *, formats: tuple[str, ...], output_file: str, labels: str, other_labels: str
 ) -> argparse.ArgumentParser:
     """The parser of a transfer script.
 
     Args:
         prog, description: as in argparse.
         formats: the values of ``--format`` besides ``auto``.
-        output_file, test_file: the default outputs.
-        labels: the help text of ``--labels``, whose meaning depends on the task.
+        output_file: the default output.
+        labels, other_labels: the help texts of these flags, whose meaning depends on the task.
     """
     parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("输入与输出")
     data.add_argument("--input_file", type=Path, help="原始数据；不给时在 data/ 里找（见上）")
     data.add_argument("--input_test_file", type=Path, help="官方测试集：原样保留，训练集里与它文本相同的行会被剔除")
-    data.add_argument("--output_file", type=Path, default=Path(output_file), help="训练集输出（默认 %(default)s）")
-    data.add_argument("--test_file", type=Path, default=Path(test_file), help="测试集输出（默认 %(default)s）")
+    data.add_argument("--output_file", type=Path, help=f"训练集输出（默认 {output_file}）")
+    data.add_argument(
+        "--test_file",
+        type=Path,
+        help="测试集输出（默认在训练集旁边：train 换成 test，如 orders_train.jsonl → orders_test.jsonl；"
+        "名字里没有 train 的，如 orders.jsonl → orders.test.jsonl）",
+    )
+    parser.set_defaults(default_output_file=Path(output_file))
 
     split = parser.add_argument_group("划分（没有官方测试集时）")
     split.add_argument("--test_ratio", type=_ratio, default=0.1, help="测试集的比例，0 到 1 之间（默认 %(default)s）")
@@ -100,11 +118,13 @@ def conversion_parser(
     reading.add_argument("--text_column", help="文本所在的列名或字段名（默认自动识别）")
     reading.add_argument("--label_column", help="标签所在的列名或字段名（默认自动识别）")
     reading.add_argument("--labels", help=labels)
+    reading.add_argument("--other_labels", choices=("error", "drop"), default="error", help=other_labels)
     reading.add_argument(
         "--on_bad_row",
         choices=("skip", "error"),
         default="skip",
-        help="坏行怎么办：skip 记入 *.rejected.jsonl 后跳过（1000 行以上且超过 1%% 时仍算出错）；error 立即停下",
+        help="坏行怎么办：skip 记入 *.rejected.jsonl 后跳过（超过 20%%，或 1000 行以上且超过 1%% 时仍算出错）；"
+        "error 立即停下",
     )
     return parser
 

@@ -17,6 +17,7 @@ from sft.console import ConversionProgress
 from sft.data.arguments import Conversion
 from sft.data.recipes import Recipe
 from sft.data.records import conversion_report_path, make_record
+from sft.data.rejections import SHOWN
 from sft.data.source import Source
 from sft.data.splitter import TEST, TRAIN, Splitter
 from sft.errors import InputError
@@ -101,13 +102,21 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
     for file in report["files"]:
         yield f"{file['file']}：{file['format']}，{file['read']:,} 行"
     leaked = f" + 与测试集重复而剔除 {report['leaked']:,}" if report["leaked"] else ""
+    left_out = f" + 其他标签的 {report['left_out']:,}" if report["left_out"] else ""
     yield (
         f"读入 {report['read']:,} = 转换 {report['converted']:,} + 拒绝 {report['rejected']:,}"
-        f" + 合并重复 {report['merged']:,}{leaked}"
+        f" + 合并重复 {report['merged']:,}{leaked}{left_out}"
     )
+    if report["dropped_labels"]:
+        what = "其他标签的行，没有要" if report["left_out"] else "其他标签的实体，已去掉"
+        yield f"{what}：" + _listed(f"{label} {count:,}" for label, count in report["dropped_labels"].items())
     if report["rejected"]:
-        fields = "，".join(f"{field or '整行'} {count:,}" for field, count in report["rejected_fields"].items())
-        yield f"拒绝的行按字段：{fields}；行号和原因在 {rejected_path(conversion.output_file)}"
+        reasons = report["rejected_reasons"]
+        shown = "；".join(
+            f"{reason['reason']} {reason['rows']:,} 行（如 {reason['example']}）" for reason in reasons[:SHOWN]
+        )
+        more = f"；…… 共 {len(reasons)} 种原因" if len(reasons) > SHOWN else ""
+        yield f"拒绝的行：{shown}{more}；全部行号和原因在 {rejected_path(conversion.output_file)}"
     if report["composed"]:
         yield f"NFC 规范化改动了 {report['composed']:,} 行的文本，标注的位置随之移动"
     if report["repeated"]:
@@ -117,6 +126,8 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
         for example in report["conflict_examples"][:3]:
             yield f"  {example['file']}:{example['line']}：{example['text'][:30]} → {example['gold'][:80]}"
     yield "标签：" + _listed(f"{label} {count:,}" for label, count in report["labels"].items())
+    if report["labels_without_rows"]:
+        yield f"--labels 里的 {_listed(report['labels_without_rows'])} 在数据里一次也没有出现，请检查写法"
     yield "划分（训练/测试 行）：" + _listed(
         f"{name} {rows['train']:,}/{rows['test']:,}" for name, rows in report["split"].items()
     )

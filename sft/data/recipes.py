@@ -9,16 +9,18 @@ A task of your own needs a `Recipe` of its own; it may stand in the script that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import orjson
 
 from sft.data.source import Source
 from sft.errors import InputError, RowError
-from sft.tasks.classification import Classification
+from sft.tasks.classification import Classification, multi_label_error
+from sft.tasks.names import parts_of
 from sft.tasks.ner import CCFBDCI_LABELS, Ner
+from sft.tasks.options import clean_label
 from sft.tasks.task import Task
 
 Gold = tuple[str, Sequence[str], bytes]  # the stratum, the labels, the annotation as bytes
@@ -37,68 +39,121 @@ class Recipe:
         with_labels: makes the task for the labels in the data, which come with the most frequent first. It is also
             called if ``task`` has no labels.
         convert: turns a raw row in its original shape (see `sft.data.shapes`) into the fields of a record; raises
-            `RowError` if it cannot be used. Field ``text`` is required.
+            `RowError` if it cannot be used. Field ``text`` is required. None leaves the row out, as the user asked.
         gold: gives of a record's fields the name of its stratum (the split keeps the share of each stratum), its
             labels, and bytes that differ from those of any other annotation of the same text.
         complete: the fields of a record once the labels are known; used only if ``task`` is None.
+        dropped: counts, by label, of what ``convert`` has left out because the user does not want that label.
     """
 
     task: Task | None
     with_labels: Callable[[Iterable[str]], Task]
-    convert: Callable[[dict], dict]
+    convert: Callable[[dict], dict | None]
     gold: Callable[[dict], Gold]
     complete: Callable[[Task, dict], dict] = _unchanged
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
-def classification_recipe(sources: Iterable[Source], labels: str | None) -> Recipe:
+def classification_recipe(sources: Iterable[Source], labels: str | None, other_labels: str = "error") -> Recipe:
     """How to convert classification rows. Rows without options get ``labels``, or else every label in the data.
 
     Args:
-        labels: the options, as in ``体育,军事``.
+        labels: the options, as in ``体育,军事``; ``1=好评,0=差评`` also renames the labels and options in the data.
+        other_labels: what becomes of rows with a label that is not in ``labels``. ``error``: they are rejected, unless
+            they have options of their own; ``drop``: they are left out, and so are such options of other rows.
 
     Raises:
-        InputError: ``labels`` is not a list of different names.
+        InputError: ``labels`` is not a list of different names, or there is nothing that labels could be other than.
     """
-    options = tuple(_split_labels(labels)) if labels else ()
+    given = _given_labels(labels, other_labels)
+    names = {} if given is None else given
+    options = tuple(dict.fromkeys(names.values()))
+    wanted = frozenset(options)
+    in_flag = wanted.union(names)
     known = bool(options) or all(source.columns.options for source in sources)
+    renamed = _renamed(names)
+    dropped: Counter[str] = Counter()
 
-    def convert(raw: dict) -> dict:
-        fields = Classification.convert(raw)
-        if "options" in fields or not known:
+    def convert(raw: dict) -> dict | None:
+        fields = Classification.convert(raw, renamed)
+        label = fields["label"]
+        if other_labels == "drop" and label not in wanted:
+            if len(parts := parts_of(label)) > 1 and in_flag.issuperset(parts):
+                raise multi_label_error(parts)
+            dropped[label] += 1
+            return None
+        if "options" in fields:
+            if other_labels == "drop":
+                fields["options"] = tuple(option for option in fields["options"] if option in wanted)
+            return fields
+        if not known:
             return fields
         if not options:
             raise RowError("category", "没有选项；可以用 --labels 给出")
-        if fields["label"] not in options:
-            raise RowError("output", f"标签 {fields['label']!r} 不在 --labels 里")
+        if label not in wanted:
+            if len(parts := parts_of(label)) > 1 and in_flag.issuperset(parts):
+                raise multi_label_error(parts)
+            raise RowError("output", f"标签 {label!r} 不在 --labels 里", f"标签 {label!r} 不在 --labels 里")
         return _with_options(fields, options)
 
     return Recipe(
-        task=Classification(labels=options) if known else None,
-        with_labels=lambda seen: Classification(labels=tuple(seen)),
+        task=Classification(labels=options, names=renamed) if known else None,
+        with_labels=lambda seen: Classification(labels=tuple(seen), names=renamed),
         convert=convert,
         gold=label_gold,
         complete=lambda task, fields: fields if "options" in fields else _with_options(fields, task.labels),
+        dropped=dropped,
     )
 
 
-def ner_recipe(sources: Iterable[Source], labels: str | None) -> Recipe:
+def ner_recipe(sources: Iterable[Source], labels: str | None, other_labels: str = "error") -> Recipe:
     """How to convert NER rows. The label set is ``labels``, or CCFBDCI's four, or every label in the data.
 
     Args:
         labels: the labels in the data with their names for the model, as in ``GPE=地理实体,LOC``.
+        other_labels: what becomes of entities with a label that is not in ``labels``. ``error``: their rows are
+            rejected; ``drop``: only the entities are left out.
 
     Raises:
-        InputError: ``labels`` is not a list of different names.
+        InputError: ``labels`` is not a list of different names, or there is nothing that labels could be other than.
     """
-    names = _split_labels(labels) if labels else None
+    names = _given_labels(labels, other_labels)
     if names is None and all(source.ccfbdci_labels for source in sources):
         names = CCFBDCI_LABELS
+    lookup = None if names is None else {name: name for name in names.values()} | names
+    dropped: Counter[str] = Counter()
+
+    def unwanted(label: str) -> bool:
+        if not label or label in lookup:
+            return False
+        dropped[label] += 1
+        return True
+
+    def convert(raw: dict) -> dict:
+        if other_labels == "drop":
+            return Ner.convert(raw, lookup, unwanted)
+        return Ner.convert(raw, lookup)
+
     return Recipe(
-        task=Ner.with_labels(dict.fromkeys(names.values())) if names else None,
+        task=Ner.with_labels(dict.fromkeys(names.values()), _renamed(names)) if names else None,
         with_labels=Ner.with_labels,
-        convert=partial(Ner.convert, names=names),
+        convert=convert,
         gold=entity_gold,
+        dropped=dropped,
     )
+
+
+def _given_labels(labels: str | None, other_labels: str) -> dict[str, str] | None:
+    if labels:
+        return _split_labels(labels)
+    if other_labels == "drop":
+        raise InputError("--other_labels drop：要和 --labels 一起用，说出要留下的标签，如 --labels PER=人名,LOC=地点")
+    return None
+
+
+def _renamed(names: Mapping[str, str]) -> dict[str, str]:
+    """The labels whose names differ from them."""
+    return {label: name for label, name in names.items() if label != name}
 
 
 def label_gold(fields: dict) -> Gold:
@@ -123,7 +178,7 @@ def _split_labels(labels: str) -> dict[str, str]:
     """``GPE=地理实体,LOC`` → ``{"GPE": "地理实体", "LOC": "LOC"}``."""
     names: dict[str, str] = {}
     for part in labels.replace("，", ",").split(","):
-        label, _, name = (side.strip() for side in part.partition("="))
+        label, _, name = map(clean_label, part.partition("="))
         if not label or label in names:
             raise InputError(
                 f"--labels：{'重复的标签 ' + label if label else '有空的标签'}；应如 GPE=地理实体,LOC=地点"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -21,6 +21,7 @@ from sft.data.arguments import Conversion
 from sft.data.readers import read_rows
 from sft.data.recipes import Recipe
 from sft.data.records import make_record
+from sft.data.rejections import Rejections, joined_labels, multi_label_file, refuse_multi_label
 from sft.data.source import Source
 from sft.errors import InputError, RowError
 from sft.tasks.task import Task
@@ -28,7 +29,9 @@ from sft.tasks.task import Task
 SIDES = ("train", "test")
 TRAIN, TEST = 0, 1
 MAX_LABELS = 1000
-MAX_BAD_SHARE, BAD_SHARE_FROM_ROWS = 0.01, 1000  # files with fewer rows may have any share of bad rows
+MAX_BAD_SHARE = 0.2
+MAX_BAD_SHARE_OF_MANY, MANY_ROWS = 0.01, 1000
+MAX_SHARE_WITH_SEVERAL_LABELS, SEVERAL_LABELS_FROM_TEXTS = 0.2, 3  # of the texts
 _EXAMPLES = 5
 _PROGRESS_ROWS = 4096
 _RAW_SHOWN = 500  # characters
@@ -43,7 +46,7 @@ Progress = Callable[[Path, int], None]  # called now and then with the file and 
 
 @dataclass
 class Account:
-    """What became of the rows of one file: read = converted + rejected + merged + leaked."""
+    """What became of the rows of one file: read = converted + rejected + merged + leaked + left_out."""
 
     source: Source
     read: int = 0
@@ -51,13 +54,16 @@ class Account:
     rejected: int = 0
     merged: int = 0  # repeated rows (same text, same gold) that are dropped
     leaked: int = 0  # train rows that are dropped because the official test file has their text
+    left_out: int = 0  # rows with a label that the user does not want
     repeated: int = 0  # repeated rows of an official test file; they are kept
     composed: int = 0  # rows whose text NFC changed
     bad_rows: list[str] = field(default_factory=list)  # the first ones, for a message
+    rejections: Rejections = field(default_factory=Rejections)
+    labels: frozenset[str] = frozenset()  # those of the converted rows
 
     def figures(self) -> dict[str, int]:
         """The counts by name."""
-        names = ("read", "converted", "rejected", "merged", "leaked", "repeated", "composed")
+        names = ("read", "converted", "rejected", "merged", "leaked", "left_out", "repeated", "composed")
         return {name: vars(self)[name] for name in names}
 
 
@@ -82,6 +88,7 @@ class Splitter:
         self.gold_keys: dict[int, int] = {}  # text key → the gold key of its first row, which has the text's side too
         self.other_gold_keys: dict[int, set[int]] = {}  # text key → further gold keys, where rows disagree
         self.strata: dict[str, Stratum] = {}
+        self.first_lines: dict[str, int] = {}  # stratum → the line of its first row
         self.labels: Counter[str] = Counter()
         self.rejected_fields: Counter[str] = Counter()
         self.texts = [0, 0]  # different texts on each side
@@ -100,7 +107,7 @@ class Splitter:
         account = Account(source)
         self.accounts.append(account)
         convert, gold_of, task = self.recipe.convert, self.recipe.gold, self.recipe.task
-        gold_keys, strata, label_counts = self.gold_keys, self.strata, self.labels  # locals are faster in this loop
+        gold_keys, strata, label_counts = self.gold_keys, self.strata, Counter()  # locals are faster in this loop
         writes = [file.write for file in self.files]
         dumps, newline = orjson.dumps, orjson.OPT_APPEND_NEWLINE
         for number, line, raw in read_rows(source):
@@ -111,6 +118,9 @@ class Splitter:
                 if type(raw) is RowError:
                     raise raw
                 fields = convert(raw)
+                if fields is None:
+                    account.left_out += 1
+                    continue
                 text_key = hash(fields["text"]) >> _TEXT_DROPPED_BITS
             except RowError as error:
                 self._reject(account, number, line, error)
@@ -119,7 +129,7 @@ class Splitter:
                 account.composed += 1
 
             stratum_name, labels, gold = gold_of(fields)
-            stratum = strata.get(stratum_name) or self._new_stratum(stratum_name)
+            stratum = strata.get(stratum_name) or self._new_stratum(stratum_name, number)
             if text_key not in gold_keys:
                 row_side = stratum.draw_side() if side is None else side
                 gold_keys[text_key] = _gold_key(gold, row_side)
@@ -135,11 +145,14 @@ class Splitter:
                 label_counts[label] += 1
             record = make_record(task, fields) if task else fields
             writes[row_side](dumps(record, option=newline))
+        account.labels = frozenset(label_counts)
+        self.labels.update(label_counts)
         self._check_bad_share(account)
 
     def _reject(self, account: Account, number: int, line: bytes | str, error: RowError) -> None:
         account.rejected += 1
         self.rejected_fields[error.field] += 1
+        account.rejections.add(error, number)
         reason = _printable(error.reason)
         where = f"{account.source.path}:{number}：{_printable(error.field) + '：' if error.field else ''}{reason}"
         if self.stop_at_bad_row:
@@ -156,9 +169,11 @@ class Splitter:
         }
         self.rejected.write(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
 
-    def _new_stratum(self, name: str) -> Stratum:
+    def _new_stratum(self, name: str, line: int) -> Stratum:
         stratum = self.strata[name] = Stratum(name, self.ratio, self.seed)
+        self.first_lines[name] = line
         if len(self.strata) > MAX_LABELS:
+            self._refuse_joined_labels({name: sum(stratum.rows) for name, stratum in self.strata.items()})
             raise InputError(
                 f"{self.accounts[-1].source.path}：标签超过 {MAX_LABELS} 种，多半是选错了列；请检查 --label_column"
             )
@@ -203,28 +218,73 @@ class Splitter:
 
     def _check_bad_share(self, account: Account) -> None:
         path, read, rejected = account.source.path, account.read, account.rejected
-        examples = "；".join(account.bad_rows)
         if not read:
             raise InputError(f"{path}：没有一行数据；请检查文件")
+        refuse_multi_label(path, account.rejections)
+        reasons, advice = account.rejections.describe(), account.rejections.advice()
         if rejected == read:
-            raise InputError(f"{path}：{read} 行都不能用，如 {examples}；请检查数据，或用 --format 指明格式")
-        if read >= BAD_SHARE_FROM_ROWS and rejected > MAX_BAD_SHARE * read:
-            raise InputError(f"{path}：{read} 行里有 {rejected} 行不能用（超过 1%），如 {examples}；请先改正")
+            examples = "；".join(account.bad_rows)
+            raise InputError(
+                f"{path}：{read:,} 行都不能用：{reasons}，如 {examples}；{advice}，或用 --format 指明格式"
+            )
+        most = MAX_BAD_SHARE_OF_MANY if read >= MANY_ROWS else MAX_BAD_SHARE
+        if rejected > most * read:
+            raise InputError(
+                f"{path}：{read:,} 行里有 {rejected:,} 行不能用（超过 {most:.0%}），跳过它们只剩 "
+                f"{read - rejected:,} 行：{reasons}；{advice}"
+            )
+
+    def _refuse_joined_labels(self, rows_by_label: Mapping[str, int]) -> None:
+        """Refuse rows such as ``体育|交通``, if their labels are taken as they are in the data."""
+        source = self.accounts[-1].source
+        if source.answers != "label" or self.recipe.task is not None:
+            return
+        if joined := joined_labels(rows_by_label):
+            rows = sum(rows_by_label[label] for label in joined)
+            example = f"第 {self.first_lines[joined[0]]} 行的 {joined[0]!r}"
+            error = multi_label_file(source.path, rows, example)
+            raise InputError(f"{error}；若 {joined[0]!r} 本来就是一个标签，用 --labels 列出全部标签")
+
+    def _refuse_texts_with_several_labels(self) -> None:
+        """Refuse a file that gives a text's several labels in as many rows; a few such texts are slips."""
+        source, several, texts = self.accounts[-1].source, len(self.other_gold_keys), len(self.gold_keys)
+        if source.answers != "label" or any(account.source.columns.options for account in self.accounts):
+            return  # with options of its own, a row may ask something else about the same text
+        if several >= SEVERAL_LABELS_FROM_TEXTS and several > MAX_SHARE_WITH_SEVERAL_LABELS * texts:
+            example = self.conflict_examples[0]
+            error = multi_label_file(source.path, self.conflicts, f"第 {example['line']} 行")
+            raise InputError(f"{error}（{texts:,} 段不同的文本里有 {several:,} 段出现在几行里，标签各不相同）")
+
+    def _refuse_too_few_labels(self) -> None:
+        """Refuse training rows that nothing can be learned from: a single class, or no entity."""
+        account = self.accounts[-1]
+        dropped = "，".join(f"{label} {count:,}" for label, count in self.recipe.dropped.most_common(5))
+        lost = [account.rejections.describe()] if account.rejected else []
+        lost += [f"--other_labels drop 去掉了 {dropped}"] if dropped else []
+        because = f"（{'；'.join(lost)}）" if lost else ""
+        advice = "请检查 --labels 和数据" if lost else "请检查数据和 --label_column"
+        if account.source.answers == "label" and len(account.labels) < 2:
+            (label,) = account.labels or ("",)
+            what = f"只有 {label!r} 一类" if label else "一类也没有"
+            raise InputError(f"{account.source.path}：能用的行里{what}，学不到怎样分类{because}；{advice}")
+        if account.source.answers == "entities" and not account.labels:
+            raise InputError(f"{account.source.path}：能用的行里没有一个实体，学不到东西{because}；{advice}")
 
     def settled_task(self) -> Task:
         """The task with its labels: those of the recipe, else those in the data.
 
         Raises:
-            InputError: there are no labels, or one side got no row.
+            InputError: there is nothing to learn, rows have several labels, or one side got no row.
         """
         path = self.accounts[-1].source.path
         for side, texts in zip(SIDES, self.texts, strict=True):
             if not texts:
                 raise InputError(f"{path}：{side} 一行也没有分到（数据太少，或与测试集全部重复）；请换 --test_ratio")
+        self._refuse_joined_labels(self.labels)
+        self._refuse_texts_with_several_labels()
+        self._refuse_too_few_labels()
         if self.recipe.task and self.recipe.task.labels:
             return self.recipe.task
-        if not self.labels:
-            raise InputError(f"{path}：没有一个实体，无从知道标签；请用 --labels 给出")
         return self.recipe.with_labels(self._labels_by_frequency())
 
     def _labels_by_frequency(self) -> list[str]:
@@ -237,6 +297,9 @@ class Splitter:
             "task": task.name,
             **{name: sum(figure[name] for figure in figures) for name in figures[0]},
             "rejected_fields": dict(self.rejected_fields.most_common()),
+            "rejected_reasons": self._reasons(),
+            "dropped_labels": dict(self.recipe.dropped.most_common()),
+            "labels_without_rows": [label for label in task.labels if not self.labels[label]],
             "conflicts": self.conflicts,
             "conflict_examples": self.conflict_examples,
             "labels": {label: self.labels[label] for label in self._labels_by_frequency()},
@@ -248,6 +311,16 @@ class Splitter:
                 for account, figure in zip(self.accounts, figures, strict=True)
             ],
         }
+
+    def _reasons(self) -> list[dict]:
+        reasons: dict[str, dict] = {}
+        for account in self.accounts:
+            for kind, rows, line in account.rejections.by_frequency():
+                reason = reasons.setdefault(
+                    kind, {"reason": kind, "rows": 0, "example": f"{account.source.path}:{line}"}
+                )
+                reason["rows"] += rows
+        return sorted(reasons.values(), key=lambda reason: -reason["rows"])
 
 
 class Stratum:

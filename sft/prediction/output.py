@@ -173,7 +173,12 @@ class GrowingFile:
         if progress["bytes"]:
             self._rehash(progress)
         self.rows, self._bytes, self.complete = progress["rows"], progress["bytes"], progress["complete"]
-        self.tally = Tally.from_json(progress["tally"])
+        try:
+            self.tally = Tally.from_json(progress["tally"])
+        except KeyError as error:
+            raise InputError(
+                f"{progress_path(self.path)}：是旧版本写的进度，缺少 {error}，不能接着跑；请加 --overwrite 重来"
+            ) from error
 
     def _rehash(self, progress: dict) -> None:
         """Hash the finished part of the file again, and check that nobody has changed it."""

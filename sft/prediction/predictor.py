@@ -20,7 +20,7 @@ from sft.model.adapter import find_base, require_adapter
 from sft.model.hub import DEFAULT_MODEL, model_hash, resolve_model
 from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
 from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice, read_settings
-from sft.prediction.rows import DEFAULT_ROW_SETTINGS, RowSettings, to_output, to_record
+from sft.prediction.rows import DEFAULT_ROW_SETTINGS, RowSettings, to_output, to_record, usable_gold
 from sft.tasks.evaluation import Tally, at_least
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
@@ -137,21 +137,36 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
         raise RunError("显存不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
     results = [{"error": str(record)} if isinstance(record, RowError) else next(predicted) for record in records]
     results = at_least(task, results, settings.threshold)
-    golds = [None if isinstance(record, RowError) else task.gold(record) for record in records]
+    golds = [usable_gold(record, task) for record in records]
     outputs = [to_output(record, result, task, settings) for record, result in zip(records, results, strict=True)]
-    return [orjson.dumps(output) for output in outputs], Tally.of(task, golds, results)
+    tally = Tally.of(task, golds, results)
+    for number, record in enumerate(records, start=1):
+        if isinstance(record, dict) and "gold_error" in record:
+            tally.add_unusable_gold(record["gold_error"].kind, number)
+    return [orjson.dumps(output) for output in outputs], tally
 
 
 def metrics_of(predictor: Predictor, tally: Tally) -> dict[str, float] | None:
-    """Metrics over the rows with gold, and the problems of unconstrained answers; None if there is neither."""
+    """Metrics over the rows with usable gold, the number of those whose gold cannot be used, and the problems of
+    unconstrained answers; None if there is nothing of these.
+    """
     figures = tally.metrics(predictor.task)
     metrics = {} if figures is None else {"rows": tally.rows["gold"], **figures}
     if figures is not None and tally.rows["judged"] < tally.rows["gold"]:
         metrics["rows_without_prediction"] = tally.rows["gold"] - tally.rows["judged"]
+    if tally.rows["unusable_gold"]:
+        metrics["rows_with_unusable_gold"] = tally.rows["unusable_gold"]
     if not predictor.limits.constrained:
         predicted = tally.rows["read"] - tally.rows["error"]
         metrics |= {"predicted_rows": predicted, **tally.problems}
     return metrics or None
+
+
+def unusable_gold_line(tally: Tally) -> str:
+    """How many rows have gold that cannot be used, and why."""
+    rows, judged = tally.rows["unusable_gold"], tally.rows["gold"]
+    left = "没有一行能评分" if not judged else f"成绩只按其余有金标的 {judged:,} 行算"
+    return f"{rows:,} 行的金标用不上，整行不计入成绩，{left}：{tally.describe_gold_problems()}"
 
 
 def prediction_identity(predictor: Predictor, input_file: Path | None, **reading: object) -> dict:

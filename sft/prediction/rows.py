@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,7 @@ def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT_
     """The record of a row; ``original`` keeps the user's text. An error comes back as it is.
 
     The row may be a raw row, a record, or only a text. Gold is kept if it is usable; a row without gold, or with
-    broken gold, is still predicted.
+    broken gold, is still predicted. ``gold_error`` says why gold cannot be used.
     """
     if isinstance(row, RowError):
         return row
@@ -58,9 +57,18 @@ def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT_
         return error
     except UnicodeEncodeError:
         return RowError("text", "不是 UTF-8 编码，或含有残缺的代理项字符（lone surrogate）")
-    with suppress(RowError):  # the gold cannot be used
+    if settings.options:
+        row = row | {"options" if "messages" in row else "category": list(settings.options)}
+    try:
         record = task.known_fields(row) | record
-    return record | {"options": settings.options} if settings.options else record
+    except RowError as error:
+        record["gold_error"] = error
+    return {"options": settings.options} | record if settings.options else record
+
+
+def usable_gold(record: dict | RowError, task: Task) -> dict | None:
+    """The gold of a record; None if it has none, or if it cannot be used."""
+    return None if isinstance(record, RowError) or "gold_error" in record else task.gold(record)
 
 
 def to_output(
@@ -77,7 +85,7 @@ def to_output(
     output = {"text": record["original"], **_in_original(prediction, record, task)}
     if settings.with_answer and "answer" in prediction:
         output["answer"] = prediction["answer"]
-    gold = task.gold(record)
+    gold = usable_gold(record, task)
     return output | {"gold": _in_original(gold, record, task)} if gold is not None else output
 
 

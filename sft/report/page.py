@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+    from sft.tasks.evaluation import Tally
+
 Fact = tuple[str, object]  # (key of STRINGS, value); a value is shown as it is, or is (key of STRINGS, arguments)
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 ROWS_BUDGET_BYTES = 1_500_000  # for the rows; the whole page stays under 2 MB
 CONVERSION_FIGURES = (
-    "read", "converted", "rejected", "merged", "leaked", "repeated", "composed", "conflicts", "texts_on_both_sides",
+    "read", "converted", "rejected", "merged", "leaked", "left_out", "repeated", "composed", "conflicts", "texts_on_both_sides",
 )  # fmt: skip
 
 
@@ -64,7 +66,14 @@ def add_lines(findings: Findings, lines: Iterable[bytes]) -> None:
 
 
 def write_prediction_page(
-    path: Path, findings: Findings, *, name: str, base: str, adapter: Path | None, dtype: str
+    path: Path,
+    findings: Findings,
+    *,
+    name: str,
+    base: str,
+    adapter: Path | None,
+    dtype: str,
+    tally: Tally | None = None,
 ) -> None:
     """Write the page about a prediction. A failure is logged, not raised.
 
@@ -74,6 +83,7 @@ def write_prediction_page(
         base: the base model's name or folder.
         adapter: the adapter's folder; None for the base model alone.
         dtype: of the model's weights, such as ``float32``.
+        tally: of all output lines; says which gold cannot be used.
     """
     rows = {"rows": figure(findings.rows), "failed": figure(findings.failed)}
     page = {
@@ -86,12 +96,19 @@ def write_prediction_page(
             ("numbers", dtype),
         ],
         "scores": {"predicted": estimates} if (estimates := findings.estimates()) else {},
+        "gold_problems": _gold_problems(tally),
         "charts": None,
         "data": None,
         "settings": None,
     }
     with logged_not_raised(path):
         write_page(path, page, "predicted", findings)
+
+
+def _gold_problems(tally: Tally | None) -> dict | None:
+    if tally is None or not tally.rows["unusable_gold"]:
+        return None
+    return {"rows": figure(tally.rows["unusable_gold"]), "reasons": tally.describe_gold_problems()}
 
 
 # ---- the page ----

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from sft.errors import RowError
 from sft.tasks import metrics
+from sft.tasks.names import parts_of, read_names
 from sft.tasks.options import clean_label, read_options
 from sft.text import clean_text
 
 SYSTEM_PROMPT = (
     "你是一个文本分类领域的专家，你会接收到几个分类选项和一段文本，请从选项中选出文本的正确类型，只输出类型本身。"
 )
+
+MULTI_LABEL = "多标签（multi-label）"  # the kind of error of a row with several labels
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Classification:
     Attributes:
         system_prompt: the instruction, the same for every row.
         labels: all labels in the data; they are the options of a row without options of its own.
+        names: label in the user's data → its name for the model, where the two differ.
     """
 
     name: ClassVar[str] = "classification"
@@ -33,21 +37,30 @@ class Classification:
 
     labels: tuple[str, ...]
     system_prompt: str = SYSTEM_PROMPT
+    names: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
     def from_settings(cls, settings: dict) -> Classification:
         """See `Task`."""
-        return cls(labels=tuple(settings["labels"]), system_prompt=settings["system_prompt"])
+        return cls(tuple(settings["labels"]), settings["system_prompt"], read_names(settings.get("names", {})))
 
     def settings(self) -> dict:
         """See `Task`."""
-        return {"task": self.name, "system_prompt": self.system_prompt, "labels": list(self.labels)}
+        return {
+            "task": self.name,
+            "system_prompt": self.system_prompt,
+            "labels": list(self.labels),
+            "names": dict(self.names),
+        }
 
     @staticmethod
-    def convert(raw: dict) -> dict:
+    def convert(raw: dict, names: Mapping[str, str] | None = None) -> dict:
         """The fields of a record, from a raw row ``{"text", "category"?, "output"}``.
 
         ``options`` is among them only if the row has a ``category``.
+
+        Args:
+            names: label → its name for the model; a label that is not in it stays as it is.
 
         Raises:
             RowError: the row cannot be used.
@@ -56,17 +69,23 @@ class Classification:
         label = raw.get("output")
         if type(label) is RowError:  # it could not be read
             raise label
+        if type(label) in (list, tuple) and len(label) > 1:
+            raise multi_label_error(label)
         if type(label) is not str:
             raise RowError("output", "缺少标签" if label is None else f"应是字符串，实际是 {type(label).__name__}")
         label = clean_label(label)
         if not label:
             raise RowError("output", "标签是空的")
         category = raw.get("category")
+        if names:
+            label = names.get(label, label)
         if category is None or category == "":
             return {"text": text, "label": label}
         options = read_options(category)
+        if names:
+            options = tuple(dict.fromkeys(names.get(option, option) for option in options))
         if label not in options:
-            raise RowError("output", f"标签 {label!r} 不在选项 {'、'.join(options)} 里")
+            raise _not_an_option(label, options)
         return {"text": text, "options": options, "label": label}
 
     def known_fields(self, row: dict) -> dict:
@@ -75,17 +94,26 @@ class Classification:
         Raises:
             RowError: they are there but cannot be used.
         """
-        if "messages" in row:
-            options = row.get("options")
+        names = self.names
+        if "messages" in row:  # a record, whose labels have their names already
+            options, names = row.get("options"), {}
             options = list(options) if isinstance(options, tuple) else options
             row = {"text": row["text"], "category": options, "output": row.get("label")}
-        options = {"options": read_options(row["category"])} if row.get("category") else {}
-        if row.get("output") is None:
+        options = {}
+        if row.get("category"):
+            options["options"] = tuple(
+                dict.fromkeys(names.get(option, option) for option in read_options(row["category"]))
+            )
+        given = row.get("output")
+        if given is None or (isinstance(given, str) and not given.strip()):
             return options
         try:
-            return self.convert(row)
-        except RowError:  # the options are good even if the label is not
-            return options
+            fields = self.convert(row, names)
+        except RowError as error:  # the options are good even if the label is not
+            return options | {"gold_error": error}
+        if fields["label"] not in self.options(fields):
+            fields["gold_error"] = _not_an_option(fields["label"], self.options(fields))
+        return fields
 
     def prompt(self, record: dict) -> list[dict[str, str]]:
         """System and user message. The options come before the text, so that cutting the text never cuts them."""
@@ -170,3 +198,15 @@ class Classification:
     def metrics(self, counts: Counter[tuple[str, str | None]]) -> dict[str, float]:
         """Accuracy, macro-F1 and per-label F1; a label of None counts as wrong."""
         return metrics.label_metrics(counts)
+
+
+def multi_label_error(labels: Sequence[object]) -> RowError:
+    """The error of a row with several labels."""
+    shown = "、".join(str(label)[:20] for label in labels[:5])
+    return RowError("output", f"有几个标签（multi-label）：{shown}", MULTI_LABEL)
+
+
+def _not_an_option(label: str, options: Sequence[str]) -> RowError:
+    if len(parts := parts_of(label)) > 1 and set(parts) <= set(options):
+        return multi_label_error(parts)
+    return RowError("output", f"标签 {label!r} 不在选项 {'、'.join(options)} 里", f"标签 {label!r} 不在选项里")

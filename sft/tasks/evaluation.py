@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from sft.tasks.task import Task
 
+MOST_GOLD_PROBLEMS = 200  # that are counted apart
+
 
 @dataclass
 class Tally:
@@ -15,14 +17,16 @@ class Tally:
 
     Attributes:
         rows: how many rows were ``read``, gave an ``error``, have ``gold``, are ``judged`` (gold and no error), and
-            how many of the judged ones are ``unparsable``.
+            how many of the judged ones are ``unparsable``; and in how many ``unusable_gold`` cannot be used.
         answers: the task's own counts of gold and predictions.
         problems: what was wrong with the answers of all rows without an error, by kind.
+        gold_problems: why gold cannot be used → how many rows, and the number of the first, from 1.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     answers: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
+    gold_problems: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> Tally:
@@ -42,8 +46,32 @@ class Tally:
                 tally.problems.update(task.problems(result))
         return tally
 
+    def add_unusable_gold(self, kind: str, row: int) -> None:
+        """Count a row whose gold cannot be used.
+
+        Args:
+            kind: why; after ``MOST_GOLD_PROBLEMS`` different ones the rest are counted together.
+            row: its number among the rows of this tally, from 1.
+        """
+        self.rows["unusable_gold"] += 1
+        self._add_gold_problem(kind, 1, row)
+
+    def _add_gold_problem(self, kind: str, rows: int, first: int) -> None:
+        if kind not in self.gold_problems and len(self.gold_problems) >= MOST_GOLD_PROBLEMS:
+            kind = "其他原因"
+        known, first_known = self.gold_problems.get(kind, (0, first))
+        self.gold_problems[kind] = known + rows, first_known
+
+    def describe_gold_problems(self, most: int = 5) -> str:
+        """Why gold cannot be used, the most frequent reasons first, in one line."""
+        problems = sorted(self.gold_problems.items(), key=lambda problem: -problem[1][0])
+        reasons = [f"{kind} {rows:,}（如第 {first:,} 行）" for kind, (rows, first) in problems]
+        return "，".join(reasons[:most]) + (f" …… 共 {len(reasons)} 种原因" if len(reasons) > most else "")
+
     def add(self, other: Tally) -> None:
-        """Count more rows."""
+        """Count more rows, which come after those counted so far."""
+        for kind, (rows, first) in other.gold_problems.items():
+            self._add_gold_problem(kind, rows, self.rows["read"] + first)
         self.rows.update(other.rows)
         self.answers.update(other.answers)
         self.problems.update(other.problems)
@@ -57,13 +85,19 @@ class Tally:
     def to_json(self) -> dict:
         """The counts as JSON values, for `from_json`."""
         answers = [[*key, count] for key, count in self.answers.items()]
-        return {"rows": self.rows, "answers": answers, "problems": self.problems}
+        gold_problems = [[kind, rows, first] for kind, (rows, first) in self.gold_problems.items()]
+        return {"rows": self.rows, "answers": answers, "problems": self.problems, "gold_problems": gold_problems}
 
     @classmethod
     def from_json(cls, value: dict) -> Tally:
-        """The tally that `to_json` was called on."""
+        """The tally that `to_json` was called on.
+
+        Raises:
+            KeyError: an earlier version wrote it, which counted less.
+        """
         answers = {(left, right): count for left, right, count in value["answers"]}
-        return cls(Counter(value["rows"]), Counter(answers), Counter(value["problems"]))
+        gold_problems = {kind: (rows, first) for kind, rows, first in value["gold_problems"]}
+        return cls(Counter(value["rows"]), Counter(answers), Counter(value["problems"]), gold_problems)
 
 
 def at_least(task: Task, predictions: Sequence[dict], threshold: float | None) -> list[dict]:

@@ -6,16 +6,19 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar
 
 from sft.errors import RowError
 from sft.tasks import metrics
 from sft.tasks.entity_lines import NO_ENTITY, entity_line, read_entity
+from sft.tasks.names import read_names
+from sft.tasks.options import clean_label
 from sft.text import clean_text, shifted_offsets
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
+NESTED = "实体重叠（嵌套 nested）"  # the kind of error of a row with overlapping entities
 PROBLEMS = ("invalid", "unknown_label", "invented", "repeated", "out_of_order")  # see `Ner.parse`
 
 SENTENCE_END = re.compile(r"[。！？!?…\n]+[”’」』）)\"']*")
@@ -34,6 +37,10 @@ def system_prompt(labels: Sequence[str]) -> str:
     )
 
 
+def _keep(_: str) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Ner:
     """The NER task with its settings.
@@ -41,6 +48,7 @@ class Ner:
     Attributes:
         labels: the names of the labels as the model writes them, in the order of the prompt.
         system_prompt: the instruction, the same for every row.
+        names: label in the user's data → its name for the model, where the two differ.
     """
 
     name: ClassVar[str] = "ner"
@@ -50,28 +58,37 @@ class Ner:
 
     labels: tuple[str, ...]
     system_prompt: str
+    names: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @classmethod
-    def with_labels(cls, labels: Iterable[str]) -> Ner:
+    def with_labels(cls, labels: Iterable[str], names: Mapping[str, str] | None = None) -> Ner:
         """The task for a label set, with the standard instruction."""
         labels = tuple(labels)
-        return cls(labels=labels, system_prompt=system_prompt(labels))
+        return cls(labels=labels, system_prompt=system_prompt(labels), names=dict(names or {}))
 
     @classmethod
     def from_settings(cls, settings: dict) -> Ner:
-        """See `Task`."""
-        return cls(labels=tuple(settings["labels"]), system_prompt=settings["system_prompt"])
+        """See `Task`. Settings of an earlier version have no names; the only ones it gave were CCFBDCI's."""
+        labels = tuple(settings["labels"])
+        names = settings.get("names", {raw: name for raw, name in CCFBDCI_LABELS.items() if name in labels})
+        return cls(labels, settings["system_prompt"], read_names(names))
 
     def settings(self) -> dict:
         """See `Task`."""
-        return {"task": self.name, "system_prompt": self.system_prompt, "labels": list(self.labels)}
+        return {
+            "task": self.name,
+            "system_prompt": self.system_prompt,
+            "labels": list(self.labels),
+            "names": dict(self.names),
+        }
 
     @staticmethod
-    def convert(raw: dict, names: Mapping[str, str] | None = None) -> dict:
+    def convert(raw: dict, names: Mapping[str, str] | None = None, drop: Callable[[str], bool] = _keep) -> dict:
         """The fields of a record from a raw row ``{"text", "entities": [{"start_idx", "end_idx", ...}]}``.
 
         Args:
             names: raw label → the name that the model writes; None to keep the labels as they are.
+            drop: whether to leave out the entities of a label. They are not looked at any further.
 
         Raises:
             RowError: the row cannot be used.
@@ -85,7 +102,7 @@ class Ner:
         if not items:
             return {"text": text, "entities": []}
         original = raw["text"]
-        entities = [_convert_entity(item, original, names) for item in items]
+        entities = [_convert_entity(item, original, names) for item in items if not drop(_label_of(item))]
         if text is not original:
             offsets = shifted_offsets(original)
             for entity in entities:
@@ -94,21 +111,31 @@ class Ner:
         entities.sort(key=lambda entity: entity["start"])
         for left, right in pairwise(entities):
             if right["start"] < left["end"]:
-                raise RowError("entities", f"实体 {left['text']!r} 与 {right['text']!r} 重叠")
+                raise RowError("entities", f"实体 {left['text']!r} 与 {right['text']!r} 重叠（嵌套 nested）", NESTED)
         return {"text": text, "entities": entities}
 
     def known_fields(self, row: dict) -> dict:
         """The entities of a row to predict, if it has any. The row is a raw one or a record.
+
+        In place of the entities there may be the `RowError` that says why they cannot be read.
 
         Raises:
             RowError: they are there but cannot be used.
         """
         if row.get("entities") is None:
             return {}
-        if "messages" in row and isinstance(row["entities"], list):
-            row = row | {"entities": [_as_raw(entity) for entity in row["entities"]]}
+        if isinstance(row["entities"], RowError):
+            raise row["entities"]
         names = {label: label for label in self.labels}
-        return self.convert(row, {raw: name for raw, name in CCFBDCI_LABELS.items() if name in names} | names)
+        if "messages" not in row:
+            names |= self.names
+        elif isinstance(row["entities"], list):  # a record, whose labels have their names already
+            row = row | {"entities": [_as_raw(entity) for entity in row["entities"]]}
+        for item in row["entities"] if isinstance(row["entities"], list) else ():
+            if (label := _label_of(item)) and label not in names:
+                reason = f"标签 {label!r} 不在 {'、'.join(self.labels)} 里"
+                raise RowError("entity_label", reason, f"标签 {label!r} 不是这个模型的")
+        return self.convert(row, names)
 
     def prompt(self, record: dict) -> list[dict[str, str]]:
         """System and user message: the user message is the sentence itself."""
@@ -265,24 +292,32 @@ def _as_raw(entity: object) -> object:
     return {raw_names.get(name, name): value for name, value in entity.items()}
 
 
+def _label_of(item: object) -> str:
+    """The label of a raw entity; empty if it has none."""
+    label = item.get("entity_label") if type(item) is dict else None
+    return clean_label(label) if type(label) is str else ""
+
+
 def _convert_entity(item: object, text: str, names: Mapping[str, str] | None) -> dict:
     """One entity of a record; its offsets are those in the given ``text``."""
     if type(item) is not dict:
         raise RowError("entities", f"每个实体应是一个对象，实际是 {str(item)[:60]}")
     start, end, label = item.get("start_idx"), item.get("end_idx"), item.get("entity_label")
     if type(start) is not int or type(end) is not int:
-        raise RowError("start_idx", f"起止位置应是整数，实际是 {start!r} 和 {end!r}")
+        raise RowError("start_idx", f"起止位置应是整数，实际是 {start!r} 和 {end!r}", "位置不是整数")
     if not 0 <= start < end <= len(text):
-        raise RowError("start_idx", f"起止位置 {start}、{end} 不在文本之内（文本长 {len(text)}），或是空的")
+        reason = f"起止位置 {start}、{end} 不在文本之内（文本长 {len(text)}），或是空的"
+        raise RowError("start_idx", reason, "位置越界或是空的")
     if type(label) is not str or not label.strip():
         raise RowError("entity_label", f"应是非空的字符串，实际是 {label!r}")
     surface, given = text[start:end], item.get("entity_text")
     if given is not None and given != surface:
         _compare_surface(given, surface, text, start, end)
-    label = label.strip()
+    label = clean_label(label)
     if names is not None:
         if label not in names:
-            raise RowError("entity_label", f"标签 {label!r} 不在 {'、'.join(names)} 里；可以用 --labels 加上它")
+            reason = f"标签 {label!r} 不在 {'、'.join(names)} 里；可以用 --labels 加上它"
+            raise RowError("entity_label", reason, f"标签 {label!r} 不在 --labels 里")
         label = names[label]
     return {"start": start, "end": end, "text": surface, "label": label}
 
@@ -296,7 +331,8 @@ def _compare_surface(given: object, surface: str, text: str, start: int, end: in
     if isinstance(given, str) and unicodedata.normalize("NFC", given) == unicodedata.normalize("NFC", surface):
         return
     hint = "；end_idx 应不含最后一个字" if text[start : end + 1] == given else ""
-    raise RowError("entity_text", f"{given!r} 与文本 {start} 到 {end} 处的 {surface!r} 不符{hint}")
+    reason = f"{given!r} 与文本 {start} 到 {end} 处的 {surface!r} 不符{hint}"
+    raise RowError("entity_text", reason, f"实体的文字与位置不符{hint}")
 
 
 def _first_free(surface: str, text: str, taken: Sequence[dict]) -> int | None:

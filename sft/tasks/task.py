@@ -50,6 +50,8 @@ class Task(Protocol):
     def known_fields(self, row: dict) -> dict:
         """The record fields that a row to predict has: options and gold, as far as they are usable.
 
+        Where something else can be used although the gold cannot, ``gold_error`` is the `RowError` that says why.
+
         Raises:
             RowError: they are there but cannot be used.
         """

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import sft
+from sft.data.places import path_of_test
 from sft.data.records import read_task_records
 from sft.engine.attention import can_express
 from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching
@@ -220,11 +221,11 @@ def hold_out(train: Numbered, ratio: float, most: int, seed: int) -> tuple[Numbe
 
 
 def find_test_file(test_file: str | None, train_file: Path) -> Path | None:
-    """The file of ``--test_file`` (``none``: no test). Default: ``test_x.jsonl`` beside ``train_x.jsonl``, if any."""
+    """The file of ``--test_file`` (``none``: no test). Default: the one beside the training file, if it exists."""
     if test_file is not None:
         return None if test_file.lower() == "none" else Path(test_file)
-    beside = train_file.with_name(train_file.name.replace("train", "test"))
-    return beside if beside != train_file and beside.is_file() else None
+    beside = path_of_test(train_file)
+    return beside if beside.is_file() else None
 
 
 def require_supervision(rows: Sequence[EncodedRow], train_file: str) -> None:

@@ -1,0 +1,114 @@
+"""Rejected rows counted by reason, and the refusal of a file of which too little is left. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from sft.errors import InputError, RowError
+from sft.tasks.classification import MULTI_LABEL
+from sft.tasks.names import SEPARATORS, parts_of
+from sft.tasks.ner import NESTED
+
+SHOWN = 5  # reasons in a message
+_MOST_KINDS = 200  # different reasons that are kept apart
+_OTHER = "其他原因"
+
+
+class Rejections:
+    """How many rows were rejected for each reason, with the line of the first."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, int] = {}
+        self._first_lines: dict[str, int] = {}
+
+    def add(self, error: RowError, line: int) -> None:
+        """Count a row that ``error`` rejects, on ``line`` of the file."""
+        kind = MULTI_LABEL if "multi-label" in error.reason else _printable(error.kind)
+        if kind not in self._rows and len(self._rows) >= _MOST_KINDS:
+            kind = _OTHER
+        self._rows[kind] = self._rows.get(kind, 0) + 1
+        self._first_lines.setdefault(kind, line)
+
+    def rows(self, kind: str) -> int:
+        """How many rows were rejected for this reason."""
+        return self._rows.get(kind, 0)
+
+    def by_frequency(self) -> list[tuple[str, int, int]]:
+        """``(reason, rows, first line)``, the most frequent first."""
+        ordered = sorted(self._rows, key=lambda kind: -self._rows[kind])
+        return [(kind, self._rows[kind], self._first_lines[kind]) for kind in ordered]
+
+    def describe(self) -> str:
+        """The most frequent reasons, in one line."""
+        reasons = [f"{kind} {rows:,} 行（如第 {line} 行）" for kind, rows, line in self.by_frequency()]
+        more = f"；…… 共 {len(reasons)} 种原因" if len(reasons) > SHOWN else ""
+        return "；".join(reasons[:SHOWN]) + more
+
+    def advice(self) -> str:
+        """What to do about the most frequent reason."""
+        if not self._rows:
+            return "请检查数据"
+        most_frequent = self.by_frequency()[0][0]
+        if most_frequent.startswith("标签 "):
+            return "请把标签加进 --labels；只想要其中几种，就加 --other_labels drop"
+        if most_frequent == NESTED:
+            return "本工具只做互不重叠的实体，请先只留最外层或最内层"
+        return "请先改正，或检查 --format、--text_column、--label_column"
+
+
+def refuse_multi_label(path: Path, rejections: Rejections) -> None:
+    """Refuse a file with rows that have several labels.
+
+    Raises:
+        InputError: there is such a row.
+    """
+    for kind, rows, line in rejections.by_frequency():
+        if kind == MULTI_LABEL:
+            raise multi_label_file(path, rows, f"第 {line} 行")
+
+
+def multi_label_file(path: Path, rows: int, example: str) -> InputError:
+    """The error of a file with ``rows`` rows that have several labels."""
+    return InputError(
+        f"{path}：{rows:,} 行有几个标签（多标签 multi-label，如{example}）；本工具只做单标签分类，"
+        "请让每行只剩一个标签，或每个标签另做一份是/否的数据"
+    )
+
+
+def joined_labels(rows_by_label: Mapping[str, int]) -> list[str]:
+    """The labels that are several labels in one string, as ``体育|交通`` where ``体育`` and ``交通`` are labels too.
+
+    Once a separator is seen to join labels, every label that it joins is taken for several if one part is known.
+    Names such as ``女装/裙子``, whose parts are no labels, stay what they are.
+    """
+    joined: list[str] = []
+    candidates = [label for label in rows_by_label if len(set(parts_of(label))) > 1]
+    for separator in {_separator(label) for label in candidates}:
+        alike = [label for label in candidates if _separator(label) == separator]
+        places = _places([parts_of(label) for label in alike])
+        known = {part for part in places if part in rows_by_label}
+        if separator not in ("/", " "):  # these two also stand inside ordinary names
+            known |= {part for part, at in places.items() if len(at) > 1}
+        if any(known.issuperset(parts_of(label)) for label in alike):
+            joined += [label for label in alike if not known.isdisjoint(parts_of(label))]
+    return joined
+
+
+def _separator(label: str) -> str:
+    found = re.search(SEPARATORS, label.strip())[0]
+    return " " if found.isspace() else found
+
+
+def _places(labels: list[list[str]]) -> dict[str, set[int]]:
+    """Each part with its places in the labels. A level of a hierarchy has one place; one of several labels has any."""
+    places: dict[str, set[int]] = {}
+    for parts in labels:
+        for place, part in enumerate(parts):
+            places.setdefault(part, set()).add(place)
+    return places
+
+
+def _printable(text: str) -> str:
+    return " ".join(text.encode("utf-8", "replace").decode().split())
