@@ -29,7 +29,7 @@ from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
 from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice
 from sft.prediction.predictor import Predictor
-from sft.prediction.rows import RowSettings, to_output, to_record
+from sft.prediction.rows import RowSettings, to_output, to_record, usable_gold
 from sft.prediction.turns import predict_rows
 from sft.tasks.classification import Classification
 from sft.tasks.entity_lines import entity_line
@@ -134,7 +134,9 @@ class TestBadInput:
     @pytest.mark.parametrize("extra", [{}, {"messages": []}], ids=["raw", "record"])
     def test_broken_gold_does_not_keep_a_row_from_its_prediction(self, ner, entities, extra):
         record = to_record({"text": "张伟", "entities": entities} | extra, ner)
+        error = record.pop("gold_error")
         assert record == {"text": "张伟", "original": "张伟"}
+        assert isinstance(error, RowError) and error.kind
 
     def test_a_broken_label_does_not_cost_a_row_its_options(self, classification):
         for row in (
@@ -143,7 +145,7 @@ class TestBadInput:
         ):
             record = to_record(row, classification)
             assert list(classification.options(record)) == ["左", "右"]
-            assert classification.gold(record) is None
+            assert usable_gold(record, classification) is None
 
 
 # Words that Unicode normalisation changes (1 character to 1, 2 to 1, 3 to 1, 1 to 2), and some that it leaves alone.

@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 ROWS_BUDGET_BYTES = 1_500_000  # for the rows; the whole page stays under 2 MB
 CONVERSION_FIGURES = (
-    "read", "converted", "rejected", "merged", "leaked", "left_out", "repeated", "composed", "conflicts", "texts_on_both_sides",
+    "read", "converted", "rejected", "merged", "leaked", "left_out", "repeated", "composed",
+    "conflicts", "texts_on_both_sides",
 )  # fmt: skip
 
 

@@ -69,7 +69,7 @@ class Classification:
         label = raw.get("output")
         if type(label) is RowError:  # it could not be read
             raise label
-        if type(label) in (list, tuple) and len(label) > 1:
+        if type(label) is list and len(label) > 1 and all(type(one) is str for one in label):
             raise multi_label_error(label)
         if type(label) is not str:
             raise RowError("output", "缺少标签" if label is None else f"应是字符串，实际是 {type(label).__name__}")
