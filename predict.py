@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from sft.report.findings import Findings
     from sft.tasks.evaluation import Tally
 
-logger = logging.getLogger(__name__)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict as the command line says.
@@ -73,7 +71,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
 
     from sft.console import with_progress
     from sft.prediction.output import finished_lines
-    from sft.prediction.predictor import metrics_of, unusable_gold_line
+    from sft.prediction.predictor import metrics_of, warn_of_unusable_gold
     from sft.prediction.turns import predict_in_turns
     from sft.processes import broadcast, choose_device, process_group
     from sft.report.findings import findings_of
@@ -94,8 +92,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
         output.finish()
     if process_index() > 0:
         return None
-    if output.tally.rows["unusable_gold"]:
-        logger.warning("%s", unusable_gold_line(output.tally))
+    warn_of_unusable_gold(output.tally)
     if findings is not None:
         write_report(arguments, predictor, findings, output.tally)
     return metrics_of(predictor, output.tally)

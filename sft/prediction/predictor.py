@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from sft.prediction.rows import DEFAULT_ROW_SETTINGS, RowSettings, to_output, to
 from sft.tasks.evaluation import Tally, at_least
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
+
+logger = logging.getLogger(__name__)
 
 UNTRAINED_MAX_LENGTH, UNTRAINED_MAX_NEW_TOKENS = 1024, 256  # tokens, if no training has set them
 
@@ -162,11 +165,12 @@ def metrics_of(predictor: Predictor, tally: Tally) -> dict[str, float] | None:
     return metrics or None
 
 
-def unusable_gold_line(tally: Tally) -> str:
-    """How many rows have gold that cannot be used, and why."""
-    rows, judged = tally.rows["unusable_gold"], tally.rows["gold"]
-    left = "没有一行能评分" if not judged else f"成绩只按其余有金标的 {judged:,} 行算"
-    return f"{rows:,} 行的金标用不上，整行不计入成绩，{left}：{tally.describe_gold_problems()}"
+def warn_of_unusable_gold(tally: Tally) -> None:
+    """Log in one line how many rows have gold that cannot be used, and why; nothing if there are none."""
+    rows, with_gold = tally.rows["unusable_gold"], tally.rows["gold"]
+    if rows:
+        left = f"成绩只按其余有金标的 {with_gold:,} 行算" if with_gold else "没有一行能评分"
+        logger.warning("%d 行的金标用不上，整行不计入成绩，%s：%s", rows, left, tally.describe_gold_problems())
 
 
 def prediction_identity(predictor: Predictor, input_file: Path | None, **reading: object) -> dict:
