@@ -133,6 +133,8 @@ def by_step(row: dict) -> int:
 
 CONVERSION = {
     "read": 300, "converted": 250, "rejected": 3, "merged": 40, "leaked": 7, "repeated": 1, "composed": 2,
-    "rejected_fields": {"output": 2, "": 1}, "conflicts": 4, "texts_on_both_sides": 0,
+    "rejected_fields": {"output": 2, "": 1},
+    "rejected_reasons": [{"reason": "标签 '<b>' 不在 --labels 里", "rows": 2}],
+    "left_out": 0, "dropped_labels": {"<LOC>": 12}, "conflicts": 4, "texts_on_both_sides": 0,
     "files": [{"file": "raw/<b>.jsonl", "format": "jsonl，UTF-8", "read": 300}],
 }  # fmt: skip

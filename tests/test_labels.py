@@ -239,7 +239,8 @@ class TestSeveralLabels:
     def test_labels_joined_in_a_cell(self, folder):
         for flags in ((), ("--labels", "体育,交通"), ("--labels", "体育,交通", "--other_labels", "drop")):
             code, said = folder.convert("cls", CASES / "26-multi.csv", *flags)
-            assert code == 2 and "6 行有几个标签（多标签 multi-label" in said and "第 2 行" in said
+            assert code == 2 and "6 行有几个标签（多标签 multi-label" in said
+            assert "第 2 行" in said or "26-multi.csv:2 的 '体育|交通'" in said
 
     @pytest.mark.parametrize("separator", ["|", ";", "；", "/", "、", "，", " ", " | ", "; "])
     def test_any_usual_separator(self, folder, separator):

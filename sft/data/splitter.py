@@ -57,7 +57,7 @@ class Account:
     left_out: int = 0  # rows with a label that the user does not want
     repeated: int = 0  # repeated rows of an official test file; they are kept
     composed: int = 0  # rows whose text NFC changed
-    bad_rows: list[str] = field(default_factory=list)  # the first ones, for a message
+    first_bad_row: str = ""  # where it is and why, for a message
     rejections: Rejections = field(default_factory=Rejections)
     labels: frozenset[str] = frozenset()  # those of the converted rows
 
@@ -88,7 +88,7 @@ class Splitter:
         self.gold_keys: dict[int, int] = {}  # text key → the gold key of its first row, which has the text's side too
         self.other_gold_keys: dict[int, set[int]] = {}  # text key → further gold keys, where rows disagree
         self.strata: dict[str, Stratum] = {}
-        self.first_lines: dict[str, int] = {}  # stratum → the line of its first row
+        self.first_rows: dict[str, str] = {}  # stratum → where its first row is
         self.labels: Counter[str] = Counter()
         self.rejected_fields: Counter[str] = Counter()
         self.texts = [0, 0]  # different texts on each side
@@ -157,8 +157,7 @@ class Splitter:
         where = f"{account.source.path}:{number}：{_printable(error.field) + '：' if error.field else ''}{reason}"
         if self.stop_at_bad_row:
             raise InputError(f"{where}；请改正，或用 --on_bad_row skip 跳过坏行") from error
-        if len(account.bad_rows) < 3:
-            account.bad_rows.append(where)
+        account.first_bad_row = account.first_bad_row or where
         shown = line[: _RAW_SHOWN * 4].decode("utf-8", "replace") if isinstance(line, bytes) else line
         entry = {
             "file": str(account.source.path),
@@ -171,7 +170,7 @@ class Splitter:
 
     def _new_stratum(self, name: str, line: int) -> Stratum:
         stratum = self.strata[name] = Stratum(name, self.ratio, self.seed)
-        self.first_lines[name] = line
+        self.first_rows[name] = f"{self.accounts[-1].source.path}:{line}"
         if len(self.strata) > MAX_LABELS:
             self._refuse_joined_labels({name: sum(stratum.rows) for name, stratum in self.strata.items()})
             raise InputError(
@@ -223,10 +222,7 @@ class Splitter:
         refuse_multi_label(path, account.rejections)
         reasons, advice = account.rejections.describe(), account.rejections.advice()
         if rejected == read:
-            examples = "；".join(account.bad_rows)
-            raise InputError(
-                f"{path}：{read:,} 行都不能用：{reasons}，如 {examples}；{advice}，或用 --format 指明格式"
-            )
+            raise InputError(f"{path}：{read:,} 行都不能用：{reasons}；头一处是 {account.first_bad_row}；{advice}")
         most = MAX_BAD_SHARE_OF_MANY if read >= MANY_ROWS else MAX_BAD_SHARE
         if rejected > most * read:
             raise InputError(
@@ -241,7 +237,7 @@ class Splitter:
             return
         if joined := joined_labels(rows_by_label):
             rows = sum(rows_by_label[label] for label in joined)
-            example = f"第 {self.first_lines[joined[0]]} 行的 {joined[0]!r}"
+            example = f" {self.first_rows[joined[0]]} 的 {joined[0]!r}"
             error = multi_label_file(source.path, rows, example)
             raise InputError(f"{error}；若 {joined[0]!r} 本来就是一个标签，用 --labels 列出全部标签")
 
@@ -252,7 +248,7 @@ class Splitter:
             return  # with options of its own, a row may ask something else about the same text
         if several >= SEVERAL_LABELS_FROM_TEXTS and several > MAX_SHARE_WITH_SEVERAL_LABELS * texts:
             example = self.conflict_examples[0]
-            error = multi_label_file(source.path, self.conflicts, f"第 {example['line']} 行")
+            error = multi_label_file(source.path, self.conflicts, f" {example['file']}:{example['line']}")
             raise InputError(f"{error}（{texts:,} 段不同的文本里有 {several:,} 段出现在几行里，标签各不相同）")
 
     def _refuse_too_few_labels(self) -> None:

@@ -37,10 +37,6 @@ def system_prompt(labels: Sequence[str]) -> str:
     )
 
 
-def _keep(_: str) -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class Ner:
     """The NER task with its settings.
@@ -83,12 +79,12 @@ class Ner:
         }
 
     @staticmethod
-    def convert(raw: dict, names: Mapping[str, str] | None = None, drop: Callable[[str], bool] = _keep) -> dict:
+    def convert(raw: dict, names: Mapping[str, str] | None = None, drop: Callable[[str], bool] | None = None) -> dict:
         """The fields of a record from a raw row ``{"text", "entities": [{"start_idx", "end_idx", ...}]}``.
 
         Args:
             names: raw label → the name that the model writes; None to keep the labels as they are.
-            drop: whether to leave out the entities of a label. They are not looked at any further.
+            drop: says whether to leave out the entities of a label, which are not looked at any further then.
 
         Raises:
             RowError: the row cannot be used.
@@ -102,7 +98,9 @@ class Ner:
         if not items:
             return {"text": text, "entities": []}
         original = raw["text"]
-        entities = [_convert_entity(item, original, names) for item in items if not drop(_label_of(item))]
+        if drop is not None:
+            items = [item for item in items if not drop(_label_of(item))]
+        entities = [_convert_entity(item, original, names) for item in items]
         if text is not original:
             offsets = shifted_offsets(original)
             for entity in entities:
