@@ -108,7 +108,7 @@ def test_rows_of_one_file_may_differ_and_need_no_gold(tmp_path):
     ]
     records = [to_record(row, CLS) for row in read_file(written(tmp_path, "rows.jsonl", "".join(lines)), CLS.answers)]
     assert [record["text"] for record in records] == ["甲", "乙", "丙", "丁"]
-    assert [record.get("label") for record in records] == [None, "体育", "军事", None]
+    assert [record.get("label") for record in records] == [None, "体育", "军事", "3"]
 
 
 def test_options_alone_are_taken_and_are_no_gold():

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -20,9 +18,10 @@ from sft.data.arguments import JSON_FORMATS, ReadOptions
 from sft.data.brat import describe_brat, is_brat
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import file_encoding
-from sft.data.shapes import ENTITY_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS, notation_of
+from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, Columns
+from sft.data.shapes import column_problem, has_options, notation_of, remarks_on
 from sft.data.sheets import is_sheet, sheet_cells, sheet_header
-from sft.data.source import Columns, Source, TableLayout
+from sft.data.source import Source, TableLayout
 from sft.data.tables import (
     DELIMITERS,
     column_numbers,
@@ -37,10 +36,7 @@ from sft.data.tagging import Tagging
 from sft.errors import InputError
 from sft.tasks.ner import CCFBDCI_LABELS
 
-logger = logging.getLogger(__name__)
-
-WHAT = {"label": "标签", "entities": "实体"}  # what a task's answers are called
-TASK = {"label": "分类", "entities": "实体识别"}  # and the task itself
+TASK = {"label": "分类", "entities": "实体识别"}
 JSON_ENDINGS = ("json", "jsonl")
 TABLE_ENDINGS = ("csv", "tsv")
 _SAMPLE_CHARACTERS = 1 << 20
@@ -193,7 +189,7 @@ def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | N
 
 
 def _has_usual_name(header: Iterable[str]) -> bool:
-    return any(cell.strip().lower() in TEXT_COLUMNS for cell in header)
+    return any(cell.strip().lower() in ALL_TEXT_COLUMNS for cell in header)
 
 
 # ---- Tables ----
@@ -230,14 +226,15 @@ def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, go
         return replace(source, table=source.table._replace(names=numbers), columns=columns, taken=taken)
     if len(set(header)) < len(header):
         raise InputError(f"{source.path}:1：表头有重名的列（{'、'.join(header)}）；请改成不同的名字")
-    return replace(source, columns=_find_columns(source, header, options, gold))
+    sample = [dict(zip(header, row, strict=False)) for row in rows[1:]] or [dict.fromkeys(header, "")]
+    return _with_columns(source, sample, Columns(options.text_column, options.label_column), gold)
 
 
 def _lacks_header(header: list[str], rows: list[list[str]], options: ReadOptions, numbers: Sequence[str]) -> bool:
     chosen = [column for column in (options.text_column, options.label_column) if column]
     if chosen:
         return not set(chosen) <= set(header) and set(chosen) <= set(numbers)
-    usual = {cell.strip().lower() for cell in header} & {*TEXT_COLUMNS, *LABEL_COLUMNS}
+    usual = {cell.strip().lower() for cell in header} & {*ALL_TEXT_COLUMNS, *ALL_LABEL_COLUMNS}
     return not usual and is_data(header, rows)
 
 
@@ -283,12 +280,11 @@ def _as_document(source: Source, options: ReadOptions, gold: bool) -> Source:
 
 def _with_notation(source: Source, rows: Sequence[dict], options: ReadOptions, gold: bool) -> Source:
     """The source with the notation of its rows and the columns to take."""
-    notation = notation_of(rows, source.answers)
-    chosen = options.format if options.format in JSON_FORMATS else "auto"
-    format = notation if chosen == "auto" else chosen
-    columns = _find_columns(source, _common_fields(rows), options, gold)
-    four = format == "ccfbdci" and _has_ccfbdci_labels(rows)
-    return replace(source, format=format, columns=columns, ccfbdci_labels=four)
+    columns = Columns(options.text_column, options.label_column)
+    format = options.format if options.format in JSON_FORMATS else notation_of(rows, source.answers, columns)
+    source = replace(source, format="jsonl" if format in (None, "plain") else format)
+    source = replace(source, ccfbdci_labels=source.format == "ccfbdci" and _has_ccfbdci_labels(rows))
+    return _with_columns(source, rows, columns, gold)
 
 
 def _json_objects(sample: Iterable[str]) -> Iterator[dict]:
@@ -299,12 +295,6 @@ def _json_objects(sample: Iterable[str]) -> Iterator[dict]:
             continue  # the reader will reject it
         if type(row) is dict:
             yield row
-
-
-def _common_fields(rows: Sequence[dict]) -> list[str]:
-    """The JSON fields that most of the rows have; none if there are no rows."""
-    fields = Counter(tuple(row) for row in rows)
-    return list(fields.most_common(1)[0][0]) if fields else []
 
 
 def _has_ccfbdci_labels(rows: Sequence[dict]) -> bool:
@@ -320,57 +310,20 @@ def _has_ccfbdci_labels(rows: Sequence[dict]) -> bool:
 # ---- Columns ----
 
 
-def _find_columns(source: Source, columns: Sequence[str], options: ReadOptions, gold: bool) -> Columns:
-    """The columns that the user chose, or else the ones with the usual names.
-
-    Rows to predict need no gold, and in JSON each may have fields of its own: what is not found stays None.
+def _with_columns(source: Source, rows: Sequence[dict], columns: Columns, gold: bool) -> Source:
+    """The source with the columns to take, and what should be said about rows like these.
 
     Raises:
-        InputError: a column is missing, or several could be it.
+        InputError: none of the first rows has the columns, or several could be them. Rows to predict need no gold,
+            and those of JSON may each have fields of their own.
     """
-    is_table = source.container in ("table", "sheet")
-    if gold and not columns:  # no line is JSON: the reader will reject each with its reason
-        columns = ["text", "entities"] if source.answers == "entities" else ["text", "category", "output"]
-    # In fudan's rows `category` is the list of options; elsewhere it is the label.
-    label_names = ("output",) if {"category", "output"} <= set(columns) else LABEL_COLUMNS
-    names = ENTITY_COLUMNS if source.answers == "entities" else label_names
-    if gold:
-        text = _find_column(source.path, columns, options.text_column, TEXT_COLUMNS, "--text_column", "文本")
-        label = _find_column(source.path, columns, options.label_column, names, "--label_column", WHAT[source.answers])
-    else:
-        text, label = options.text_column, options.label_column
-        if is_table:
-            text_names = ("text",) if "text" in columns else TEXT_COLUMNS
-            text = _find_column(source.path, columns, text, text_names, "--text_column", "文本")
-        if label is None:
-            found = _usual(columns, names)
-            label = found[0] if len(found) == 1 else None
-            if len(found) > 1 and is_table:
-                shown = "、".join(found)
-                logger.warning("%s：有几列都像金标（%s），都没有用；请用 --label_column 指明", source.path, shown)
-    options_column = "options" if "options" in columns else None
-    if "category" in columns and label == "output":
-        options_column = "category"
-    return Columns(text, label, options_column)
-
-
-def _usual(columns: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [column for column in columns if column.strip().lower() in names]
-
-
-def _find_column(
-    path: Path, columns: Sequence[str], chosen: str | None, names: Sequence[str], flag: str, what: str
-) -> str:
-    """The one column that is ``chosen``, or without a choice the one that has one of the usual ``names``.
-
-    Raises:
-        InputError: there is no such column, or more than one.
-    """
-    found = [column for column in columns if column == chosen] if chosen else _usual(columns, names)
-    if len(found) == 1:
-        return found[0]
-    listed = "、".join(columns[:20])
-    if chosen:
-        raise InputError(f"{path}:1：没有 {flag} 给出的列 {chosen!r}；有的列是 {listed}")
-    problem = f"有几列都像{what}（{'、'.join(found)}）" if found else f"认不出哪一列是{what}（有 {listed[:200]!r}）"
-    raise InputError(f"{path}:1：{problem}；请用 {flag} 指明")
+    if gold or source.container in ("table", "sheet"):
+        problem = column_problem(rows, source.answers if gold else None, columns)
+        if problem is not None:
+            raise InputError(f"{source.path}:1：{problem}")
+    return replace(
+        source,
+        columns=columns,
+        has_options=source.answers == "label" and any(has_options(row, columns) for row in rows),
+        taken=(*source.taken, *remarks_on(rows, source.answers, columns)),
+    )

@@ -76,13 +76,7 @@ def _read_document(source: Source) -> Iterator[NumberedRow]:
 
 def in_shape(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRow]:
     """Rows as they are written, in the task's original shape."""
-    return rows if source.container in IN_SHAPE or _is_original(source) else _shape_rows(rows, source)
-
-
-def _is_original(source: Source) -> bool:
-    """Whether the rows already have the original shape, so that shaping would only cost time."""
-    usual = {"fudan": ("text", "output", "category"), "ccfbdci": ("text", "entities", None)}
-    return source.container == "json_lines" and source.columns == usual.get(source.format)
+    return rows if source.container in IN_SHAPE else _shape_rows(rows, source)
 
 
 def _shape_rows(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRow]:

@@ -70,7 +70,7 @@ def classification_recipe(sources: Iterable[Source], labels: str | None, other_l
     options = tuple(dict.fromkeys(names.values()))
     wanted = frozenset(options)
     in_flag = wanted.union(names)
-    known = bool(options) or all(source.columns.options for source in sources)
+    known = bool(options) or all(source.has_options for source in sources)
     renamed = _renamed(names)
     dropped: Counter[str] = Counter()
 

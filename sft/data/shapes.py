@@ -1,164 +1,193 @@
-"""The two original shapes of a raw row, and what other data sets call and write the same things. Imports no torch.
+"""One raw row, whatever tool wrote it, in the original shape of its task. Imports no torch.
 
 Labels: ``{"text", "category", "output"}``, as in zh_cls_fudan-news; ``category`` has the options and may be None.
 Entities: ``{"text", "entities": [{"start_idx", "end_idx", "entity_text", "entity_label"}]}``, as in CCFBDCI; offsets
 count code points, and ``end_idx`` is exclusive.
 
-`shape_row` brings a row into one of them, for conversion and prediction alike.
+`shape_row` takes each row by itself, and conversion and prediction both call it: they cannot read a row differently.
+A row with a shape of its own (a dialogue, an annotation tool's export) is known by its fields, see `whole_row_reader`;
+any other row has a column of text and a column of gold, see `sft.data.columns`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from sft.data.source import ANY_COLUMNS, Columns
+from sft.data.columns import (
+    DESCRIPTION_COLUMNS,
+    USUAL_COLUMNS,
+    Columns,
+    OtherTask,
+    Written,
+    gold_value,
+    plain_row,
+    text_value,
+    value_at,
+)
+from sft.data.dialogues import is_alpaca, is_dialogue, is_record, read_alpaca, read_dialogue, read_record
+from sft.data.entity_notations import entity_notation, raw_entities
+from sft.data.label_values import label_value
+from sft.data.tool_exports import (
+    is_label_studio,
+    is_prodigy,
+    is_tokens,
+    read_label_studio,
+    read_prodigy,
+    read_tokens,
+)
 from sft.errors import RowError
-from sft.text import read_literal, shown
 
-# The usual names of columns and JSON fields, in lower case.
-TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "句子")
-LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "分类")
-ENTITY_COLUMNS = ("entities", "label", "labels", "实体", "标签")
+Reader = Callable[[dict, str, Columns], Written]
 
 
-def notation_of(rows: Sequence[dict], answers: str) -> str:
-    """The notation of JSON rows, by the first one that shows it."""
-    if answers == "label":
-        fudan = any({"text", "category", "output"} <= row.keys() for row in rows)
-        return "fudan" if fudan else "jsonl"
-    for row in rows:
-        column = _only_column(row, ENTITY_COLUMNS, first=("entities",))
-        value = row.get(column)
-        if type(value) is dict:
-            return "cluener"
-        if type(value) is list and value:
-            if type(value[0]) is not dict:
-                return "doccano"
-            return "ccfbdci" if "start_idx" in value[0] else "spans"
-    return "ccfbdci"
+class UnusableGold(RowError):
+    """The text of a row is good, but its gold cannot be used: conversion rejects it, prediction predicts it.
+
+    Attributes:
+        row: the row in its original shape, with None for the gold.
+    """
+
+    def __init__(self, field: str, reason: str, row: dict) -> None:
+        super().__init__(field, reason)
+        self.row = row
 
 
-def shape_row(row: dict, answers: str, columns: Columns = ANY_COLUMNS) -> dict:
-    """A row in its original shape, whatever its columns are called; a record stays as it is.
-
-    Gold that cannot be read comes as a `RowError` in its place: a row to predict needs none.
+def shape_row(row: dict, answers: str, columns: Columns = USUAL_COLUMNS) -> dict:
+    """A row in the original shape of its task. Gold that the row does not have is None. The row is not changed.
 
     Args:
         answers: what the task's answers are, ``label`` or ``entities`` (``task.answers``).
-        columns: the columns to take. The gold of a row that lacks the label column is found by the usual names.
+        columns: the columns to take; None takes those with the usual names.
 
     Raises:
-        RowError: there is no text column, or several could be it.
+        UnusableGold: the gold is there but cannot be read.
+        RowError: there is no text, it could be several columns, or the row is another task's.
     """
-    if "messages" in row and columns.text is None:
-        return row
-    text = row.get(_text_column(row, columns.text))
-    if answers == "entities":
-        return {"text": text, "entities": _entities(row, text, columns.label)}
-    name = columns.label if columns.label in row else _only_column(row, LABEL_COLUMNS, first=("output", "label"))
-    options = row.get(columns.options) if columns.options else row.get("options")
-    if columns.label is None and name == "category" and _is_list(row["category"]):
-        name = None  # a list of options, not a label
-    if options is None and name != "category":
-        options = row.get("category")
-    return {"text": text, "category": options, "output": row.get(name)}
-
-
-def _text_column(row: dict, chosen: str | None) -> str:
-    if chosen is not None:
-        if chosen not in row:
-            raise RowError(chosen, "缺少这个字段")
-        return chosen
-    column = _only_column(row, TEXT_COLUMNS, first=("text",))
-    if column is None:
-        found = [name for name in row if name.strip().lower() in TEXT_COLUMNS]
-        raise RowError(
-            "text", f"有几个字段都像文本（{'、'.join(found)}）；请用 --text_column 指明" if found else "缺少这个字段"
-        )
-    return column
-
-
-def _only_column(row: dict, names: tuple[str, ...], first: tuple[str, ...]) -> str | None:
-    """The first name of ``first`` that the row has, else its only column with one of the usual ``names``."""
-    for name in first:
-        if name in row:
-            return name
-    found = [column for column in row if column.strip().lower() in names]
-    return found[0] if len(found) == 1 else None
-
-
-def _is_list(value: object) -> bool:
-    if type(value) is not str:
-        return type(value) is list
+    reader = whole_row_reader(row, columns)
+    written = (reader or plain_row)(row, answers, columns)
+    shape = {**written.kept, "text": written.text}
+    shape |= {"entities": None} if answers == "entities" else {"category": written.options, "output": None}
     try:
-        return type(read_literal(value)) is list
-    except ValueError:
-        return False
-
-
-def _entities(row: dict, text: object, label_column: str | None) -> object:
-    """A row's entities as CCFBDCI has them; None if it has none, an error in their place if they cannot be read."""
-    column = label_column if label_column in row else _only_column(row, ENTITY_COLUMNS, first=("entities",))
-    value = row.get(column) if column is not None else None
-    if type(text) is not str or value is None:
-        return value
-    try:
-        value = entities_in_cell(value, column) if type(value) is str else value
-        return raw_entities(value, column)
+        if written.problem is not None:
+            raise written.problem
+        if answers == "entities":
+            shape["entities"] = raw_entities(written.gold, written.text, written.field)
+        else:
+            shape["output"] = label_value(written.gold, written.field)
+    except OtherTask:
+        raise
     except RowError as error:
-        return error
+        raise UnusableGold(error.field, error.reason, shape) from None
+    return shape
 
 
-# ---- Notations of entities ----
+def whole_row_reader(row: dict, columns: Columns = USUAL_COLUMNS) -> Reader | None:
+    """The reader of a row with a shape of its own; None if it has a column of text and a column of gold.
 
-
-def entities_in_cell(cell: str, column: str) -> object:
-    """The entities in a cell of a table; an empty cell has none.
-
-    Raises:
-        RowError: the cell is neither JSON nor a Python literal.
+    If the user has named the column of the text, it is taken, except in a Label Studio task, whose texts are in
+    ``data``.
     """
+    if is_label_studio(row) and (columns.text is None or columns.text not in row):
+        return read_label_studio
+    if columns.text is not None:
+        return None
+    if is_record(row):
+        return read_record
+    if is_dialogue(row):
+        return read_dialogue
+    if is_tokens(row):
+        return read_tokens
+    if is_prodigy(row):
+        return read_prodigy
+    return read_alpaca if is_alpaca(row) else None
+
+
+_NAMES = {
+    read_label_studio: "label_studio",
+    read_record: "records",
+    read_dialogue: "messages",
+    read_tokens: "tokens",
+    read_prodigy: "prodigy",
+    read_alpaca: "alpaca",
+}
+
+
+def notation_of(rows: Sequence[dict], answers: str, columns: Columns = USUAL_COLUMNS) -> str | None:
+    """The name of the notation of a file's first rows, for the summary. None if there are no rows.
+
+    label_studio, records (our own), messages, tokens, prodigy or alpaca; else for entities ccfbdci, spans, doccano,
+    cluener or answers (without offsets), and for labels fudan or plain. It is only a name; `shape_row` does without.
+    """
+    rows = [row for row in rows if type(row) is dict]
+    for row in rows:
+        if reader := whole_row_reader(row, columns):
+            return _NAMES[reader]
+    if answers == "entities":
+        return next(filter(None, (_entity_notation(row, columns) for row in rows)), "ccfbdci" if rows else None)
+    if any("category" in row and "output" in row for row in rows):
+        return "fudan"
+    return "plain" if rows else None
+
+
+def _entity_notation(row: dict, columns: Columns) -> str | None:
     try:
-        return read_literal(cell) if cell.strip() else []
-    except ValueError:
-        raise RowError(column, "应是 JSON 或 Python 写法的实体列表") from None
+        return entity_notation(gold_value(row, "entities", columns)[0])
+    except RowError:
+        return None
 
 
-def raw_entities(value: object, column: str) -> object:
-    """Entities in any known notation (CCFBDCI's, CLUENER's, doccano's, spans) as CCFBDCI has them.
+def remarks_on(rows: Iterable[dict], answers: str, columns: Columns = USUAL_COLUMNS) -> list[str]:
+    """What a user should know about how rows like these are read, each as part of a line of the summary."""
+    rows = [row for row in rows if type(row) is dict]
+    remarks = []
+    asked = [row for row in rows if whole_row_reader(row, columns) is read_alpaca and row.get("input")]
+    instructions = {str(row.get("instruction")) for row in asked}
+    if len(instructions) > 1:
+        remarks.append(f"instruction 有 {len(instructions)} 种，都没有用：文本是 input，指令用本项目的")
+    if answers == "label" and columns.label is None:
+        named = {gold_value(row, answers, columns)[1] for row in rows if _is_described(row, columns)}
+        remarks += [f"标签取自 {name}（label 是它的编号）" for name in sorted(named)]
+    return remarks
 
-    A value that is neither a list nor an object stays as it is: the task reports it.
 
-    Raises:
-        RowError: an item is in no known notation.
+def column_problem(rows: Sequence[dict], answers: str | None, columns: Columns = USUAL_COLUMNS) -> str | None:
+    """Why none of a file's first rows can be read, for want of a column: a message for the user. None if one can.
+
+    Args:
+        answers: as in `shape_row`; None if the rows need no gold.
     """
-    if type(value) is dict:
-        return list(_cluener_entities(value, column))
-    if type(value) is list:
-        return [_span_entity(item, column) for item in value]
-    return value
+    problem = None
+    for row in rows:
+        if whole_row_reader(row, columns):
+            return None
+        problem = _column_problem(row, answers, columns)
+        if problem is None:
+            return None
+    return problem
 
 
-def _span_entity(item: object, column: str) -> dict:
-    """An entity as an object with ``start`` and ``end``, or doccano's ``[start, end, label]``."""
-    if type(item) is dict:
-        if "start_idx" in item:
-            return item
-        start, end = item.get("start", item.get("start_offset")), item.get("end", item.get("end_offset"))
-        return {"start_idx": start, "end_idx": end, "entity_text": item.get("text"), "entity_label": item.get("label")}
-    if type(item) in (list, tuple) and len(item) == 3:
-        return {"start_idx": item[0], "end_idx": item[1], "entity_label": item[2]}
-    raise RowError(column, f"认不出的实体 {shown(item)}；应如 [起, 止, 标签]")
+def _column_problem(row: dict, answers: str | None, columns: Columns) -> str | None:
+    listed = "、".join(row)[:200]
+    for name, flag in ((columns.text, "--text_column"), (columns.label if answers else None, "--label_column")):
+        if name is not None and value_at(row, name, default=row) is row:
+            return f"没有 {flag} 给出的列 {name!r}；有的列是 {listed}"
+    try:
+        text_value(row, columns)
+    except RowError as error:
+        missing = f"认不出哪一列是文本（有 {listed!r}）；请用 --text_column 指明"
+        return missing if error.reason == "缺少这个字段" else error.reason
+    if answers is None or columns.label is not None:
+        return None
+    what = "实体" if answers == "entities" else "标签"
+    try:
+        _, field = gold_value(row, answers, columns)
+    except RowError as error:
+        return error.reason
+    return None if field in row else f"认不出哪一列是{what}（有 {listed!r}）；请用 --label_column 指明"
 
 
-def _cluener_entities(value: dict, column: str) -> Iterator[dict]:
-    """CLUENER: ``{label: {surface: [[start, last], …]}}``; ``last`` is inclusive."""
-    for label, surfaces in value.items():
-        if type(surfaces) is not dict:
-            raise RowError(column, f"{label} 应是 {{实体: [[起, 止]]}}，实际是 {shown(surfaces)}")
-        for surface, places in surfaces.items():
-            for place in places if type(places) is list else [None]:
-                if type(place) is not list or len(place) != 2 or not all(type(edge) is int for edge in place):
-                    raise RowError(column, f"{surface} 的位置应是 [[起, 止]]，实际是 {shown(places)}")
-                start, last = place
-                yield {"start_idx": start, "end_idx": last + 1, "entity_text": surface, "entity_label": label}
+def _is_described(row: dict, columns: Columns) -> bool:
+    try:
+        return whole_row_reader(row, columns) is None and gold_value(row, "label", columns)[1] in DESCRIPTION_COLUMNS
+    except RowError:
+        return False

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from sft.data.columns import USUAL_COLUMNS, Columns
 from sft.data.tagging import Tagging
 from sft.errors import RowError
 
@@ -13,17 +14,6 @@ NumberedRow = tuple[int, bytes | str, dict | RowError]  # line number from 1, th
 
 # What a file physically is, and so which reader reads it.
 Container = Literal["lines", "json_lines", "document", "table", "sheet", "tagged", "marked", "brat"]
-
-
-class Columns(NamedTuple):
-    """The columns or JSON fields to take; None takes those with the usual names (see `sft.data.shapes`)."""
-
-    text: str | None = None
-    label: str | None = None
-    options: str | None = None
-
-
-ANY_COLUMNS = Columns()
 
 
 class TableLayout(NamedTuple):
@@ -51,7 +41,8 @@ class Source:
         encoding: a name that Python knows.
         table: of a table.
         tagging: of a tagged file.
-        columns: of rows with columns or fields.
+        columns: the columns or fields that the user names, or that a table without a header has.
+        has_options: whether the first rows have options of their own.
         ccfbdci_labels: whether nine of ten entities in the first rows of a CCFBDCI file have one of its four labels.
         taken: what was decided by evidence, in Chinese, for the summary.
     """
@@ -63,7 +54,8 @@ class Source:
     encoding: str
     table: TableLayout | None = None
     tagging: Tagging | None = None
-    columns: Columns = ANY_COLUMNS
+    columns: Columns = USUAL_COLUMNS
+    has_options: bool = False
     ccfbdci_labels: bool = False
     taken: tuple[str, ...] = ()
 

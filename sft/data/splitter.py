@@ -244,7 +244,7 @@ class Splitter:
     def _refuse_texts_with_several_labels(self) -> None:
         """Refuse a file that gives a text's several labels in as many rows; a few such texts are slips."""
         source, several, texts = self.accounts[-1].source, len(self.other_gold_keys), len(self.gold_keys)
-        if source.answers != "label" or any(account.source.columns.options for account in self.accounts):
+        if source.answers != "label" or any(account.source.has_options for account in self.accounts):
             return  # with options of its own, a row may ask something else about the same text
         if several >= SEVERAL_LABELS_FROM_TEXTS and several > MAX_SHARE_WITH_SEVERAL_LABELS * texts:
             example = self.conflict_examples[0]

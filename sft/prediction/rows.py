@@ -9,8 +9,8 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sft.data.columns import USUAL_COLUMNS, Columns
 from sft.data.shapes import shape_row
-from sft.data.source import ANY_COLUMNS, Columns
 from sft.errors import RowError
 from sft.prediction.other_task import task_of_record
 from sft.text import clean_text, shifted_offsets
@@ -30,7 +30,7 @@ class RowSettings:
         with_answer: also write the model's answer as it was generated.
     """
 
-    columns: Columns = ANY_COLUMNS
+    columns: Columns = USUAL_COLUMNS
     options: tuple[str, ...] | None = None
     threshold: float | None = None
     with_answer: bool = False
@@ -47,7 +47,7 @@ def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT_
     """
     if isinstance(row, RowError):
         return row
-    if settings.text_column is None and (other := task_of_record(row)) not in (None, task.name):
+    if settings.columns.text is None and (other := task_of_record(row)) not in (None, task.name):
         return RowError("task", f"这一条是 {other} 的数据，适配器的任务是 {task.name}")
     try:
         row = shape_row(row, task.answers, settings.columns)

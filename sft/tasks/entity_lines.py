@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 NO_ENTITY = "没有找到任何实体"
 
@@ -26,3 +27,19 @@ def read_entity(line: str) -> tuple[str, str] | None:
     if not isinstance(surface, str) or not isinstance(label, str) or not surface:
         return None
     return surface, label
+
+
+def occurrence(surface: str, text: str, cursor: int, taken: Sequence[dict]) -> int | None:
+    """Where an entity without offsets is in ``text``: at its leftmost occurrence from ``cursor`` on, the end of the
+    previous entity, else at the leftmost one that overlaps no ``taken`` entity; None if there is none.
+    """
+    start = text.find(surface, cursor)
+    if start >= 0:
+        return start
+    start = text.find(surface)
+    while start >= 0:
+        end = start + len(surface)
+        if all(end <= entity["start"] or entity["end"] <= start for entity in taken):
+            return start
+        start = text.find(surface, start + 1)
+    return None

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from sft.errors import RowError
 from sft.tasks import metrics
-from sft.tasks.entity_lines import NO_ENTITY, entity_line, read_entity
+from sft.tasks.entity_lines import NO_ENTITY, entity_line, occurrence, read_entity
 from sft.tasks.names import read_names
 from sft.tasks.options import clean_label
 from sft.text import clean_text, shifted_offsets
@@ -200,18 +200,16 @@ class Ner:
                 problems["invalid"] += 1
                 continue
             surface, label = entity
-            start = text.find(surface, cursor)
-            ahead = start >= 0
             if label not in self.labels:
                 problems["unknown_label"] += 1
             elif surface not in text:
                 problems["invented"] += 1
-            elif not ahead and (start := _first_free(surface, text, entities)) is None:
+            elif (start := occurrence(surface, text, cursor, entities)) is None:
                 problems["repeated"] += 1
             else:
                 end = start + len(surface)
+                problems["out_of_order"] += start < cursor
                 cursor = max(cursor, end)
-                problems["out_of_order"] += not ahead
                 entities.append({"start": start, "end": end, "text": surface, "label": label, "line": number})
         entities.sort(key=lambda entity: entity["start"])
         return {"entities": entities, "unparsable": problems["invalid"] > 0, "problems": problems}
@@ -329,14 +327,3 @@ def _compare_surface(given: object, surface: str, text: str, start: int, end: in
     hint = "；end_idx 应不含最后一个字" if text[start : end + 1] == given else ""
     reason = f"{given!r} 与文本 {start} 到 {end} 处的 {surface!r} 不符{hint}"
     raise RowError("entity_text", reason, f"实体的文字与位置不符{hint}")
-
-
-def _first_free(surface: str, text: str, taken: Sequence[dict]) -> int | None:
-    """Start of the leftmost occurrence of ``surface`` that overlaps no taken entity."""
-    start = text.find(surface)
-    while start >= 0:
-        end = start + len(surface)
-        if all(end <= entity["start"] or entity["end"] <= start for entity in taken):
-            return start
-        start = text.find(surface, start + 1)
-    return None

@@ -1,0 +1,337 @@
+"""Entities in any notation that tools and people write, as CCFBDCI has them. Imports no torch.
+
+Offsets: an entity's own text decides what they mean. All entities of a row must agree with their texts in one way: end
+exclusive, end inclusive (CMeEE), or in UTF-16 units (tools written in JavaScript). Without texts an end is exclusive,
+except where the names of the fields leave it open. Entities without offsets are placed in the order they are written:
+the leftmost occurrence after the previous entity, else the leftmost that is free.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import orjson
+
+from sft.errors import RowError
+from sft.tasks.entity_lines import NO_ENTITY, occurrence
+from sft.text import read_literal, shown
+
+START_NAMES = (
+    "start_idx",
+    "start",
+    "start_offset",
+    "start_pos",
+    "start_index",
+    "startOffset",
+    "begin",
+    "from",
+    "offset",
+)
+END_NAMES = ("end_idx", "end", "end_offset", "end_pos", "end_index", "endOffset", "stop", "to")
+PLACE_NAMES = ("span", "position", "offsets", "pos", "loc", "range", "indices")  # [start, end]
+SURFACE_NAMES = ("entity_text", "text", "surface", "mention", "word", "span", "entity", "name", "value")
+LABEL_NAMES = (
+    "entity_label",
+    "label",
+    "labels",
+    "entity_type",
+    "label_type",
+    "entity_group",
+    "type",
+    "tag",
+    "category",
+)
+_NONE = re.compile(
+    r"(没有|未|无)(找到|发现|识别到?|抽取到)?(任何)?(命名)?实体[。.!！]?|无|没有|none|null", re.IGNORECASE
+)
+_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
+_PLAIN_FIELDS = {"start_idx", "end_idx", "entity_label"}
+
+
+class Mention(NamedTuple):
+    """An entity as it is written. Without offsets ``start`` and ``end`` are None; without its text, ``surface``."""
+
+    start: object
+    end: object
+    surface: object
+    label: object
+
+
+def raw_entities(value: object, text: object, field: str) -> object:
+    """Entities in any notation, as CCFBDCI has them.
+
+    None stays None, and what is no list of entities at all stays as it is: the task reports it.
+
+    Args:
+        value: a list, an object, or a string with either or with one JSON object on each line.
+        text: the text of the row.
+        field: where ``value`` is, for error messages.
+
+    Raises:
+        RowError: an entity is in no known notation, its offsets could mean two things, or it is not in the text.
+    """
+    if type(value) is str:
+        value = entities_in_string(value, field)
+    if type(text) is not str or not isinstance(value, list | dict) or value == []:
+        return value
+    if type(value) is list and all(_is_plain(item, text) for item in value):
+        return value
+    mentions = list(_mentions(value, text, field))
+    placed = [mention.start is not None or mention.end is not None for mention in mentions]
+    if not any(placed):
+        return _place(mentions, text, field, in_order=type(value) is list)
+    if not all(placed):
+        raise RowError(field, "有的实体有起止位置，有的没有")
+    return [_as_raw(mention) for mention in _settled(mentions, text, field)]
+
+
+def entities_in_string(value: str, field: str) -> object:
+    """The entities in a string: JSON, a Python literal, a JSON object on each line, or a sentence that there are none.
+
+    Raises:
+        RowError: it is none of them.
+    """
+    fenced = _FENCE.fullmatch(value.strip())
+    value = fenced[1].strip() if fenced else value.strip()
+    if not value or value == NO_ENTITY or _NONE.fullmatch(value):
+        return []
+    try:
+        return read_literal(value)
+    except ValueError:
+        pass
+    try:
+        return [orjson.loads(line) for line in value.split("\n") if line.strip()]
+    except orjson.JSONDecodeError:
+        raise RowError(field, f"应是 JSON 或 Python 写法的实体列表，实际是 {shown(value)}") from None
+
+
+def entity_notation(value: object) -> str | None:
+    """ccfbdci, spans, doccano, cluener, or answers (without offsets), by a row's entities; None if it has none."""
+    if type(value) is str:
+        try:
+            value = entities_in_string(value, "")
+        except RowError:
+            return None
+    if type(value) is dict and value:
+        return "cluener" if any(type(surfaces) is dict for surfaces in value.values()) else "answers"
+    if type(value) is not list or not value:
+        return None
+    if type(value[0]) is not dict:
+        return "doccano"
+    names = set(value[0])
+    if names >= _PLAIN_FIELDS:
+        return "ccfbdci"
+    return "spans" if names & {*START_NAMES, *PLACE_NAMES} else "answers"
+
+
+def _is_plain(item: object, text: str) -> bool:
+    """Whether an entity is already as CCFBDCI has it, and says nothing against its offsets."""
+    if type(item) is not dict or not item.keys() >= _PLAIN_FIELDS:
+        return False
+    surface, start, end = item.get("entity_text"), item["start_idx"], item["end_idx"]
+    return surface is None or type(start) is not int or type(end) is not int or text[start:end] == surface
+
+
+# ---- What is written ----
+
+
+def _mentions(value: list | dict, text: str, field: str) -> Iterator[Mention]:
+    if type(value) is dict:
+        if list(value) == ["entities"] and type(value["entities"]) is list:
+            value = value["entities"]
+        elif _has(value, LABEL_NAMES) and (_has(value, SURFACE_NAMES) or _has(value, START_NAMES)):
+            value = [value]
+        else:
+            yield from _grouped(value, text, field)
+            return
+    for item in value:
+        if type(item) is dict:
+            yield _in_fields(item, field)
+        elif type(item) in (list, tuple):
+            yield _in_order(item, text, field)
+        else:
+            raise RowError(field, f"认不出的实体 {shown(item)}；应如 [起, 止, 标签]")
+
+
+def _has(item: dict, names: Sequence[str]) -> bool:
+    return any(name in item for name in names)
+
+
+def _in_fields(item: dict, field: str) -> Mention:
+    """An entity as an object, whatever its fields are called.
+
+    Raises:
+        RowError: two fields could be the same thing and differ, or it is open whether the end is inclusive.
+    """
+    start, end = _one_of(item, START_NAMES, field), _one_of(item, END_NAMES, field)
+    for name in PLACE_NAMES if start is None and end is None else ():
+        if type(item.get(name)) is list and len(item[name]) == 2:
+            start, end = item[name]
+    if end is None and type(start) is int and type(item.get("length")) is int:
+        end = start + item["length"]
+    labels = [name for name in LABEL_NAMES if item.get(name) is not None]
+    surfaces = [name for name in SURFACE_NAMES if item.get(name) is not None and type(item[name]) is not list]
+    if not labels and len(surfaces) > 1 and "entity" in surfaces:  # Hugging Face: {"entity": "LOC", "word": "青湖"}
+        labels, surfaces = ["entity"], [name for name in surfaces if name != "entity"]
+    label = _one_of(item, labels, field)
+    if type(label) is list:
+        if len(label) > 1:
+            raise RowError(field, f"一个实体有几个标签（{shown('、'.join(map(str, label)))}）；只能有一个")
+        label = label[0] if label else None
+    surface = item[surfaces[0]] if surfaces else None
+    if surface is None and "end_idx" in item and "entity_label" not in item:
+        raise RowError(
+            "end_idx", "看不出 end_idx 含不含最后一个字；请给出实体原文（entity），或改用 start、end（不含最后一个字）"
+        )
+    return Mention(start, end, surface, label)
+
+
+def _one_of(item: dict, names: Sequence[str], field: str) -> object:
+    found = [name for name in names if item.get(name) is not None]
+    if len(found) > 1 and any(item[name] != item[found[0]] for name in found):
+        raise RowError(field, f"实体里有几个字段意思相近而值不同（{'、'.join(found)}）；请只留一个")
+    return item[found[0]] if found else None
+
+
+def _in_order(item: Sequence, text: str, field: str) -> Mention:
+    """An entity as a list: doccano's ``[start, end, label]``, with its text in any place, or ``[text, label]``."""
+    numbers = [index for index, part in enumerate(item) if type(part) is int]
+    words = [part for part in item if type(part) is str]
+    if len(item) == 3 and (numbers != [1, 2] or len(words) != 1):
+        return Mention(item[0], item[1], None, item[2])
+    if len(numbers) == 2 and numbers[1] == numbers[0] + 1 and len(words) == len(item) - 2:
+        start, end = item[numbers[0]], item[numbers[1]]
+        if len(words) == 1 and words[0] not in (text[start:end], text[start : end + 1]):
+            return Mention(start, end, None, words[0])
+        surfaces = [word for word in words if word in text]
+        if len(words) == 2 and len(surfaces) == 1:
+            return Mention(start, end, surfaces[0], words[words[0] == surfaces[0]])
+    if len(item) == len(words) == 2 and (words[0] in text) != (words[1] in text):
+        surface, label = words if words[0] in text else reversed(words)
+        return Mention(None, None, surface, label)
+    raise RowError(field, f"认不出的实体 {list(item)!s:.60}；应如 [起, 止, 标签]")
+
+
+def _grouped(value: dict, text: str, field: str) -> Iterator[Mention]:
+    """Entities by label: CLUENER's ``{label: {surface: [[start, last], …]}}``, ``{label: [surface, …]}``.
+
+    Also ``{surface: label}``, where the text shows which is which.
+    """
+    for label, surfaces in value.items():
+        if surfaces is None or surfaces in ("", []):
+            continue
+        if type(surfaces) is str:
+            if (label in text) == (surfaces in text):
+                raise RowError(
+                    field, f"看不出 {shown(label)} 和 {shown(surfaces)} 哪个是实体哪个是标签；应如 {{标签: [实体]}}"
+                )
+            yield Mention(None, None, *((label, surfaces) if label in text else (surfaces, label)))
+        elif type(surfaces) is list and all(type(surface) is str for surface in surfaces):
+            yield from (Mention(None, None, surface, label) for surface in surfaces)
+        elif type(surfaces) is list and all(type(surface) is dict for surface in surfaces):
+            yield from (_in_fields(surface | {"label": label}, field) for surface in surfaces)
+        elif type(surfaces) is dict:
+            for surface, places in surfaces.items():
+                yield from _cluener(label, surface, places, field)
+        else:
+            raise RowError(field, f"{label} 应是 {{实体: [[起, 止]]}}，实际是 {shown(surfaces)}")
+
+
+def _cluener(label: str, surface: str, places: object, field: str) -> Iterator[Mention]:
+    """CLUENER's places of one entity; the end is inclusive."""
+    for place in places if type(places) is list else [None]:
+        if type(place) is not list or len(place) != 2 or not all(type(edge) is int for edge in place):
+            raise RowError(field, f"{surface} 的位置应是 [[起, 止]]，实际是 {shown(places)}")
+        yield Mention(place[0], place[1] + 1, surface, label)
+
+
+# ---- Offsets ----
+
+
+def _settled(mentions: list[Mention], text: str, field: str) -> list[Mention]:
+    """The mentions with exclusive ends in code points, as their texts show.
+
+    If the texts agree with no reading, the offsets stay, and the task reports the first that is wrong.
+
+    Raises:
+        RowError: they agree with two readings that differ.
+    """
+    if _agree(mentions, text):
+        return mentions
+    readings = [[mention._replace(end=_shifted(mention.end, 1)) for mention in mentions]]
+    if max(text) > "\uffff":
+        readings.append(_from_utf16(mentions, text))
+    fitting = [reading for reading in readings if _agree(reading, text)]
+    if len(fitting) > 1:
+        raise RowError(field, "看不出起止位置是含最后一个字，还是按 UTF-16 数的；请改成不含最后一个字、按字数")
+    return fitting[0] if fitting else mentions
+
+
+def _shifted(offset: object, by: int) -> object:
+    return offset + by if type(offset) is int else offset
+
+
+def _agree(mentions: Sequence[Mention], text: str) -> bool:
+    return all(mention.surface is None or _is_at(mention, text) for mention in mentions)
+
+
+def _is_at(mention: Mention, text: str) -> bool:
+    start, end, surface, _ = mention
+    if type(start) is not int or type(end) is not int or type(surface) is not str or not 0 <= start < end:
+        return False
+    return text[start:end] == surface or _composed(text[start:end]) == _composed(surface)
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _from_utf16(mentions: Sequence[Mention], text: str) -> list[Mention]:
+    """The mentions with offsets in UTF-16 units turned into code points; an offset inside a character becomes -1."""
+    code_points, units = {0: 0}, 0
+    for index, character in enumerate(text, start=1):
+        units += 2 if character > "\uffff" else 1
+        code_points[units] = index
+    return [
+        mention._replace(start=code_points.get(mention.start, -1), end=code_points.get(mention.end, -1))
+        if type(mention.start) is type(mention.end) is int
+        else mention
+        for mention in mentions
+    ]
+
+
+def _place(mentions: Sequence[Mention], text: str, field: str, *, in_order: bool) -> list[dict]:
+    """The places of entities without offsets, as `sft.tasks.ner.Ner.parse` finds them.
+
+    Args:
+        in_order: whether they are written in the order of the text. Entities grouped by label are not: each gets its
+            leftmost free occurrence.
+
+    Raises:
+        RowError: an entity is not in the text, or each of its occurrences is taken.
+    """
+    taken: list[dict] = []
+    cursor = 0 if in_order else len(text)
+    for mention in mentions:
+        surface = mention.surface
+        if type(surface) is not str or not surface:
+            raise RowError(field, "实体既没有起止位置，也没有原文")
+        start = occurrence(surface, text, cursor, taken)
+        if start is None:
+            reason = "没有空着的位置了（重叠或重复）" if surface in text else "不在文本里"
+            raise RowError("entity_text", f"{shown(surface)} {reason}")
+        end = start + len(surface)
+        cursor = max(cursor, end)
+        taken.append({"start": start, "end": end, "label": mention.label})
+    return [
+        _as_raw(Mention(item["start"], item["end"], text[item["start"] : item["end"]], item["label"]))
+        for item in taken
+    ]
+
+
+def _as_raw(mention: Mention) -> dict:
+    raw = {"start_idx": mention.start, "end_idx": mention.end, "entity_label": mention.label}
+    return raw if mention.surface is None else raw | {"entity_text": mention.surface}

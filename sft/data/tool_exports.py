@@ -1,0 +1,200 @@
+"""Rows with a shape of their own that annotation tools and data sets write. Imports no torch.
+
+Label Studio's tasks (JSON), Prodigy's answers (JSON lines), and Hugging Face's tokens with tags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sft.data.columns import MORE_TEXT_COLUMNS, TEXT_COLUMNS, Columns, Written, columns_named, plain_row, value_at
+from sft.data.token_rows import entities_of_tags, text_of_tokens
+from sft.errors import RowError
+
+# ---- Label Studio ----
+
+_LABEL_STUDIO_LISTS = ("annotations", "completions", "predictions")
+
+
+def is_label_studio(row: dict) -> bool:
+    """Whether a row is a task of Label Studio, annotated or not."""
+    return type(row.get("data")) is dict and ("text" not in row or any(name in row for name in _LABEL_STUDIO_LISTS))
+
+
+def read_label_studio(row: dict, answers: str, columns: Columns) -> Written:
+    """The text is in ``data``, the gold in the annotation that was not cancelled; predictions are no gold.
+
+    Several annotations must say the same, or one of them be the ground truth.
+
+    Args:
+        columns: ``text`` is a key of ``data``, ``label`` the name of a tag (``from_name``).
+
+    Raises:
+        RowError: there is no text, or several strings could be it.
+    """
+    field = "annotations" if "annotations" in row else "completions"
+    annotations = [item for item in row.get(field) or () if type(item) is dict]
+    kept = [item for item in annotations if not item.get("was_cancelled") and not item.get("skipped")]
+    true = [item for item in kept if item.get("ground_truth")]
+    kept = true if len(true) == 1 else kept
+    text = _label_studio_text(row["data"], kept, columns)
+    if not kept:
+        cancelled = RowError(field, "标注时跳过了这一条（was_cancelled）") if annotations else None
+        return Written(text, None, field, problem=cancelled)
+    try:
+        golds = [_label_studio_gold(item, text, answers, columns) for item in kept]
+    except RowError as error:
+        return Written(text, None, field, problem=error)
+    if any(gold != golds[0] for gold in golds):
+        problem = RowError(field, f"{len(golds)} 份标注不一致；请在 Label Studio 里定下一份（ground truth）")
+        return Written(text, None, field, problem=problem)
+    return Written(text, golds[0], field)
+
+
+def _label_studio_text(data: dict, annotations: Sequence[dict], columns: Columns) -> object:
+    if columns.text is not None:
+        if columns.text not in data:
+            raise RowError(columns.text, "data 里缺少这个字段")
+        return data[columns.text]
+    strings = [name for name, value in data.items() if type(value) is str]
+    if len(strings) > 1:
+        targets = {region.get("to_name") for item in annotations for region in _regions(item)}
+        strings = (
+            [name for name in strings if name in targets] or [name for name in strings if name == "text"] or strings
+        )
+    if len(strings) > 1:
+        strings = columns_named(dict.fromkeys(strings), TEXT_COLUMNS + MORE_TEXT_COLUMNS) or strings
+    if len(strings) != 1:
+        several = f"data 里有几个字段都像文本（{'、'.join(strings)}）；请用 --text_column 指明"
+        raise RowError("data", several if strings else "data 里没有文本")
+    return data[strings[0]]
+
+
+def _regions(annotation: dict) -> list[dict]:
+    regions = annotation.get("result")
+    return [region for region in regions if type(region) is dict] if type(regions) is list else []
+
+
+def _label_studio_gold(annotation: dict, text: object, answers: str, columns: Columns) -> object:
+    """The entities of an annotation, sorted, or the list of its choices; None if it has no choice.
+
+    Raises:
+        RowError: the spans are of another kind, or their offsets could be code points or UTF-16 units.
+    """
+    regions = [r for r in _regions(annotation) if columns.label is None or r.get("from_name") == columns.label]
+    if answers == "label":
+        choices = [region for region in regions if region.get("type") == "choices"]
+        tags = sorted({str(region.get("from_name")) for region in choices})
+        if len(tags) > 1:
+            raise RowError("from_name", f"有几种选择（{'、'.join(tags)}）；请用 --label_column 指明")
+        return [choice for region in choices for choice in _value(region).get("choices") or ()] or None
+    if other := next(
+        (r["type"] for r in regions if str(r.get("type")).lower() in ("hypertextlabels", "paragraphlabels")), None
+    ):
+        raise RowError("type", f"是 {other}，位置不在一段纯文本里；请用 <Text> 标注")
+    spans = [_value(region) for region in regions if region.get("type") == "labels"]
+    # Old versions counted UTF-16 units, newer ones count code points. Without its text a span could be either.
+    if type(text) is str and max(text, default="") > "\uffff":
+        first = next(index for index, character in enumerate(text) if character > "\uffff")
+        if any(span.get("text") is None and type(span.get("end")) is int and span["end"] > first for span in spans):
+            raise RowError(
+                "start", "文本里有表情符号一类的字，标注却没有原文（text），看不出位置是按字数还是按 UTF-16 数的"
+            )
+    return sorted(spans, key=lambda span: (str(span.get("start")).zfill(12), str(span.get("end")).zfill(12)))
+
+
+def _value(region: dict) -> dict:
+    """The value of a region, without what does not say which entity it is."""
+    value = region.get("value")
+    names = ("start", "end", "text", "labels", "choices")
+    return {name: value[name] for name in names if name in value} if type(value) is dict else {}
+
+
+# ---- Prodigy ----
+
+
+def is_prodigy(row: dict) -> bool:
+    """Whether a row is an answer in Prodigy."""
+    return row.get("answer") in ("accept", "reject", "ignore") and "text" in row
+
+
+def read_prodigy(row: dict, answers: str, columns: Columns) -> Written:
+    """Only an accepted row is annotated. Of a choice, the accepted option is the label.
+
+    Raises:
+        RowError: see `sft.data.columns.plain_row`.
+    """
+    problem = None
+    if row["answer"] != "accept":
+        problem = RowError("answer", f"在 Prodigy 里没有接受（{row['answer']}），不算标注过")
+    if answers == "entities":
+        gold = value_at(row, columns.label) if columns.label else row.get("spans", row.get("entities", []))
+        return Written(row["text"], gold, columns.label or "spans", problem=problem)
+    if type(row.get("accept")) is list and columns.label is None:
+        options = row.get("options")
+        if type(options) is list:
+            options = [option.get("id") if type(option) is dict else option for option in options]
+        return Written(row["text"], row["accept"], "accept", options, problem)
+    written = plain_row({name: value for name, value in row.items() if name != "answer"}, answers, columns)
+    return written._replace(problem=problem or written.problem)
+
+
+# ---- Hugging Face ----
+
+_TAG_COLUMNS = ("ner_tags", "tags", "labels", "bio_tags", "tag", "label", "ner", "ner_labels")
+_TOKEN_COLUMNS = ("tokens", "words", "chars")
+
+
+def is_tokens(row: dict) -> bool:
+    """Whether a row has a list of tokens and a list of as many tags or of their numbers."""
+    return _token_columns(row) is not None
+
+
+def _token_columns(row: dict) -> tuple[str, str | None] | None:
+    """The columns of tokens and tags; rows to predict may have no tags."""
+    tokens = next((name for name in _TOKEN_COLUMNS if _is_list_of(row.get(name), (str,))), None)
+    if tokens is None or (
+        type(row.get("text")) is str and not any(_is_list_of(row.get(n), (str, int)) for n in _TAG_COLUMNS)
+    ):
+        return None
+    tags = next((name for name in _TAG_COLUMNS if _is_list_of(row.get(name), (str, int))), None)
+    return tokens, tags
+
+
+def _is_list_of(value: object, kinds: tuple[type, ...]) -> bool:
+    return type(value) is list and bool(value) and all(type(item) in kinds for item in value)
+
+
+def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
+    """The tokens joined to a text, and the entities of the tags; for a label, what `plain_row` takes.
+
+    Raises:
+        RowError: see `sft.data.columns.plain_row`.
+    """
+    token_column, tag_column = _token_columns(row)
+    tokens = row[token_column]
+    text, starts = text_of_tokens(tokens)
+    if answers == "label":
+        rest = {name: value for name, value in row.items() if name not in (token_column, tag_column)}
+        return plain_row(rest | {"text": text}, answers, columns)
+    if columns.label is not None:
+        tag_column = columns.label
+    tags = row.get(tag_column) if tag_column else None
+    if tags is None:
+        return Written(text, None, tag_column or "ner_tags")
+    try:
+        return Written(text, _entities_of(tags, tokens, starts, tag_column), tag_column)
+    except RowError as error:
+        return Written(text, None, tag_column, problem=error)
+
+
+def _entities_of(tags: object, tokens: list[str], starts: list[int], field: str) -> list[dict]:
+    if type(tags) is not list or len(tags) != len(tokens):
+        raise RowError(field, f"标记应与 {len(tokens)} 个词一一对应")
+    if not all(type(tag) is str for tag in tags):
+        raise RowError(
+            field,
+            "标记是编号，不知道是哪个标签；请先换成 B-LOC 这样的名字"
+            "（datasets 里：features['ner_tags'].feature.int2str）",
+        )
+    return entities_of_tags(tags, tokens, starts, field)
