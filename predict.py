@@ -23,6 +23,8 @@ from sft.prediction.arguments import parse_arguments
 from sft.processes import is_first_process, process_count, process_index
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sft.errors import RowError
     from sft.prediction.choices import ModelChoice
     from sft.prediction.output import GrowingFile, Stream
@@ -83,7 +85,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
     with open_output(arguments, predictor) as output, process_group() as group:
         done = broadcast(output.rows, group)
         if findings is not None:
-            add_lines(findings, finished_lines(arguments.output_file, done))
+            add_lines(findings, finished_lines(lines_path(arguments), done))
         windows = predict_in_turns(predictor, islice(rows, done, None), group)
         for lines, tally in with_progress(windows, done, total):
             output.add(lines, tally)
@@ -93,6 +95,8 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
     if process_index() > 0:
         return None
     warn_of_unusable_gold(output.tally)
+    if arguments.output_format == "label_studio":
+        write_label_studio(arguments, predictor)
     if findings is not None:
         write_report(arguments, predictor, findings, output.tally)
     return metrics_of(predictor, output.tally)
@@ -123,6 +127,15 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
     return islice(read_stream(sys.stdin.buffer, task.answers, options), arguments.max_rows), None
 
 
+def lines_path(arguments: argparse.Namespace) -> Path | None:
+    """Where the output lines grow: ``--output_file``, or beside it if that is to be a Label Studio file."""
+    if arguments.output_format == "label_studio":
+        from sft.prediction.label_studio import rows_path
+
+        return rows_path(arguments.output_file)
+    return arguments.output_file
+
+
 def check_places(arguments: argparse.Namespace) -> None:
     """Before the model is loaded, refuse output paths that cannot be written or would overwrite something.
 
@@ -133,7 +146,11 @@ def check_places(arguments: argparse.Namespace) -> None:
         from sft.prediction.output import check_output
 
         resume, overwrite = arguments.resume, arguments.overwrite
-        check_output(arguments.output_file, arguments.input_file, resume=resume, overwrite=overwrite)
+        check_output(lines_path(arguments), arguments.input_file, resume=resume, overwrite=overwrite)
+    if arguments.output_format == "label_studio":
+        from sft.prediction.label_studio import check_tasks_path
+
+        check_tasks_path(arguments.output_file, arguments.input_file, overwrite=arguments.overwrite)
     if arguments.report is not None:
         from sft.report.page import check_report_path
 
@@ -186,7 +203,7 @@ def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingF
     from sft.prediction.output import GrowingFile, Stream
     from sft.prediction.predictor import prediction_identity
 
-    path = arguments.output_file
+    path = lines_path(arguments)
     if path is None or process_index() > 0:
         return Stream(sys.stdout)
     if path.exists() and not path.is_file():  # a pipe, /dev/null
@@ -194,6 +211,16 @@ def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingF
     reading = ReadOptions.from_arguments(arguments)._asdict()
     run = prediction_identity(predictor, arguments.input_file, max_rows=arguments.max_rows, **reading)
     return GrowingFile(path, run, resume=arguments.resume)
+
+
+def write_label_studio(arguments: argparse.Namespace, predictor: Predictor) -> None:
+    """Write the finished lines as Label Studio's tasks, and tell which labelling interface they need."""
+    from sft.prediction.label_studio import described, write_tasks
+
+    model_version = "base" if predictor.adapter is None else predictor.adapter.resolve().name
+    exported = write_tasks(arguments.output_file, model_version)
+    for line in described(arguments.output_file, exported, predictor.task.answers, predictor.task.labels):
+        print(line, file=sys.stderr)
 
 
 def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: Findings, tally: Tally) -> None:

@@ -164,7 +164,7 @@ def test_any_bytes_are_rows_or_an_input_error(content, name):
         for answers in ("label", "entities"):
             try:
                 for _, _, row in read_rows(recognise(path, answers)):
-                    assert type(row) in (dict, RowError)
+                    assert isinstance(row, dict | RowError)
             except InputError as error:
                 assert "\n" not in str(error)
 

@@ -78,7 +78,7 @@ def plain_row(row: dict, answers: str, columns: Columns) -> Written:
     except RowError as error:
         gold, field, problem = None, "", error
     if answers == "entities":
-        if gold is None and problem is None and "output" in row and _reads_as_list(row.get("category")):
+        if problem is None and columns.label is None and _has_options_and_label(row, field):
             raise OtherTask(
                 "category", "这一行是文本分类的数据（有 category 和 output），不是实体识别的；请换数据或任务"
             )
@@ -190,13 +190,25 @@ def value_at(row: dict, name: str, default: object = None) -> object:
 
 
 def _reads_as_list(value: object) -> bool:
-    """Whether a value is a list of several, or a string that reads as one. A list of one is a label in a list."""
+    """Whether a value is a list, or a string that reads as one."""
     if type(value) is str and value.lstrip().startswith("["):
         try:
             value = read_literal(value)
         except ValueError:
             return False
-    return type(value) is list and len(value) != 1
+    return type(value) is list
+
+
+def _has_options_and_label(row: dict, gold_field: str) -> bool:
+    """Whether a row is a classification row: a list of options, a label in words, and no field of entities."""
+    label = row.get("output")
+    in_words = type(label) is str and label[:1] not in ("[", "{", "")
+    return (
+        in_words
+        and gold_field in ("output", "entities")
+        and "entities" not in row
+        and _reads_as_list(row.get("category"))
+    )
 
 
 def _lists_spans(value: object) -> bool:

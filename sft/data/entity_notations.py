@@ -85,7 +85,7 @@ def raw_entities(value: object, text: object, field: str) -> object:
         return _place(mentions, text, field, in_order=type(value) is list)
     if not all(placed):
         raise RowError(field, "有的实体有起止位置，有的没有")
-    return [_as_raw(mention) for mention in _settled(mentions, text, field)]
+    return [_as_raw(mention) for mention in _settled(mentions, text)]
 
 
 def entities_in_string(value: str, field: str) -> object:
@@ -132,7 +132,9 @@ def _is_plain(item: object, text: str) -> bool:
     if type(item) is not dict or not item.keys() >= _PLAIN_FIELDS:
         return False
     surface, start, end = item.get("entity_text"), item["start_idx"], item["end_idx"]
-    return surface is None or type(start) is not int or type(end) is not int or text[start:end] == surface
+    if surface is None or type(start) is not int or type(end) is not int:
+        return True
+    return end <= len(text) and text[start:end] == surface
 
 
 # ---- What is written ----
@@ -251,23 +253,18 @@ def _cluener(label: str, surface: str, places: object, field: str) -> Iterator[M
 # ---- Offsets ----
 
 
-def _settled(mentions: list[Mention], text: str, field: str) -> list[Mention]:
+def _settled(mentions: list[Mention], text: str) -> list[Mention]:
     """The mentions with exclusive ends in code points, as their texts show.
 
     If the texts agree with no reading, the offsets stay, and the task reports the first that is wrong.
-
-    Raises:
-        RowError: they agree with two readings that differ.
     """
     if _agree(mentions, text):
         return mentions
     readings = [[mention._replace(end=_shifted(mention.end, 1)) for mention in mentions]]
     if max(text) > "\uffff":
         readings.append(_from_utf16(mentions, text))
-    fitting = [reading for reading in readings if _agree(reading, text)]
-    if len(fitting) > 1:
-        raise RowError(field, "看不出起止位置是含最后一个字，还是按 UTF-16 数的；请改成不含最后一个字、按字数")
-    return fitting[0] if fitting else mentions
+    # At most one fits: with an inclusive end a span is shorter than its text, in UTF-16 it is not.
+    return next((reading for reading in readings if _agree(reading, text)), mentions)
 
 
 def _shifted(offset: object, by: int) -> object:
@@ -280,7 +277,7 @@ def _agree(mentions: Sequence[Mention], text: str) -> bool:
 
 def _is_at(mention: Mention, text: str) -> bool:
     start, end, surface, _ = mention
-    if type(start) is not int or type(end) is not int or type(surface) is not str or not 0 <= start < end:
+    if type(start) is not int or type(end) is not int or type(surface) is not str or not 0 <= start < end <= len(text):
         return False
     return text[start:end] == surface or _composed(text[start:end]) == _composed(surface)
 

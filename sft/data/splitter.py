@@ -115,7 +115,7 @@ class Splitter:
             if not account.read % _PROGRESS_ROWS:
                 self.progress(source.path, number)
             try:
-                if type(raw) is RowError:
+                if isinstance(raw, RowError):
                     raise raw
                 fields = convert(raw)
                 if fields is None:

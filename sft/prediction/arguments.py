@@ -65,6 +65,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     writing.add_argument(
         "--output_file", type=Path, help="结果写到这里（每行一条 JSON，顺序同输入，随跑随写）；默认标准输出"
     )
+    writing.add_argument(
+        "--output_format",
+        choices=("jsonl", "label_studio"),
+        default="jsonl",
+        help="label_studio：结束时把 --output_file 写成可以导入 Label Studio 的任务，预测作为预标注",
+    )
     writing.add_argument("--report", type=Path, help="把成绩、错误和逐条对照另写成一页 HTML")
     writing.add_argument("--resume", action="store_true", help="接着上次没跑完的写；输入、适配器和设置须与上次相同")
     writing.add_argument("--overwrite", action="store_true", help="盖掉没跑完的结果，或不是 predict.py 写的文件")
@@ -100,6 +106,8 @@ def _check_together(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("请用 --adapter 给出训练脚本的 --output_dir；想看未微调的模型请加 --base_only")
     if arguments.resume and (arguments.input_file is None or arguments.output_file is None):
         parser.error("--resume 需要 --input_file 和 --output_file；标准输入无法从中间读起")
+    if arguments.output_format == "label_studio" and arguments.output_file is None:
+        parser.error("--output_format label_studio 需要 --output_file，如 output/tasks.json")
     if arguments.resume and arguments.overwrite:
         parser.error("--resume 和 --overwrite 只能给一个")
 

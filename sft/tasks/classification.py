@@ -71,8 +71,11 @@ class Classification:
             raise label
         if type(label) is list and len(label) > 1 and all(type(one) is str for one in label):
             raise multi_label_error(label)
+        if label is None:
+            hint = "（category 当作选项；它若就是标签，请加 --label_column category）" if raw.get("category") else ""
+            raise RowError("output", f"缺少标签{hint}")
         if type(label) is not str:
-            raise RowError("output", "缺少标签" if label is None else f"应是字符串，实际是 {type(label).__name__}")
+            raise RowError("output", f"应是字符串，实际是 {type(label).__name__}")
         label = clean_label(label)
         if not label:
             raise RowError("output", "标签是空的")
