@@ -109,10 +109,10 @@ class TestBadInput:
 
     def test_a_table_without_a_text_column_is_refused_at_once(self, tmp_path):
         path = tmp_path / "rows.csv"
-        path.write_text("标题,正确\n一,二\n", encoding="utf-8")
-        with pytest.raises(InputError, match=r"认不出哪一列是文本.*标题、正确.*--text_column"):
+        path.write_text("主题,正确\n一,二\n", encoding="utf-8")
+        with pytest.raises(InputError, match=r"认不出哪一列是文本.*主题、正确.*--text_column"):
             read_file(path, "label")
-        assert next(read_file(path, "label", ReadOptions(text_column="标题")))["text"] == "一"
+        assert next(read_file(path, "label", ReadOptions(text_column="主题")))["text"] == "一"
 
     def test_a_folder_a_missing_or_an_empty_file_is_refused_at_once(self, tmp_path):
         (tmp_path / "empty.txt").write_text("\n\n")

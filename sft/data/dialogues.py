@@ -23,7 +23,9 @@ _OWN_PROMPT = re.compile(r"类型选项：(?P<options>[^\n]+)\n文本：(?P<text
 
 def is_record(row: dict) -> bool:
     """Whether a row is one of our records: its messages, its task and the fields that the task gave it."""
-    return "messages" in row and "task" in row and "text" in row
+    return (
+        "messages" in row and "text" in row and any(name in row for name in ("task", "entities", "label", "options"))
+    )
 
 
 def read_record(row: dict, answers: str, columns: Columns) -> Written:
@@ -32,7 +34,7 @@ def read_record(row: dict, answers: str, columns: Columns) -> Written:
     Raises:
         OtherTask: the record is of a task with other answers.
     """
-    task = TASKS.get(row["task"]) if type(row["task"]) is str else None
+    task = TASKS.get(str(row.get("task")))
     if task is not None and task.answers != answers:
         raise OtherTask("task", f"这一行是{task.title}（{task.name}）的记录；请换成这个任务的数据")
     field = "entities" if answers == "entities" else "label"

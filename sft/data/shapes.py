@@ -37,48 +37,54 @@ from sft.data.tool_exports import (
 )
 from sft.errors import RowError
 
+GOLD_FIELDS = {"label": "output", "entities": "entities"}
+
 Reader = Callable[[dict, str, Columns], Written]
 
 
-class UnusableGold(RowError):
-    """The text of a row is good, but its gold cannot be used: conversion rejects it, prediction predicts it.
-
-    Attributes:
-        row: the row in its original shape, with None for the gold.
-    """
-
-    def __init__(self, field: str, reason: str, row: dict) -> None:
-        super().__init__(field, reason)
-        self.row = row
-
-
 def shape_row(row: dict, answers: str, columns: Columns = USUAL_COLUMNS) -> dict:
-    """A row in the original shape of its task. Gold that the row does not have is None. The row is not changed.
+    """A row in the original shape of its task. The row is not changed; a row in this shape comes back as it is.
+
+    Gold that the row does not have is None. In place of gold that is there but cannot be read is the `RowError` that
+    says why: conversion rejects such a row, prediction predicts it.
 
     Args:
         answers: what the task's answers are, ``label`` or ``entities`` (``task.answers``).
         columns: the columns to take; None takes those with the usual names.
 
     Raises:
-        UnusableGold: the gold is there but cannot be read.
         RowError: there is no text, it could be several columns, or the row is another task's.
     """
     reader = whole_row_reader(row, columns)
     written = (reader or plain_row)(row, answers, columns)
     shape = {**written.kept, "text": written.text}
-    shape |= {"entities": None} if answers == "entities" else {"category": written.options, "output": None}
+    if answers == "label":
+        shape["category"] = written.options
     try:
-        if written.problem is not None:
-            raise written.problem
-        if answers == "entities":
-            shape["entities"] = raw_entities(written.gold, written.text, written.field)
-        else:
-            shape["output"] = label_value(written.gold, written.field)
+        shape[GOLD_FIELDS[answers]] = _gold(written, answers)
     except OtherTask:
         raise
     except RowError as error:
-        raise UnusableGold(error.field, error.reason, shape) from None
+        shape[GOLD_FIELDS[answers]] = RowError(error.field, error.reason, error.kind)
     return shape
+
+
+def _gold(written: Written, answers: str) -> object:
+    if written.problem is not None:
+        raise written.problem
+    if type(written.gold) is RowError:  # it was shaped before
+        return written.gold
+    if answers == "entities":
+        return raw_entities(written.gold, written.text, written.field)
+    return label_value(written.gold, written.field)
+
+
+def has_options(row: dict, columns: Columns = USUAL_COLUMNS) -> bool:
+    """Whether a classification row brings options of its own."""
+    try:
+        return shape_row(row, "label", columns)["category"] is not None
+    except RowError:
+        return False
 
 
 def whole_row_reader(row: dict, columns: Columns = USUAL_COLUMNS) -> Reader | None:
