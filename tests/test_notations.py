@@ -110,6 +110,7 @@ WITH_OFFSETS: dict[str, tuple[str, Callable[[str, Spans], dict]]] = {
     "Label Studio, JSON-MIN": ("spans", lambda t, s: {"id": 1, "text": t, "label": [
         {"start": a, "end": b, "text": t[a:b], "labels": [x]} for a, b, x in s]}),
     "tokens": ("tokens", lambda t, s: {"tokens": list(t), "ner_tags": bio(t, s)}),
+    "tokens with their text": ("tokens", lambda t, s: {"text": t, "tokens": list(t), "tags": bio(t, s)}),
     "our record": ("records",
      lambda t, s: make_record(NER, {"text": t, "entities": objects(t, s, "start", "end", "text", "label")})),
 }  # fmt: skip
@@ -233,6 +234,11 @@ LABELLED: dict[str, tuple[dict, str]] = {
                                         {"role": "assistant", "content": "好评"}]}, "好评"),
     "ShareGPT": ({"conversations": [{"from": "system", "value": "判断"}, {"from": "human", "value": "很好"},
                                     {"from": "gpt", "value": "好评"}]}, "好评"),
+    "alpaca's whole prompt": ({"instruction": "判断", "output": "好评", "input": "很好",
+                               "text": "### Instruction:\n判断\n### Input:\n很好"}, "好评"),
+    "an instruction beside a text": ({"instruction": "判断", "text": "很好", "output": "好评"}, "好评"),
+    "input and label": ({"input": "很好", "label": "好评"}, "好评"),
+    "tokens and a label": ({"tokens": ["很", "好"], "label": "好评"}, "好评"),
     "our record": (make_record(CLS, {"text": "很好", "options": ["好评", "差评"], "label": "好评"}), "好评"),
     "our prompt": ({"messages": make_record(
         CLS, {"text": "很好", "options": ["好评", "差评"], "label": "好评"})["messages"]}, "好评"),
@@ -322,6 +328,9 @@ UNUSABLE: list[tuple[str, str, dict, str]] = [
      {"instruction": "x", "input": "很好", "output": entity_line("青湖", "LOC")}, "不在文本里"),
     ("free words", "entities", {"instruction": "x", "input": "很好", "output": "青湖是地点"}, "实体列表"),
     ("numbers for tags", "entities", {"tokens": ["很", "好"], "ner_tags": [0, 1]}, "int2str"),
+    ("tokens of another text", "entities", {"text": "很好", "tokens": ["很", "差"], "ner_tags": ["O", "O"]}, "对不上"),
+    ("choices for entities", "entities",
+     label_studio("很好", [{"type": "choices", "value": {"choices": ["a"]}}]), "choices"),
     ("too few tags", "entities", {"tokens": ["很", "好"], "ner_tags": ["O"]}, "一一对应"),
     ("a tag of no scheme", "entities", {"tokens": ["很", "好"], "ner_tags": ["O", "X"]}, "'X'"),
 ]  # fmt: skip
@@ -355,6 +364,7 @@ REFUSED: list[tuple[str, str, dict, str]] = [
     ("spans for labels", "label", {"text": "很好", "label": [[0, 1, "LOC"]]}, "实体识别"),
     ("entities for labels", "label",
      {"text": "很好", "entities": [{"start": 0, "end": 1, "label": "LOC"}]}, "实体识别"),
+    ("Label Studio's spans for labels", "label", label_studio("很好", [region(0, 1, "LOC")]), "实体识别"),
     ("fudan for entities", "entities", {"text": "很好", "category": "['好评']", "output": "好评"}, "文本分类"),
     ("two texts in a task", "entities", {"data": {"a": "很好", "b": "很差"}, "annotations": []}, "--text_column"),
     ("a pair of texts", "label", {"text_a": "很好", "text_b": "很差", "label": "1"}, "text_b"),

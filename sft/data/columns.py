@@ -11,16 +11,16 @@ from sft.text import read_literal
 # The usual names of columns and JSON fields, in lower case. The first group that a row has decides.
 TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "句子")
 MORE_TEXT_COLUMNS = (
-    *("review", "review_text", "comment", "text_a", "title", "headline", "news", "tweet", "query", "utterance"),
-    *("document", "passage", "body", "article", "fact", "originaltext", "original_text", "data", "sent"),
-    *("评论", "评论内容", "评价", "评价内容", "微博", "微博内容", "微博正文", "微博中文内容", "标题", "新闻标题"),
-    *("新闻", "新闻内容", "题目", "原文", "文章", "语句", "语料", "描述", "留言", "弹幕"),
-)
+    "review", "review_text", "comment", "text_a", "title", "headline", "news", "tweet", "query", "question", "prompt",
+    "input", "utterance", "document", "passage", "body", "article", "fact", "originaltext", "original_text", "data",
+    "评论", "评论内容", "评价", "评价内容", "微博", "微博内容", "微博正文", "微博中文内容", "标题", "新闻标题", "新闻", "新闻内容",
+    "题目", "原文", "文章", "语句", "语料", "描述", "留言", "弹幕",
+)  # fmt: skip
 LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "分类")
 MORE_LABEL_COLUMNS = (
-    *("labels", "sentiment", "polarity", "emotion", "intent", "target", "cls", "class_label", "label_desc"),
-    *("label_des", "label_name", "label_text", "情感", "情感倾向", "情感极性", "情绪", "类型", "意图", "极性"),
-)
+    "labels", "sentiment", "polarity", "emotion", "intent", "target", "cls", "class_label", "label_desc", "label_des",
+    "label_name", "label_text", "情感", "情感倾向", "情感极性", "情绪", "类型", "意图", "极性",
+)  # fmt: skip
 DESCRIPTION_COLUMNS = ("label_desc", "label_des", "label_text", "label_name")  # the name beside a numeric `label`
 ENTITY_COLUMNS = ("entities", "label", "labels", "实体", "标签")
 MORE_ENTITY_COLUMNS = ("spans", "entity", "entity_list", "ents", "ner", "annotations", "output", "实体列表", "标注")

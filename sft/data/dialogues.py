@@ -87,10 +87,14 @@ def _turn(turn: object, field: str) -> tuple[str, str]:
 
 def is_alpaca(row: dict) -> bool:
     """Whether a row is an instruction with an answer, or a question and an answer under one of their usual names."""
+    if "instruction" in row and "input" in row:
+        return True
+    if "text" in row:  # Alpaca's own `text` is the whole prompt; elsewhere it is the text, beside an instruction
+        instruction, text = row.get("instruction"), row["text"]
+        asked = type(instruction) is str and type(text) is str and bool(instruction) and instruction in text
+        return asked and "### " in text and "output" in row
     if "instruction" in row:
-        return "input" in row or any(name in row for name in _ANSWERS)
-    if "text" in row:
-        return False
+        return True
     return any(question in row for question in _QUESTIONS) and any(answer in row for answer in _ANSWERS)
 
 

@@ -28,6 +28,18 @@ def text_of_tokens(tokens: Sequence[str]) -> tuple[str, list[int]]:
     return text, starts
 
 
+def places_in_text(tokens: Sequence[str], text: str) -> list[int] | None:
+    """Where each token begins in a text that is given, too; None if there is more than blanks between them."""
+    starts, cursor = [], 0
+    for token in tokens:
+        start = text.find(token, cursor)
+        if start < 0 or text[cursor:start].strip():
+            return None
+        starts.append(start)
+        cursor = start + len(token)
+    return None if text[cursor:].strip() else starts
+
+
 def entities_of_tags(tags: Sequence[str], tokens: Sequence[str], starts: Sequence[int], field: str) -> list[dict]:
     """The entities of BIO, BIOES, BMES or BILOU tags, with their offsets.
 

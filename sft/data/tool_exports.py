@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sft.data.columns import MORE_TEXT_COLUMNS, TEXT_COLUMNS, Columns, Written, columns_named, plain_row, value_at
-from sft.data.token_rows import entities_of_tags, text_of_tokens
+from sft.data.columns import (
+    MORE_TEXT_COLUMNS,
+    TEXT_COLUMNS,
+    Columns,
+    OtherTask,
+    Written,
+    columns_named,
+    plain_row,
+    value_at,
+)
+from sft.data.token_rows import entities_of_tags, places_in_text, text_of_tokens
 from sft.errors import RowError
 
 # ---- Label Studio ----
@@ -84,6 +93,8 @@ def _label_studio_gold(annotation: dict, text: object, answers: str, columns: Co
     regions = [r for r in _regions(annotation) if columns.label is None or r.get("from_name") == columns.label]
     if answers == "label":
         choices = [region for region in regions if region.get("type") == "choices"]
+        if not choices and any(region.get("type") == "labels" for region in regions):
+            raise OtherTask("result", "只标了实体（labels），没有类别（choices）：是实体识别的数据，不是文本分类的")
         tags = sorted({str(region.get("from_name")) for region in choices})
         if len(tags) > 1:
             raise RowError("from_name", f"有几种选择（{'、'.join(tags)}）；请用 --label_column 指明")
@@ -93,6 +104,8 @@ def _label_studio_gold(annotation: dict, text: object, answers: str, columns: Co
     ):
         raise RowError("type", f"是 {other}，位置不在一段纯文本里；请用 <Text> 标注")
     spans = [_value(region) for region in regions if region.get("type") == "labels"]
+    if not spans and any(region.get("type") == "choices" for region in regions):
+        raise RowError("result", "只标了类别（choices），没有实体（labels）")
     # Old versions counted UTF-16 units, newer ones count code points. Without its text a span could be either.
     if type(text) is str and max(text, default="") > "\uffff":
         first = next(index for index, character in enumerate(text) if character > "\uffff")
@@ -174,6 +187,8 @@ def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
     token_column, tag_column = _token_columns(row)
     tokens = row[token_column]
     text, starts = text_of_tokens(tokens)
+    if type(row.get("text")) is str:
+        text, starts = row["text"], places_in_text(tokens, row["text"])
     if answers == "label":
         rest = {name: value for name, value in row.items() if name not in (token_column, tag_column)}
         return plain_row(rest | {"text": text}, answers, columns)
@@ -182,6 +197,8 @@ def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
     tags = row.get(tag_column) if tag_column else None
     if tags is None:
         return Written(text, None, tag_column or "ner_tags")
+    if starts is None:
+        return Written(text, None, token_column, problem=RowError(token_column, "与 text 对不上"))
     try:
         return Written(text, _entities_of(tags, tokens, starts, tag_column), tag_column)
     except RowError as error:
