@@ -13,8 +13,8 @@ TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "�
 MORE_TEXT_COLUMNS = (
     "review", "review_text", "comment", "text_a", "title", "headline", "news", "tweet", "query", "question", "prompt",
     "input", "utterance", "document", "passage", "body", "article", "fact", "originaltext", "original_text", "data",
-    "评论", "评论内容", "评价", "评价内容", "微博", "微博内容", "微博正文", "微博中文内容", "标题", "新闻标题", "新闻", "新闻内容",
-    "题目", "原文", "文章", "语句", "语料", "描述", "留言", "弹幕",
+    "评论", "评论内容", "评价", "评价内容", "微博", "微博内容", "微博正文", "微博中文内容", "标题", "新闻标题",
+    "新闻", "新闻内容", "题目", "原文", "文章", "语句", "语料", "描述", "留言", "弹幕",
 )  # fmt: skip
 LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "分类")
 MORE_LABEL_COLUMNS = (
