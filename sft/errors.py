@@ -51,6 +51,10 @@ class RowError(Exception):
         return f"{self.field}：{reason}" if self.field else reason
 
 
+class LeftOut(RowError):
+    """A raw row that by its own words is not to be used, such as one that an annotator rejected. It is not bad."""
+
+
 def one_line(error: BaseException) -> str:
     """The error's message on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200]

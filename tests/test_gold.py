@@ -113,7 +113,7 @@ class TestUnusable:
             ([span("PROD", 0, 3), span("FAULT", 2, 4)], "实体重叠（嵌套 nested）"),
             ([span("PROD") | {"text": "冰箱"}], "实体的文字与位置不符"),
             ([span("PROD", "0", "2")], "位置不是整数"),
-            ("空调", "entities：应是 JSON 或 Python 写法的实体列表"), ({"PROD": "空调"}, "PROD 应是 {实体"),
+            ("空调", "entities：应是 JSON 或 Python 写法的实体列表"), ({"PROD": 3}, "PROD 应是 {实体"),
             (3, "entities：应是列表"),
         ],
         ids=str,

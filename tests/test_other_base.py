@@ -16,8 +16,7 @@ from sft.data.records import make_record
 from sft.errors import InputError
 from sft.files import PART_BYTES, file_hash, large_file_hash
 from sft.model.adapter import find_base, settings_of_adapter
-from sft.model.hub import lasting_name
-from sft.model.hub import model_hash
+from sft.model.hub import lasting_name, model_hash
 from sft.prediction.other_task import gold_kind
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner

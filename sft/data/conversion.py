@@ -102,13 +102,16 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
     for file in report["files"]:
         yield f"{file['file']}：{file['format']}，{file['read']:,} 行"
     leaked = f" + 与测试集重复而剔除 {report['leaked']:,}" if report["leaked"] else ""
-    left_out = f" + 其他标签的 {report['left_out']:,}" if report["left_out"] else ""
+    left_out = f" + 没有要的 {report['left_out']:,}" if report["left_out"] else ""
     yield (
         f"读入 {report['read']:,} = 转换 {report['converted']:,} + 拒绝 {report['rejected']:,}"
         f" + 合并重复 {report['merged']:,}{leaked}{left_out}"
     )
+    if report["left_out_reasons"]:
+        yield "没有要的行：" + _listed(f"{reason} {rows:,}" for reason, rows in report["left_out_reasons"].items())
     if report["dropped_labels"]:
-        what = "其他标签的行，没有要" if report["left_out"] else "其他标签的实体，已去掉"
+        by_label = report["left_out"] > sum(report["left_out_reasons"].values())
+        what = "其他标签的行，没有要" if by_label else "其他标签的实体，已去掉"
         yield f"{what}：" + _listed(f"{label} {count:,}" for label, count in report["dropped_labels"].items())
     if report["rejected"]:
         reasons = report["rejected_reasons"]

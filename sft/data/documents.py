@@ -22,8 +22,8 @@ from typing import IO, NamedTuple
 
 import orjson
 
+from sft.data.columns import ENTITY_COLUMNS, TEXT_COLUMNS
 from sft.data.json_rows import json_row
-from sft.data.shapes import ENTITY_COLUMNS, TEXT_COLUMNS
 from sft.data.source import NumberedRow
 from sft.errors import InputError, RowError
 

@@ -16,9 +16,9 @@ import orjson
 from sft.data import marked
 from sft.data.arguments import JSON_FORMATS, ReadOptions
 from sft.data.brat import describe_brat, is_brat
+from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, Columns
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import file_encoding
-from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, Columns
 from sft.data.shapes import column_problem, has_options, notation_of, remarks_on
 from sft.data.sheets import is_sheet, sheet_cells, sheet_header
 from sft.data.source import Source, TableLayout

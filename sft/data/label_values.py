@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
 
 from sft.data.columns import OtherTask
 from sft.errors import RowError
+from sft.tasks.classification import multi_label_error
 from sft.tasks.entity_lines import NO_ENTITY, read_entity
-from sft.text import read_literal, shown
-
-_SEPARATORS = re.compile(r"[|;；,，、/\s]+")
+from sft.text import read_literal
 
 
 def label_value(value: object, field: str) -> str | None:
@@ -65,22 +62,5 @@ def _only_label(items: list, field: str) -> str | None:
         raise OtherTask(field, "是实体的列表，这一行是实体识别的数据，不是文本分类的；请换数据或任务")
     labels = list(dict.fromkeys(label_value(item, field) for item in items))
     if len(labels) > 1:
-        raise RowError(
-            field,
-            f"多标签（multi-label）：有 {len(labels)} 个标签 {shown('、'.join(map(str, labels)))}；一条只能有一个",
-        )
+        raise multi_label_error(labels)
     return labels[0] if labels else None
-
-
-def joined_labels(labels: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The labels that join other labels, as in ``体育|交通``, with their parts; each part is a label itself.
-
-    They show that the data are multi-label.
-    """
-    labels = set(labels)
-    joined = {}
-    for label in sorted(labels):
-        parts = tuple(part for part in _SEPARATORS.split(label) if part)
-        if len(parts) > 1 and all(part in labels and part != label for part in parts):
-            joined[label] = parts
-    return joined

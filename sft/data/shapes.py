@@ -65,14 +65,14 @@ def shape_row(row: dict, answers: str, columns: Columns = USUAL_COLUMNS) -> dict
     except OtherTask:
         raise
     except RowError as error:
-        shape[GOLD_FIELDS[answers]] = RowError(error.field, error.reason, error.kind)
+        shape[GOLD_FIELDS[answers]] = type(error)(error.field, error.reason, error.kind)
     return shape
 
 
 def _gold(written: Written, answers: str) -> object:
     if written.problem is not None:
         raise written.problem
-    if type(written.gold) is RowError:  # it was shaped before
+    if isinstance(written.gold, RowError):  # it was shaped before
         return written.gold
     if answers == "entities":
         return raw_entities(written.gold, written.text, written.field)

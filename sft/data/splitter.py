@@ -23,7 +23,7 @@ from sft.data.recipes import Recipe
 from sft.data.records import make_record
 from sft.data.rejections import Rejections, joined_labels, multi_label_file, refuse_multi_label
 from sft.data.source import Source
-from sft.errors import InputError, RowError
+from sft.errors import InputError, LeftOut, RowError
 from sft.tasks.task import Task
 
 SIDES = ("train", "test")
@@ -54,7 +54,7 @@ class Account:
     rejected: int = 0
     merged: int = 0  # repeated rows (same text, same gold) that are dropped
     leaked: int = 0  # train rows that are dropped because the official test file has their text
-    left_out: int = 0  # rows with a label that the user does not want
+    left_out: int = 0  # rows that are not wanted: the user wants other labels, or the annotator rejected them
     repeated: int = 0  # repeated rows of an official test file; they are kept
     composed: int = 0  # rows whose text NFC changed
     first_bad_row: str = ""  # where it is and why, for a message
@@ -94,6 +94,7 @@ class Splitter:
         self.texts = [0, 0]  # different texts on each side
         self.conflicts = 0
         self.conflict_examples: list[dict] = []
+        self.left_out_reasons: Counter[str] = Counter()
 
     def add_file(self, source: Source, side: int | None) -> None:
         """Convert a whole file.
@@ -122,6 +123,10 @@ class Splitter:
                     account.left_out += 1
                     continue
                 text_key = hash(fields["text"]) >> _TEXT_DROPPED_BITS
+            except LeftOut as error:
+                account.left_out += 1
+                self.left_out_reasons[error.kind] += 1
+                continue
             except RowError as error:
                 self._reject(account, number, line, error)
                 continue
@@ -294,6 +299,7 @@ class Splitter:
             **{name: sum(figure[name] for figure in figures) for name in figures[0]},
             "rejected_fields": dict(self.rejected_fields.most_common()),
             "rejected_reasons": self._reasons(),
+            "left_out_reasons": dict(self.left_out_reasons.most_common()),
             "dropped_labels": dict(self.recipe.dropped.most_common()),
             "labels_without_rows": [label for label in task.labels if not self.labels[label]],
             "conflicts": self.conflicts,

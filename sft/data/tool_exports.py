@@ -18,7 +18,7 @@ from sft.data.columns import (
     value_at,
 )
 from sft.data.token_rows import entities_of_tags, places_in_text, text_of_tokens
-from sft.errors import RowError
+from sft.errors import LeftOut, RowError
 
 # ---- Label Studio ----
 
@@ -139,7 +139,8 @@ def read_prodigy(row: dict, answers: str, columns: Columns) -> Written:
     """
     problem = None
     if row["answer"] != "accept":
-        problem = RowError("answer", f"在 Prodigy 里没有接受（{row['answer']}），不算标注过")
+        reason = f"在 Prodigy 里没有接受（{row['answer']}）"
+        problem = LeftOut("answer", reason, reason)
     if answers == "entities":
         gold = value_at(row, columns.label) if columns.label else row.get("spans", row.get("entities", []))
         return Written(row["text"], gold, columns.label or "spans", problem=problem)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import islice
 
 from sft.data.readers import rows_as_written
-from sft.data.shapes import ENTITY_COLUMNS, LABEL_COLUMNS, entities_in_cell, raw_entities
+from sft.data.shapes import GOLD_FIELDS, shape_row
 from sft.data.source import Source
 from sft.errors import InputError, RowError
 from sft.tasks import TASKS
@@ -54,31 +53,25 @@ def task_of_record(row: dict | RowError) -> str | None:
 
 def gold_kind(row: dict) -> str | None:
     """``label`` or ``entities``: the shape of a raw row's gold; None for no gold, or both, or neither."""
-    if "messages" in row:
-        return None
-    columns = {column.strip().lower(): value for column, value in row.items() if isinstance(column, str)}
-    entities = any(_are_entities(columns.get(name)) for name in ENTITY_COLUMNS)
-    label = any(_is_label(columns.get(name)) for name in LABEL_COLUMNS)
-    return None if entities == label else "entities" if entities else "label"
+    entities, label = _gold(row, "entities"), _gold(row, "label")
+    has_entities = type(entities) is list and any(map(_has_place, entities))
+    has_label = type(label) is str and _is_label(label)
+    return None if has_entities == has_label else "entities" if has_entities else "label"
 
 
-def _are_entities(value: object) -> bool:
-    """Whether a value is a list of entities in a known notation; an empty list could be anything."""
+def _gold(row: dict, answers: str) -> object:
+    """What the row has as the gold of a task with such answers; None if it is of another task."""
     try:
-        value = entities_in_cell(value, "") if type(value) is str else value
-        found: object = raw_entities(value, "") if type(value) in (list, dict) else None
+        return shape_row(row, answers)[GOLD_FIELDS[answers]]
     except RowError:
-        return False
-    return isinstance(found, Sequence) and any(_has_place(entity) for entity in found)
+        return None
 
 
 def _has_place(entity: object) -> bool:
     return isinstance(entity, dict) and all(type(entity.get(edge)) is int for edge in ("start_idx", "end_idx"))
 
 
-def _is_label(value: object) -> bool:
-    if type(value) is not str:
-        return type(value) is int
+def _is_label(value: str) -> bool:
     value = value.strip()
     is_short = 0 < len(value) <= LONGEST_LABEL and "\n" not in value
     return is_short and value != NO_ENTITY and not value.startswith(("[", "{"))

@@ -47,8 +47,7 @@ def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT_
     """
     if isinstance(row, RowError):
         return row
-    if settings.columns.text is None and (other := task_of_record(row)) not in (None, task.name):
-        return RowError("task", f"这一条是 {other} 的数据，适配器的任务是 {task.name}")
+    other = None if settings.columns.text else task_of_record(row)
     try:
         row = shape_row(row, task.answers, settings.columns)
         record = {"text": clean_text(row), "original": row["text"]}
@@ -57,6 +56,8 @@ def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT_
         return error
     except UnicodeEncodeError:
         return RowError("text", "不是 UTF-8 编码，或含有残缺的代理项字符（lone surrogate）")
+    if other not in (None, task.name):
+        return RowError("task", f"这一条是 {other} 的数据，适配器的任务是 {task.name}")
     if settings.options:
         row = row | {"options" if "messages" in row else "category": list(settings.options)}
     try:

@@ -67,7 +67,7 @@ class Classification:
         """
         text = clean_text(raw)
         label = raw.get("output")
-        if type(label) is RowError:  # it could not be read
+        if isinstance(label, RowError):  # it could not be read
             raise label
         if type(label) is list and len(label) > 1 and all(type(one) is str for one in label):
             raise multi_label_error(label)

@@ -91,7 +91,7 @@ class Ner:
         """
         text = clean_text(raw)
         items = raw.get("entities")
-        if type(items) is RowError:  # they could not be read
+        if isinstance(items, RowError):  # they could not be read
             raise items
         if type(items) is not list:
             raise RowError("entities", "缺少这个字段" if items is None else f"应是列表，实际是 {type(items).__name__}")
