@@ -176,7 +176,7 @@ FILES = [
     ("only blank lines", "cls", "a.jsonl", b"\n\n", [], "2:空的"),
     ("no file", "cls", "none.jsonl", None, [], "2:没有这个文件"),
     ("a directory", "cls", ".", None, [], "2:是一个目录"),
-    ("UTF-16 without BOM", "cls", "a.jsonl", GOOD["cls"].decode().encode("utf-16-le"), [], "2:UTF-16"),
+    ("UTF-16 without BOM", "cls", "a.jsonl", GOOD["cls"].decode().encode("utf-16-le"), [], "UTF-16"),
     ("UTF-32", "cls", "a.jsonl", GOOD["cls"].decode().encode("utf-32"), [], "2:UTF-32"),
     ("CR alone", "cls", "a.jsonl", GOOD["cls"].replace(b"\n", b"\r"), [], "2:CR"),
     ("a zip file", "cls", "a.jsonl", b"PK\x03\x04" + bytes(100), [], "2:不是文本文件"),

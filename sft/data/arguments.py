@@ -23,7 +23,18 @@ ENTITY_FORMATS = (
     *("conll", "inline", "words", "words_ltp", "brat"),
 )
 PREDICTION_FORMATS = ("auto", "lines", *dict.fromkeys((*LABEL_FORMATS, *ENTITY_FORMATS)))
-ENCODINGS = ("auto", "utf-8", "gb18030", "utf-16")
+ENCODINGS = ("auto", "utf-8", "gb18030", "big5", "utf-16", "shift_jis", "euc_jp", "euc_kr", "cp1252")
+# Other names of the same encodings, or of a part of one, without dashes.
+_OTHER_NAMES = {
+    **{name.replace("-", "").replace("_", ""): name for name in ENCODINGS},
+    **dict.fromkeys(("gbk", "gb2312", "cp936", "ansi"), "gb18030"),
+    **dict.fromkeys(("cp950", "big5hkscs"), "big5"),
+    **dict.fromkeys(("utf8sig",), "utf-8"),
+    **dict.fromkeys(("utf16le", "utf16be", "unicode"), "utf-16"),
+    **dict.fromkeys(("sjis", "cp932"), "shift_jis"),
+    **dict.fromkeys(("cp949", "uhc"), "euc_kr"),
+    **dict.fromkeys(("latin1", "iso88591", "windows1252"), "cp1252"),
+}
 
 
 class ReadOptions(NamedTuple):
@@ -114,7 +125,7 @@ def conversion_parser(
 
     reading = parser.add_argument_group("怎样读")
     reading.add_argument("--format", choices=("auto", *formats), default="auto", help="数据格式（默认自动识别）")
-    reading.add_argument("--encoding", choices=ENCODINGS, default="auto", help="编码（默认自动识别）")
+    add_encoding(reading)
     reading.add_argument("--text_column", help="文本所在的列名或字段名（默认自动识别）")
     reading.add_argument("--label_column", help="标签所在的列名或字段名（默认自动识别）")
     reading.add_argument("--labels", help=labels)
@@ -127,6 +138,21 @@ def conversion_parser(
         "error 立即停下",
     )
     return parser
+
+
+def add_encoding(parser: argparse._ActionsContainer) -> None:
+    """The flag ``--encoding``; the usual other names are understood."""
+    parser.add_argument(
+        "--encoding",
+        type=_encoding,
+        choices=ENCODINGS,
+        default="auto",
+        help="编码（默认自动识别；GBK、GB2312 都用 gb18030）",
+    )
+
+
+def _encoding(value: str) -> str:
+    return _OTHER_NAMES.get(value.lower().replace("-", "").replace("_", ""), value)
 
 
 def _ratio(value: str) -> float:

@@ -5,6 +5,7 @@ Rows need no gold. A row that cannot be read comes as a `RowError` in its place.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -12,13 +13,17 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 
+from sft.console import say_once
 from sft.data.arguments import ReadOptions
+from sft.data.encodings import SAMPLE_BYTES, encoding_of, is_surely_utf8, usual_name
 from sft.data.formats import recognise, recognise_sample, sample_lines
 from sft.data.readers import in_shape, numbered_lines, rows_in_shape, rows_of_lines
 from sft.data.source import Source
 from sft.errors import InputError, RowError
 
 logger = logging.getLogger(__name__)
+
+STANDARD_INPUT = "标准输入"
 
 _STREAM_SAMPLE_LINES = 200
 
@@ -34,7 +39,9 @@ def open_file(path: Path, answers: str, options: ReadOptions | None = None) -> S
         InputError: see `sft.data.formats.recognise`.
     """
     source = recognise(path, answers, options, gold=False)
-    logger.info("%s：%s", path, source.describe())
+    if source.container not in ("lines", "json_lines"):
+        logger.info("%s：%s", path, source.describe())
+    _say_encoding(path, source.encoding)
     return source
 
 
@@ -64,7 +71,7 @@ def rows_of(source: Source) -> Iterator[dict | RowError]:
             yield row if source.container == "tagged" else _with_line_number(row, number)
     except UnicodeDecodeError as error:
         where = f"第 {number} 行之后" if source.container in ("lines", "json_lines") else "往后"
-        yield RowError("", f"{where}不是完整的 {source.encoding}（{error.reason}）")
+        yield RowError("", f"{where}不是完整的 {usual_name(source.encoding)}（{error.reason}）")
     except InputError as error:
         if source.container not in ("table", "document"):
             raise
@@ -87,22 +94,63 @@ def read_stream(file: IO[bytes], answers: str, options: ReadOptions | None = Non
         InputError: see `read_file`.
     """
     options = options or ReadOptions()
-    encoding = "utf-8-sig" if options.encoding in ("auto", "utf-8") else options.encoding
-    lines = numbered_lines(file, encoding)
-    first = list(islice(lines, _STREAM_SAMPLE_LINES))
+    lines = _lines_of_stream(file, options.encoding)
+    try:
+        first = list(islice(lines, _STREAM_SAMPLE_LINES))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{STANDARD_INPUT}：不是完整的 {usual_name(error.encoding)}（{error.reason}）") from error
     sample = sample_lines(line if isinstance(line, str) else line.decode("utf-8", "replace") for _, line in first)
-    source = Source(Path("标准输入"), answers, "", "lines", encoding)
+    source = Source(Path(STANDARD_INPUT), answers, "lines", "lines", "utf-8")
     if sample:
         source = recognise_sample(source, sample, options, gold=False)
     if source.container in ("lines", "json_lines", "marked"):
         return _rows_of_lines(chain(first, lines), source)
-    logger.info("标准输入：%s", source.describe())
+    logger.info("%s：%s", STANDARD_INPUT, source.describe())
     return _spooled((line for _, line in chain(first, lines)), source, options)
 
 
+def _lines_of_stream(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes | str]]:
+    """The numbered lines of a stream, each as soon as it is there; only to judge an encoding are more lines read.
+
+    Raises:
+        InputError: `encoding_of` refuses the stream.
+    """
+    number, line = 0, b""
+    if encoding == "auto":
+        for number, line in enumerate(file, start=1):
+            if not line.isascii() or 0 in line:
+                break
+            yield number, line
+        else:
+            return
+        if is_surely_utf8(line):
+            encoding = "utf-8"
+    ahead = [line] if line else []
+    if encoding == "utf-8":
+        encoding = "utf-8-sig" if number <= 1 else "utf-8"
+    else:
+        ahead += file.readlines(SAMPLE_BYTES)
+        encoding = encoding_of(b"".join(ahead), STANDARD_INPUT, encoding)
+        _say_encoding(STANDARD_INPUT, encoding)
+    whole = encoding.startswith("utf-16")  # its lines are not cut at a byte
+    lines = io.BytesIO(b"".join([*ahead, *file])) if whole else chain(ahead, file)
+    first = max(number, 1)
+    for offset, line in numbered_lines(lines, encoding):
+        yield first + offset - 1, line
+
+
+def _say_encoding(where: object, encoding: str) -> None:
+    if not encoding.startswith("utf-8"):
+        say_once(logger, f"{where}：按 {usual_name(encoding).upper()} 编码读；不对的话请用 --encoding 指明")
+
+
 def _rows_of_lines(lines: Iterator[tuple[int, bytes | str]], source: Source) -> Iterator[dict | RowError]:
-    for number, _, row in in_shape(rows_of_lines(lines, source), source):
-        yield _with_line_number(row, number)
+    number = 0
+    try:
+        for number, _, row in in_shape(rows_of_lines(lines, source), source):
+            yield _with_line_number(row, number)
+    except UnicodeDecodeError as error:
+        yield RowError("", f"第 {number} 行之后不是完整的 {usual_name(error.encoding)}（{error.reason}）")
 
 
 def _spooled(lines: Iterator[bytes | str], source: Source, options: ReadOptions) -> Iterator[dict | RowError]:
@@ -117,4 +165,4 @@ def _spooled(lines: Iterator[bytes | str], source: Source, options: ReadOptions)
 
 
 def _with_line_number(row: dict | RowError, number: int) -> dict | RowError:
-    return row if isinstance(row, dict) else RowError(row.field, f"第 {number} 行：{row.reason}")
+    return row if isinstance(row, dict) else RowError(row.field, f"第 {number} 行：{row.reason}", row.kind)

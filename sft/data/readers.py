@@ -118,19 +118,19 @@ def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes 
     Only LF ends a line, because a text may hold U+2028 and the like. Lines of UTF-8 stay bytes, which orjson reads.
     ``utf-8-sig`` takes a byte order mark off if there is one.
     """
-    if encoding == "utf-16":
-        yield from enumerate(io.TextIOWrapper(file, "utf-16", newline="\n", errors="surrogatepass"), start=1)
+    if encoding.startswith("utf-16"):
+        yield from enumerate(io.TextIOWrapper(file, encoding, newline="\n", errors="surrogatepass"), start=1)
         return
     lines = enumerate(file, start=1)
     if encoding == "utf-8-sig":
         for number, line in islice(lines, 1):
             yield number, line.removeprefix(codecs.BOM_UTF8)
-    if encoding != "gb18030":
+    if encoding.startswith("utf-8"):
         yield from lines
         return
     for number, line in lines:
         with suppress(UnicodeDecodeError):  # it stays bytes and is rejected later
-            line = line.decode("gb18030")
+            line = line.decode(encoding)
         yield number, line
 
 

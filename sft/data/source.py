@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sft.data.columns import USUAL_COLUMNS, Columns
+from sft.data.encodings import usual_name
 from sft.data.tagging import Tagging
 from sft.errors import RowError
 
@@ -61,6 +62,6 @@ class Source:
 
     def describe(self) -> str:
         """Format, encoding and what was decided by evidence, for the summary."""
-        encoding = "UTF-8（有 BOM）" if self.encoding == "utf-8-sig" else self.encoding.upper()
+        encoding = "UTF-8（有 BOM）" if self.encoding == "utf-8-sig" else usual_name(self.encoding).upper()
         details = "，".join(filter(None, (self.tagging and self.tagging.describe(), *self.taken)))
         return f"{self.format}{f'（{details}）' if details else ''}，{encoding}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft.cli import Parser, parse
-from sft.data.arguments import ENCODINGS, PREDICTION_FORMATS
+from sft.data.arguments import PREDICTION_FORMATS, add_encoding
 
 # What other tools call these flags.
 RENAMED_FLAGS = {
@@ -58,7 +58,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--text_column", help="文本所在的列名或字段名（默认自动识别）；给了它，数据也可以是别的任务的"
     )
     reading.add_argument("--label_column", help="金标所在的列名或字段名（默认自动识别；没有金标也可以）")
-    reading.add_argument("--encoding", choices=ENCODINGS, default="auto", help="编码（默认自动识别）")
+    add_encoding(reading)
     reading.add_argument("--max_rows", type=_positive, help="只预测前多少条")
 
     writing = parser.add_argument_group("输出")
