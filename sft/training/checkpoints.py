@@ -32,7 +32,7 @@ def write_manifest(folder: Path, run: dict) -> None:
     files = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open("r+b") as file:  # Windows flushes only what is open for writing
                 os.fsync(file.fileno())
             files[path.relative_to(folder).as_posix()] = {"sha256": file_hash(path), "bytes": path.stat().st_size}
     write_json(folder / MANIFEST, {"run": run, "files": files})
