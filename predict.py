@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sft.cli import one_line_errors
+from sft.cli import one_line_errors, readable_streams
 from sft.prediction.arguments import parse_arguments
 from sft.processes import is_first_process, process_count, process_index
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sft.console import log_to_stderr, quiet_libraries
 
     if __name__ == "__main__":  # write UTF-8 even on a GBK console; a notebook's stdout is UTF-8 already
-        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         quiet_libraries()
     log_to_stderr(logging.INFO if is_first_process() else logging.ERROR)
 
@@ -239,4 +239,5 @@ def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: 
 
 
 if __name__ == "__main__":
+    readable_streams()
     sys.exit(main())

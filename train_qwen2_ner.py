@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from sft.cli import one_line_errors
+from sft.cli import one_line_errors, readable_streams
 from sft.tasks.ner import Ner
 
 
@@ -50,7 +50,5 @@ if __name__ == "__main__":
     from sft.console import quiet_libraries
 
     quiet_libraries()
-    sys.stdout.reconfigure(
-        errors="replace"
-    )  # --preview can print what a GBK console cannot: emoji, parts of characters
+    readable_streams()  # --preview can print what a GBK console cannot: emoji, parts of characters
     sys.exit(main())

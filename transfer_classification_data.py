@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from sft.cli import one_line_errors, parse
+from sft.cli import one_line_errors, parse, readable_streams
 from sft.data.arguments import LABEL_FORMATS, Conversion, ReadOptions, conversion_parser
 
 DESCRIPTION = """把分类的原始数据转换成训练用的记录，分成训练集和测试集。
@@ -87,4 +87,5 @@ def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that temporary files are removed
+    readable_streams()
     sys.exit(main())

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from sft.cli import one_line_errors, parse
+from sft.cli import one_line_errors, parse, readable_streams
 from sft.data.arguments import ENTITY_FORMATS, Conversion, ReadOptions, conversion_parser
 
 DESCRIPTION = """把实体识别的原始数据转换成训练用的记录，分成训练集和测试集。
@@ -22,7 +22,7 @@ FOLDERS = (Path("data"), Path("data/chinese_ner_sft"))
 NOT_FOUND = (
     "data/ccfbdci.jsonl：没有这个文件；请先下载：curl -L --create-dirs -o data/ccfbdci.jsonl "
     "https://huggingface.co/datasets/qgyd2021/chinese_ner_sft/resolve/main/data/ccfbdci.jsonl"
-    "（国内可把 huggingface.co 换成 hf-mirror.com），或用 --input_file 给出自己的数据"
+    "（国内可把 huggingface.co 换成 hf-mirror.com；PowerShell 里写 curl.exe），或用 --input_file 给出自己的数据"
 )
 
 
@@ -84,4 +84,5 @@ def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that temporary files are removed
+    readable_streams()
     sys.exit(main())

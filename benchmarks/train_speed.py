@@ -86,7 +86,7 @@ class ContestantProcess:
 
     def __init__(self, contestant: Contestant, rows: Path, base: Path, dtype: str, passes: int, python: dict) -> None:
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
             [python.get(contestant.library, sys.executable), str(WORKER)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=environment, cwd=ROOT,
@@ -227,7 +227,7 @@ def save_base(folder: Path, shape: dict, dtype: str) -> Path:
 def write_rows(path: Path, rows: list[dict], vocabulary: int) -> Path:
     """Write rows with their token ids mapped into a smaller vocabulary; 0 and 1 are kept for padding and the end."""
     folded = [{name: [2 + token % (vocabulary - 2) for token in ids] for name, ids in row.items()} for row in rows]
-    path.write_text("\n".join(map(json.dumps, folded)))
+    path.write_text("\n".join(map(json.dumps, folded)), encoding="utf-8")
     return path
 
 

@@ -71,7 +71,7 @@ def main() -> None:
     """Read the job from the first line of stdin, train, and report the first loss and the peak memory."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     job = json.loads(sys.stdin.readline())
-    rows = [json.loads(line) for line in Path(job["rows"]).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(job["rows"]).read_text(encoding="utf-8").splitlines()]
     torch.manual_seed(0)
     dtype = getattr(torch, job["dtype"])
     model = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype, attn_implementation="sdpa")
@@ -81,9 +81,9 @@ def main() -> None:
     for parameter in trainer.model.parameters():
         parameter.detach().sum()  # read the weights now: the file is mapped, and pages load at first use
     before = psutil.Process().memory_info().rss
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     trainer.train()
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     send(first_loss=losses[0], peak_bytes=peak - before)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import re
@@ -174,6 +175,24 @@ def _refuse_flag(
     parser.error(f"不认识的参数 {flag}" + (f"；如果它是 {before} 的值，请写成 {before}={word}" if before else ""))
 
 
+def readable_streams() -> None:
+    """Let stdout and stderr take every text. Only for a script, whose streams are its own.
+
+    A pipe or a file gets the code page of Windows, in which Chinese (1252) or emoji (936) may not exist. A stream
+    that has no Chinese becomes UTF-8; in the others, what cannot be encoded becomes a question mark.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):  # closed, or not there, as under pythonw
+            continue
+        try:
+            "中".encode(stream.encoding)
+        except UnicodeEncodeError:
+            stream.reconfigure(encoding="utf-8")
+        else:
+            if stream is sys.stdout:  # stderr writes an escape by itself
+                stream.reconfigure(errors="replace")
+
+
 @dataclass
 class Outcome:
     """How a script's work ended.
@@ -226,7 +245,13 @@ def one_line_errors(interrupted: str = "已中断", *, piped: bool = False) -> I
         outcome.code = FAILED
         logger.debug("", exc_info=True)
         where = f"{error.filename}：" if error.filename else ""
-        _print_error(f"{where}{error.strerror}；请检查磁盘空间和权限")
+        _print_error(f"{where}{error.strerror}；{_advice(error)}")
+
+
+def _advice(error: OSError) -> str:
+    if isinstance(error, PermissionError) and sys.platform == "win32":
+        return "请检查权限，并关掉正打开着它的程序（Excel、杀毒软件等）"
+    return "请检查磁盘空间和权限"
 
 
 def _in_chinese(message: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ LOSS_CURVE_FILE = "loss.png"
 MODEL_CARD_FILE = "README.md"
 
 PART_BYTES = 1 << 26  # of a large file that one thread hashes
+PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.6)
 
 
 @contextmanager
@@ -57,9 +59,27 @@ def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[I
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        temporary.replace(path)
+        patiently(temporary.replace, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def patiently(action: Callable[..., object], *arguments: object) -> None:
+    """Call ``action``, which moves or deletes; try again for about two seconds while it is not permitted.
+
+    On Windows a file cannot be replaced while another program has it open, and virus scanners and indexers open every
+    new file for a moment. Elsewhere a permission does not change, and the error comes two seconds later.
+
+    Raises:
+        PermissionError: it is still not permitted.
+    """
+    for pause_seconds in PAUSES_SECONDS:
+        try:
+            action(*arguments)
+            return
+        except PermissionError:
+            time.sleep(pause_seconds)
+    action(*arguments)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -102,6 +122,11 @@ def refuse_folder(path: Path, example: str) -> None:
     """
     if path.is_dir():
         raise InputError(f"{path}：是一个目录；请给出文件名，如 {example}")
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths name the same file; on Windows and macOS capitals make no difference in a name."""
+    return one.resolve() == other.resolve() or (one.exists() and other.exists() and one.samefile(other))
 
 
 def differences(saved: Mapping[str, object], now: Mapping[str, object]) -> str:

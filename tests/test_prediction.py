@@ -364,7 +364,7 @@ class TestCommandLine:
         assert json.loads(capsys.readouterr().out)["rows"] == 2
 
     def test_standard_input_and_text_are_predicted_alike(self, trained, monkeypatch, capsys):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("打仗\n".encode())))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("打仗\n".encode()), encoding="utf-8"))
         assert predict.main(["--adapter", str(trained)]) == 0
         from_stdin = capsys.readouterr().out
         assert predict.main(["--adapter", str(trained), "--text", "打仗"]) == 0

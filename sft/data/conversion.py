@@ -21,7 +21,7 @@ from sft.data.rejections import SHOWN
 from sft.data.source import Source
 from sft.data.splitter import TEST, TRAIN, Splitter
 from sft.errors import InputError
-from sft.files import json_bytes, refuse_folder, whole_file
+from sft.files import json_bytes, refuse_folder, same_file, whole_file
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
 
@@ -79,13 +79,12 @@ def rejected_path(output_file: Path) -> Path:
 
 
 def _check_places(outputs: list[Path], inputs: list[Path]) -> None:
-    outputs_at, inputs_at = [path.resolve() for path in outputs], [path.resolve() for path in inputs]
-    for path, place in zip(outputs, outputs_at, strict=True):
-        if place in inputs_at:
+    for path in outputs:
+        if any(same_file(path, other) for other in inputs):
             raise InputError(f"{path}：既是输入又是输出，会把原始数据盖掉；请换一个输出文件")
-        if outputs_at.count(place) > 1:
+        if sum(same_file(path, other) for other in outputs) > 1:
             raise InputError(f"{path}：两个输出是同一个文件；请换一个 --output_file 或 --test_file")
-    if len(set(inputs_at)) < len(inputs_at):
+    if len(inputs) == 2 and same_file(*inputs):
         raise InputError(f"{inputs[0]}：训练集和测试集是同一个文件；请换一个，或不给 --input_test_file")
 
 

@@ -8,10 +8,12 @@ by a run that was killed, and is cut off when the run is resumed.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -68,8 +70,13 @@ def check_output(path: Path, input_file: Path | None, *, resume: bool, overwrite
 
 
 def _check_place(path: Path) -> None:
-    folder = next(folder for folder in path.absolute().parents if folder.exists())
-    writable = folder.is_dir() and os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    folder = next((folder for folder in path.absolute().parents if folder.exists()), None)  # None: no such drive
+    writable = (
+        folder is not None
+        and folder.is_dir()
+        and os.access(folder, os.W_OK)
+        and (not path.exists() or os.access(path, os.W_OK))
+    )
     if not writable:
         raise InputError(f"{path}：无法写入；请换一个可写的路径")
 
@@ -111,6 +118,8 @@ class Stream:
         except BrokenPipeError:  # the reader has stopped reading, as `head` does
             raise
         except OSError as error:
+            if sys.platform == "win32" and error.errno == errno.EINVAL:  # what Windows says in that case
+                raise BrokenPipeError from error
             raise RunError(f"结果写不出去（{error.strerror}）") from error
         self.rows += len(lines)
         self.tally.add(tally)

@@ -19,7 +19,7 @@ from sft.console import is_watched
 from sft.engine.batches import EncodedRow, batch_tokens, micro_batches
 from sft.engine.loss import frozen_head, supervised_loss
 from sft.errors import RunError
-from sft.files import TASK_FILE, read_json, write_json
+from sft.files import TASK_FILE, patiently, read_json, write_json
 from sft.tasks.settings import TaskSettings
 from sft.training import checkpoints
 from sft.training.callbacks import LogLines, ProgressOnStderr, StopOnNonFinite, StopOnSignal
@@ -232,7 +232,7 @@ class SftTrainer(Trainer):
                 temporary / name, self.run.identity | {checkpoints.MICRO_BATCH: self.max_tokens}
             )
             shutil.rmtree(final, ignore_errors=True)  # a damaged checkpoint of the same step
-            (temporary / name).rename(final)
+            patiently((temporary / name).rename, final)
             temporary.rmdir()
             rotate_checkpoints(
                 output_dir=str(self.run.output_dir),
