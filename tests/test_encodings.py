@@ -207,6 +207,12 @@ def test_chinese_after_a_megabyte_of_ascii_is_found(tmp_path):
     assert detect_encoding(written(tmp_path, english, "a.csv")) == "utf-8"
 
 
+def test_one_chinese_line_that_begins_in_the_megabyte_before_is_found(tmp_path):
+    start = b'{"text": "' + b"x" * (SAMPLE_BYTES - 5)
+    path = written(tmp_path, start + SENTENCES["traditional"][0].encode("cp950") + b'"}\n')
+    assert detect_encoding(path) == "cp950"
+
+
 def test_detection_takes_no_time(tmp_path):
     for encoding, limit_seconds in (("gb18030", 0.3), ("utf-8", 0.1)):
         text = "".join(f"{number},{sentence}\n" for number in range(8_000) for sentence in SENTENCES["simplified"])
@@ -343,3 +349,18 @@ def test_rows_of_standard_input_keep_their_numbers():
     first, error, last = read_stream(stream)
     assert (first["text"], last["text"]) == ("plain", "你好，今天的天气很好。")
     assert "第 3 行" in str(error)
+
+
+@pytest.mark.parametrize("chosen", ["auto", "utf-8"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_standard_input_in_utf8_loses_its_mark_and_keeps_its_numbers(chosen, mark):
+    first, error = read_stream(io.BytesIO(mark + '你好\n{"text": \n'.encode()), encoding=chosen)
+    assert first == {"text": "你好"}
+    assert "第 2 行" in str(error)
+
+
+def test_a_megabyte_of_short_lines_on_standard_input_is_judged_at_once():
+    content = "".join(f"{sentence}\n" for sentence in SENTENCES["simplified"] * 10_000).encode("gb18030")
+    started = time.process_time()
+    assert next(read_stream(io.BytesIO(content)))["text"] == SENTENCES["simplified"][0]
+    assert time.process_time() - started < 1

@@ -14,7 +14,7 @@ SAMPLE_BYTES = 1 << 20
 _EVIDENCE_BYTES = 1 << 16  # enough for any judgement, and judged in 20 milliseconds
 _MARGIN_BITS = 12.0  # the likelier reading must be 4,000 times as likely, else the user is asked
 _FOR_UTF8_BITS = 4.0
-_FREQUENT_BITS_A_BYTE = 6.0
+_FREQUENT_BITS_A_BYTE, _WORDS_BITS_A_BYTE = 6.0, 7.2
 _WRONG_CHOICE_BITS = 100.0
 _BINARY = (b"PK\x03\x04", b"PAR1", b"\x1f\x8b", b"\xd0\xcf\x11\xe0")  # zip and xlsx, parquet, gzip, xls
 _BYTE_ORDER_MARKS = (
@@ -71,14 +71,13 @@ def detect_encoding(path: Path, chosen: str = "auto") -> str:
         sample = file.read(SAMPLE_BYTES)
         if not sample.strip():
             raise InputError(f"{path}：文件是空的；请检查下载是否完整")
-        beginning = sample
-        while chosen == "auto" and sample.isascii() and len(sample) == SAMPLE_BYTES:
-            sample = file.read(SAMPLE_BYTES)
-    if sample is not beginning and sample:
-        encoding_of(beginning, path)  # refuses what is not text
-        sample = sample[sample.find(b"\n") + 1 :] + b"\n"  # the first line began in the piece before
-        return encoding_of(sample, path)
-    return encoding_of(beginning, path, chosen)
+        piece = sample
+        while chosen == "auto" and piece.isascii() and 0 not in piece and len(piece) == SAMPLE_BYTES:
+            piece = file.read(SAMPLE_BYTES)
+    if piece is sample or not piece:
+        return encoding_of(sample, path, chosen)
+    encoding_of(sample, path)  # refuses what is not text
+    return encoding_of(piece + b"\n", path)  # no character lies across the edge: what is before it is ASCII
 
 
 def encoding_of(sample: bytes, where: object, chosen: str = "auto") -> str:
@@ -188,9 +187,13 @@ def _judged(lines: Sequence[bytes], where: object) -> str:
     if _WINDOWS_QUOTES.fullmatch(evidence):
         return "cp1252"
     best, *others = candidates = _candidates(evidence)
-    if 2 * len(utf8) >= len(lines):  # a few characters of two bytes: UTF-8, unless others make frequent words of them
+    if 2 * len(utf8) >= len(
+        lines
+    ):  # a few characters of two bytes: UTF-8, unless another encoding makes words of them
         unicode = next(reading for reading in candidates if reading.encoding == "utf-8")
-        if unicode.bits - best.bits < _FOR_UTF8_BITS or best.bits_a_byte > _FREQUENT_BITS_A_BYTE:
+        several = len(evidence) - sum(byte < 0x80 for byte in evidence) > 2
+        words = best.bits_a_byte < (_WORDS_BITS_A_BYTE if several else _FREQUENT_BITS_A_BYTE)
+        if "\ufffd" not in unicode.text and (unicode.bits - best.bits < _FOR_UTF8_BITS or not words):
             return "utf-8"
     rivals = list({reading.text: reading for reading in reversed(others) if reading.text != best.text}.values())[::-1]
     if not best.is_language():

@@ -57,7 +57,8 @@ _STRANGE_BITS = 18.0  # ideographs that are in no older character set, symbols, 
 MOST_BITS_A_BYTE = 7.0
 _IMPOSSIBLE_BITS = 30.0  # controls, private use, unassigned, bytes that do not decode
 
-_UNLIKELY_BITS = {"other": 20.0}  # before anything is read: a file for this program is seldom in Russian or Greek
+# Before anything is read: most files for this program are Chinese, and hardly any are Russian or Greek.
+_UNLIKELY_BITS = {"japanese": 5.0, "korean": 5.0, "latin": 5.0, "other": 20.0}
 
 
 class Reading(NamedTuple):
@@ -140,6 +141,7 @@ def _model(language: str) -> dict[str, float]:
         _share(model, 0.05, map(chr, range(0xA1, 0x100)))
         _share(model, 0.85, _LATIN)
     else:  # one small alphabet: Cyrillic, Greek, Hebrew, Arabic, Thai
+        _share(model, 0.05, map(chr, range(0xA1, 0xC0)))
         _share(model, 0.95, map(chr, [*range(0x3B1, 0x3CA), *range(0x410, 0x450), *range(0x5D0, 0x5EB)]))
         _share(model, 0.95, map(chr, [*range(0x620, 0x64B), *range(0xE01, 0xE4E)]))
     return model
