@@ -24,7 +24,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_LONG_UTF8 = re.compile(rb"[\xe0-\xf4]")  # begins a character of three or four bytes; other texts hardly have that
+_LONG_UTF8 = re.compile(rb"[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")  # other texts hardly have that
 _UTF8_RUN = re.compile(rb"(?:[\xe3-\xe9][\x80-\xbf]{2}){4}")  # four characters of Chinese, Japanese or Korean
 _WINDOWS_QUOTES = re.compile(rb"[\x00-\x7f\x85\x91-\x97]*")  # … ‘ ’ “ ” • – — in every Windows code page of one byte
 _UTF16 = ("utf-16-le", "utf-16-be")
