@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sft.console import log_to_stderr, quiet_libraries
 
     if __name__ == "__main__":  # write UTF-8 even on a GBK console; a notebook's stdout is UTF-8 already
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")
+        if sys.stdout is not None:  # closed
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         quiet_libraries()
     log_to_stderr(logging.INFO if is_first_process() else logging.ERROR)
 
@@ -124,6 +125,8 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
         return islice(rows_of(source), arguments.max_rows), count_rows(source, arguments.max_rows)
     if process_count() > 1:
         raise InputError("标准输入不能分给几个进程；请用 --input_file")
+    if sys.stdin is None:
+        raise InputError("标准输入是关着的；请用 --input_file 或 --text")
     return islice(read_stream(sys.stdin.buffer, task.answers, options), arguments.max_rows), None
 
 

@@ -359,6 +359,13 @@ def test_standard_input_in_utf8_loses_its_mark_and_keeps_its_numbers(chosen, mar
     assert "第 2 行" in str(error)
 
 
+def test_utf16_on_standard_input_that_is_cut_off_is_an_error_in_its_place():
+    stream = io.BytesIO("你好\n再见".encode("utf-16")[:-1])
+    first, error = read_stream(stream)
+    assert first == {"text": "你好"}
+    assert "不是完整的 utf-16" in str(error)
+
+
 def test_a_megabyte_of_short_lines_on_standard_input_is_judged_at_once():
     content = "".join(f"{sentence}\n" for sentence in SENTENCES["simplified"] * 10_000).encode("gb18030")
     started = time.process_time()

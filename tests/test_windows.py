@@ -221,3 +221,11 @@ def test_help_and_errors_can_be_read_on_any_code_page(script, page):
     assert "编码" in asked.stdout.decode(readable)
     assert wrong.returncode == 2
     assert "不认识的参数" in wrong.stderr.decode(readable)
+
+
+def test_standard_input_that_is_not_there_is_one_line():
+    """As under pythonw, or closed in a shell."""
+    command = [sys.executable, str(REPOSITORY / "predict.py"), "--adapter", "nowhere"]
+    done = subprocess.run(command, preexec_fn=lambda: os.close(0), capture_output=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.decode().count("\n") == 1 and "标准输入" in done.stderr.decode()
