@@ -237,9 +237,9 @@ def test_utf16_is_read_with_a_mark_and_without(tmp_path, encoding, chosen, langu
     rows = [row for _, _, row in read_rows(recognise(table, "label", ReadOptions(encoding=chosen)))]
     assert [row["text"] for row in rows] == texts
     lines = written(tmp_path, "".join(f"{text}\n" for text in texts).encode(encoding))
-    assert [row["text"] for row in read_file(lines, encoding=chosen)] == texts
+    assert [row["text"] for row in read_file(lines, "label", ReadOptions(encoding=chosen))] == texts
     stream = io.BytesIO(lines.read_bytes())
-    assert [row["text"] for row in read_stream(stream, encoding=chosen)] == texts
+    assert [row["text"] for row in read_stream(stream, "label", ReadOptions(encoding=chosen))] == texts
 
 
 def test_utf32_without_a_mark_is_refused(tmp_path):
@@ -263,7 +263,7 @@ def test_the_advice_in_every_message_about_encodings_works(tmp_path, language, n
 
 
 def test_other_names_of_the_encodings_are_understood():
-    parser = conversion_parser("x", "", formats=(), output_file="a", test_file="b", labels="")
+    parser = conversion_parser("x", "", formats=(), output_file="a", labels="", other_labels="")
     names = {"GBK": "gb18030", "gb2312": "gb18030", "cp936": "gb18030", "Big5": "big5", "big5-hkscs": "big5"}
     names |= {"cp950": "big5", "UTF8": "utf-8", "UTF-16LE": "utf-16", "sjis": "shift_jis", "Shift-JIS": "shift_jis"}
     names |= {"EUC-KR": "euc_kr", "cp949": "euc_kr", "euc-jp": "euc_jp", "latin1": "cp1252"}
@@ -288,13 +288,13 @@ def test_characters_of_hong_kong_are_read_with_big5(tmp_path):
     text = "呢間餐廳啲嘢真係好好食，下次一定再嚟，仲會介紹俾朋友。\n"
     path = written(tmp_path, text.encode("big5hkscs"))
     assert detect_encoding(path) == detect_encoding(path, "big5") == "big5hkscs"
-    assert [row["text"] for row in read_file(path)] == [text.rstrip()]
+    assert [row["text"] for row in read_file(path, "label")] == [text.rstrip()]
 
 
 def test_symbols_of_windows_big5_stay_the_usual_ones(tmp_path):
     text = "約翰‧藍儂很有名～他的歌我都會唱，真的很好聽。\n"
     path = written(tmp_path, text.encode("cp950"))
-    assert [row["text"] for row in read_file(path)] == [text.rstrip()]
+    assert [row["text"] for row in read_file(path, "label")] == [text.rstrip()]
 
 
 # ---- In the scripts ----
@@ -326,14 +326,14 @@ def test_a_big5_table_is_converted_to_its_labels(table, tmp_path, capsys):
 def test_prediction_reads_a_big5_table_and_says_so_once(table, caplog):
     say_once.cache_clear()
     with caplog.at_level(logging.INFO):
-        rows = list(read_file(table))
-        list(read_file(table))
-    assert Counter(row["label"] for row in rows) == {"好評": 3, "差評": 3}
+        rows = list(read_file(table, "label"))
+        list(read_file(table, "label"))
+    assert Counter(row["output"] for row in rows) == {"好評": 3, "差評": 3}
     assert sum("按 BIG5 编码读" in message for message in caplog.messages) == 1
 
 
 def test_prediction_says_nothing_about_utf8(tmp_path, caplog):
-    list(read_file(written(tmp_path, "很好\n".encode())))
+    list(read_file(written(tmp_path, "很好\n".encode()), "label"))
     assert caplog.messages == []
 
 
@@ -341,12 +341,12 @@ def test_prediction_says_nothing_about_utf8(tmp_path, caplog):
 def test_standard_input_is_read_in_the_encoding_it_is_in(language, name):
     texts = ["plain English first", *SENTENCES[language]]
     stream = io.BytesIO("".join(f"{text}\n" for text in texts).encode(WRITTEN[language][name]))
-    assert [row["text"] for row in read_stream(stream)] == texts
+    assert [row["text"] for row in read_stream(stream, "label")] == texts
 
 
 def test_rows_of_standard_input_keep_their_numbers():
     stream = io.BytesIO(b"plain\n\n" + '{"text": \n你好，今天的天气很好。\n'.encode("gb18030"))
-    first, error, last = read_stream(stream)
+    first, _, error, last = read_stream(stream, "label")
     assert (first["text"], last["text"]) == ("plain", "你好，今天的天气很好。")
     assert "第 3 行" in str(error)
 
@@ -354,20 +354,20 @@ def test_rows_of_standard_input_keep_their_numbers():
 @pytest.mark.parametrize("chosen", ["auto", "utf-8"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_standard_input_in_utf8_loses_its_mark_and_keeps_its_numbers(chosen, mark):
-    first, error = read_stream(io.BytesIO(mark + '你好\n{"text": \n'.encode()), encoding=chosen)
-    assert first == {"text": "你好"}
+    first, error = read_stream(io.BytesIO(mark + '你好\n{"text": \n'.encode()), "label", ReadOptions(encoding=chosen))
+    assert first["text"] == "你好"
     assert "第 2 行" in str(error)
 
 
 def test_utf16_on_standard_input_that_is_cut_off_is_an_error_in_its_place():
     stream = io.BytesIO("你好\n再见".encode("utf-16")[:-1])
-    first, error = read_stream(stream)
-    assert first == {"text": "你好"}
+    first, error = read_stream(stream, "label")
+    assert first["text"] == "你好"
     assert "不是完整的 utf-16" in str(error)
 
 
 def test_a_megabyte_of_short_lines_on_standard_input_is_judged_at_once():
     content = "".join(f"{sentence}\n" for sentence in SENTENCES["simplified"] * 10_000).encode("gb18030")
     started = time.process_time()
-    assert next(read_stream(io.BytesIO(content)))["text"] == SENTENCES["simplified"][0]
+    assert next(read_stream(io.BytesIO(content), "label"))["text"] == SENTENCES["simplified"][0]
     assert time.process_time() - started < 1

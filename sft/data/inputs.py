@@ -95,10 +95,11 @@ def read_stream(file: IO[bytes], answers: str, options: ReadOptions | None = Non
     """
     options = options or ReadOptions()
     lines = _lines_of_stream(file, options.encoding)
+    first: list[tuple[int, bytes | str]] = []
     try:
-        first = list(islice(lines, _STREAM_SAMPLE_LINES))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{STANDARD_INPUT}：不是完整的 {usual_name(error.encoding)}（{error.reason}）") from error
+        first.extend(islice(lines, _STREAM_SAMPLE_LINES))
+    except UnicodeDecodeError as error:  # the lines before it are good
+        lines = _cut_off(error)
     sample = sample_lines(line if isinstance(line, str) else line.decode("utf-8", "replace") for _, line in first)
     source = Source(Path(STANDARD_INPUT), answers, "lines", "lines", "utf-8")
     if sample:
@@ -137,6 +138,11 @@ def _lines_of_stream(file: IO[bytes], encoding: str) -> Iterator[tuple[int, byte
     first = max(number, 1)
     for offset, line in numbered_lines(lines, encoding):
         yield first + offset - 1, line
+
+
+def _cut_off(error: UnicodeDecodeError) -> Iterator[tuple[int, bytes | str]]:
+    raise error
+    yield
 
 
 def _say_encoding(where: object, encoding: str) -> None:
