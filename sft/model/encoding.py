@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from sft.console import progress
 from sft.engine.batches import EncodedRow
 from sft.errors import InputError, RowError
+from sft.model.template import answer_end
 from sft.tasks.task import Task
 
 WORTH_SHARING = 16  # with fewer texts, looking for their common beginning does not pay
@@ -45,15 +46,10 @@ def terminator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         InputError: the template ends an answer without a special token.
     """
-    probe = "答"
-    messages = [{"role": "user", "content": "问"}, {"role": "assistant", "content": probe}]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    tail_ids = tokenizer(rendered[rendered.rindex(probe) + len(probe) :], add_special_tokens=False).input_ids
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    for token_id in tail_ids:
-        if token_id in special:
-            return token_id
-    raise InputError("对话模板没有用特殊词元结束回答，模型将不知道何时停止；请换一个对话模型")
+    end = answer_end(tokenizer)
+    if end is None:
+        raise InputError("对话模板没有用特殊词元结束回答，模型将不知道何时停止；请换一个对话模型")
+    return tokenizer.convert_tokens_to_ids(end)
 
 
 def encode_prompts(records: Sequence[dict], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

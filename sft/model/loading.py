@@ -23,14 +23,9 @@ from sft.console import is_watched
 from sft.engine.attention import ARCHITECTURES, use_packed_attention
 from sft.errors import InputError, one_line
 from sft.files import ADAPTER_FILE
+from sft.model.template import settle_template, with_fixed_date
 
 logger = logging.getLogger(__name__)
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + TERMINATOR + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 
 def default_device() -> torch.device:
@@ -72,12 +67,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(f"{folder}：没有分词器的词表（tokenizer.json，或 vocab.json 和 merges.txt）；请重新下载模型")
     if not tokenizer.is_fast:
         raise InputError(f"{folder}：没有 tokenizer.json 这样的快速分词器；请换一个带快速分词器的模型")
-    if tokenizer.chat_template is None:
-        terminator = "<|im_end|>" if "<|im_end|>" in tokenizer.get_added_vocab() else tokenizer.eos_token
-        if terminator is None:
-            raise InputError(f"{folder}：分词器既没有对话模板也没有结束符，无法用于对话微调")
-        tokenizer.chat_template = CHATML.replace("TERMINATOR", repr(terminator))
-        logger.warning("%s 没有对话模板，改用 ChatML（结束符 %s）", folder, terminator)
+    if (folder / "adapter_config.json").is_file():  # trained with this template: keep it, only stop its clock
+        tokenizer.chat_template = tokenizer.chat_template and with_fixed_date(tokenizer.get_chat_template())
+    if not (folder / "adapter_config.json").is_file() or tokenizer.chat_template is None:
+        settle_template(tokenizer, folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
