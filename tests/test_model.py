@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from sft.engine.attention import NAME
 from sft.errors import InputError
-from sft.model.loading import add_lora, default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
+from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
+from sft.model.lora import add_lora
 from sft.training.flags import LoraArguments
 
 ADAPTER = "adapter_model.safetensors"

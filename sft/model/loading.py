@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import orjson
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -22,8 +23,10 @@ from transformers.utils.logging import disable_progress_bar
 from sft.console import is_watched
 from sft.engine.attention import ARCHITECTURES, use_packed_attention
 from sft.errors import InputError, one_line
-from sft.files import ADAPTER_FILE
-from sft.model.template import settle_template, with_fixed_date
+from sft.files import ADAPTER_FILE, read_json
+from sft.model.encoding import terminator_id
+from sft.model.kinds import refuse_other_kinds
+from sft.model.template import settle_template, template_tokens, with_fixed_date
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +64,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}：读不出分词器（{one_line(error)}）；请重新下载模型") from error
+    except ImportError as error:
+        raise InputError(f"{folder}：读分词器需要另装一个库（{one_line(error)}）") from error
+    except Exception as error:  # for a file that it does not understand, `tokenizers` raises a plain Exception
+        raise InputError(f"{folder}：读不出分词器（{one_line(error)}）；{_tokenizer_advice(folder)}") from error
     if tokenizer.get_vocab().keys() == tokenizer.get_added_vocab().keys():  # transformers creates an empty one
         raise InputError(f"{folder}：没有分词器的词表（tokenizer.json，或 vocab.json 和 merges.txt）；请重新下载模型")
     if not tokenizer.is_fast:
@@ -71,9 +76,50 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer.chat_template = tokenizer.chat_template and with_fixed_date(tokenizer.get_chat_template())
     if not (folder / "adapter_config.json").is_file() or tokenizer.chat_template is None:
         settle_template(tokenizer, folder)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    _fit_to_embedding(tokenizer, folder)
     return tokenizer
+
+
+def _tokenizer_advice(folder: Path) -> str:
+    """What to do about a tokenizer that cannot be read."""
+    try:
+        settings = orjson.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError):
+        return "请重新下载模型"
+    if isinstance(settings, dict) and "AutoTokenizer" in (settings.get("auto_map") or {}):
+        return "分词器靠自带的代码运行（auto_map），为安全起见从不运行它；请换 transformers 直接支持的模型"
+    return "请重新下载模型，或换一个模型"
+
+
+def _fit_to_embedding(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Give the tokenizer a padding token that the model's embedding has; what is padded is masked, so any will do.
+
+    Raises:
+        InputError: the chat template itself writes a token that the embedding does not have.
+    """
+    rows = embedding_rows(folder)
+    end = terminator_id(tokenizer)
+    if rows is not None:
+        beyond = [token for token, token_id in template_tokens(tokenizer) if token_id >= rows]
+        if beyond:
+            raise InputError(
+                f"{folder}：对话模板用的词元 {beyond[0]} 超出了模型的词表（{rows} 行）：加过词元，却没有加大嵌入；"
+                "请换一个模型，或先用 resize_token_embeddings 加大"
+            )
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, end):
+        if candidate is not None and (rows is None or candidate < rows):
+            if candidate != tokenizer.pad_token_id:
+                tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidate)
+            return
+
+
+def embedding_rows(folder: Path) -> int | None:
+    """How many tokens the base model in ``folder`` has an embedding for; None if its config does not say."""
+    if not (folder / "config.json").is_file():
+        return None
+    config = read_json(folder / "config.json")
+    text_config = config.get("text_config") if isinstance(config, dict) else None
+    return (text_config or config).get("vocab_size") if isinstance(config, dict) else None
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -82,10 +128,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
     Raises:
         InputError: the folder has no model that transformers knows.
     """
+    refuse_other_kinds(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}：读不出模型（{one_line(error)}）；请重新下载模型") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}：config.json 读不出（{one_line(error)}）；请重新下载模型") from error
 
 
 def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -98,19 +145,26 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """
     if not is_watched():
         disable_progress_bar()
+    packed = load_config(folder).model_type in ARCHITECTURES
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa" if packed else None,  # some models have no SDPA: let transformers choose
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}：读不出模型（{one_line(error)}）；请重新下载模型") from error
+    except ImportError as error:
+        raise InputError(f"{folder}：读这个模型需要另装一个库（{one_line(error)}）；或换一个模型") from error
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"{folder}：读不出模型（{one_line(error)}）；请换一个模型") from error
     if missing := sorted(loading["missing_keys"]):  # transformers would use random values instead
-        raise InputError(f"{folder}：缺少 {len(missing)} 个权重，例如 {missing[0]}；请重新下载模型")
+        raise InputError(
+            f"{folder}：缺少 {len(missing)} 个权重，例如 {missing[0]}；请重新下载模型，或换一个因果语言模型"
+        )
     # Qwen sets temperature 0.7 and repetition_penalty 1.1; answers must be greedy, and they do repeat keys and names.
     shipped = model.generation_config
     model.generation_config = GenerationConfig(
@@ -119,39 +173,9 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         eos_token_id=shipped.eos_token_id,
         pad_token_id=shipped.pad_token_id,
     )
-    if model.config.model_type in ARCHITECTURES:
+    if packed:
         use_packed_attention(model)
     return model
-
-
-def add_lora(
-    model: PreTrainedModel,
-    *,
-    lora_r: int,
-    lora_alpha: int,
-    lora_dropout: float,
-    lora_target_modules: list[str],
-    use_rslora: bool,
-) -> PeftModel:
-    """Add a new LoRA adapter to a base model; the arguments are the flags of the same names.
-
-    The adapter's weights are float32, whatever the dtype of the base. At first it changes nothing (B is zero).
-
-    Raises:
-        InputError: the model has no such target module.
-    """
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora_r,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        target_modules=lora_target_modules,
-        use_rslora=use_rslora,
-    )
-    try:
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
-    except ValueError as error:
-        raise InputError(f"--lora_target_modules：{one_line(error)}") from error
 
 
 def load_adapter(

@@ -287,6 +287,13 @@ def answer_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return next((special[token_id] for token_id in tail_ids if token_id in special), None)
 
 
+def template_tokens(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
+    """The special tokens, with their ids, that the tokenizer's chat template writes around an answer and before it."""
+    rendered = "".join(_render(tokenizer.chat_template, tokenizer))
+    ids = set(tokenizer(rendered, add_special_tokens=False).input_ids)
+    return sorted((token.content, index) for index, token in tokenizer.added_tokens_decoder.items() if index in ids)
+
+
 def _trained_end(end: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
     """``end``, or a token that ends a text in the base model's training, if ``end`` was never trained."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}

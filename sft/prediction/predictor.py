@@ -19,7 +19,7 @@ from sft.errors import InputError, RowError, RunError
 from sft.files import file_hash
 from sft.model.adapter import find_base, require_adapter
 from sft.model.hub import DEFAULT_MODEL, model_hash, resolve_model
-from sft.model.loading import default_device, load_adapter, load_base, load_tokenizer, resolve_dtype
+from sft.model.loading import default_device, load_adapter, load_base, load_config, load_tokenizer, resolve_dtype
 from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice, read_settings
 from sft.prediction.rows import DEFAULT_ROW_SETTINGS, RowSettings, to_output, to_record, usable_gold
 from sft.tasks.evaluation import Tally, at_least
@@ -83,6 +83,7 @@ class Predictor:
             base_folder, _, base_hash = find_base(
                 adapter, settings, choice.model_name_or_path, allow_other=allow_other
             )
+        load_config(base_folder)  # first of all: says which kinds of models cannot be read
         tokenizer = load_tokenizer(choice.adapter or base_folder)
         model = load_base(base_folder, _dtype(choice, settings))
         if adapter is not None:

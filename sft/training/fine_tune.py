@@ -24,7 +24,8 @@ from sft.files import (
     TRAIN_RESULTS_FILE,
     write_json,
 )
-from sft.model.loading import add_lora, load_adapter, load_base
+from sft.model.loading import load_adapter, load_base
+from sft.model.lora import add_lora
 from sft.report.curves import draw_loss_curve
 from sft.report.model_card import write_model_card
 from sft.report.page import logged_not_raised

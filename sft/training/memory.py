@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import NamedTuple
 import psutil
 import torch
 from safetensors import safe_open
+from transformers import PreTrainedConfig
 
 from sft.engine.loss import CHUNK_LOGITS
+from sft.model.loading import load_config
 from sft.training.arguments import Arguments
 
 # The smallest and the largest automatic micro-batch. One long row must fit anyway; larger ones are not faster.
@@ -51,18 +52,29 @@ class StepKind(NamedTuple):
 
 def shape_of(folder: Path) -> ModelShape:
     """The shape of the model in ``folder``, from its config and the headers of its weight files."""
-    config = json.loads((folder / "config.json").read_bytes())
+    config = load_config(folder).get_text_config()
     parameters = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as weights:
             parameters += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
     return ModelShape(
         parameters,
-        config["num_hidden_layers"],
-        config["hidden_size"],
-        config["intermediate_size"],
-        config["vocab_size"],
+        config.num_hidden_layers,  # GPT-2 and BLOOM have other names for these; transformers knows them
+        config.hidden_size,
+        _intermediate_size(config),
+        config.vocab_size,
     )
+
+
+def _intermediate_size(config: PreTrainedConfig) -> int:
+    """The width of a layer's MLP; in a mixture of experts, of all the experts of one token together."""
+    experts = (getattr(config, "num_experts_per_tok", None) or 0) * (
+        getattr(config, "moe_intermediate_size", None) or 0
+    )
+    if experts:
+        return experts + (getattr(config, "shared_expert_intermediate_size", None) or 0)
+    sizes = (getattr(config, name, None) for name in ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim"))
+    return next((size for size in sizes if isinstance(size, int)), 4 * config.hidden_size)
 
 
 def step_kind(dtype: torch.dtype, arguments: Arguments) -> StepKind:

@@ -103,6 +103,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         (base_folder, _, base_hash), arguments = start_from_adapter(task, arguments)
     else:
         base_folder = resolve_model(arguments.model.model_name_or_path)
+    config = load_config(base_folder)  # first of all: says which kinds of models cannot be trained
     tokenizer = load_tokenizer(Path(arguments.model.init_adapter or base_folder))
     rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
     require_supervision(rows, data.train_file)
@@ -119,7 +120,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         version=sft.__version__,
     )
     longest_tokens = max(len(row) for row in rows)
-    batching = choose_batching(load_config(base_folder), data.batching, longest_tokens, tokenizer.pad_token_id)
+    batching = choose_batching(config, data.batching, longest_tokens, tokenizer.pad_token_id)
     validates = training.eval_strategy != "no"
     settle_training_arguments(arguments, dtype, bool(splits.validation))
     return Prepared(
