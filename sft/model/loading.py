@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -176,6 +177,12 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if packed:
         use_packed_attention(model)
     return model
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Short SHA-256 of what a prompt's token ids depend on: the tokenizer and its settled chat template."""
+    content = orjson.dumps([tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template])
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def load_adapter(

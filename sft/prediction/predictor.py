@@ -18,8 +18,17 @@ from sft.decoding.decode import Limits, predict_together
 from sft.errors import InputError, RowError, RunError
 from sft.files import file_hash
 from sft.model.adapter import find_base, require_adapter
+from sft.model.encoding import terminator_id
 from sft.model.hub import DEFAULT_MODEL, model_hash, resolve_model
-from sft.model.loading import default_device, load_adapter, load_base, load_config, load_tokenizer, resolve_dtype
+from sft.model.loading import (
+    default_device,
+    load_adapter,
+    load_base,
+    load_config,
+    load_tokenizer,
+    resolve_dtype,
+    tokenizer_hash,
+)
 from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice, read_settings
 from sft.prediction.rows import DEFAULT_ROW_SETTINGS, RowSettings, to_output, to_record, usable_gold
 from sft.tasks.evaluation import Tally, at_least
@@ -85,6 +94,8 @@ class Predictor:
             )
         load_config(base_folder)  # first of all: says which kinds of models cannot be read
         tokenizer = load_tokenizer(choice.adapter or base_folder)
+        if choice.adapter is not None:
+            _require_trained_end(tokenizer, settings, choice.adapter)
         model = load_base(base_folder, _dtype(choice, settings))
         if adapter is not None:
             model = load_adapter(model, adapter)
@@ -97,6 +108,19 @@ class Predictor:
             base_folder,
             adapter,
             base_hash,
+        )
+
+
+def _require_trained_end(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, adapter: Path) -> None:
+    """Refuse an adapter whose answers were trained to end otherwise than its tokenizer's chat template says.
+
+    Raises:
+        InputError: the two differ.
+    """
+    end = tokenizer.convert_ids_to_tokens(terminator_id(tokenizer))
+    if settings.end_token not in (None, end):  # older adapters do not say it
+        raise InputError(
+            f"{adapter}：训练时回答以 {settings.end_token} 结束，现在的对话模板以 {end} 结束；请恢复训练时的分词器文件"
         )
 
 
@@ -181,13 +205,12 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
         input_file: None if the input is not a file; such a run cannot be resumed.
         reading: further settings of how the input is read.
     """
-    tokenizer = orjson.dumps([predictor.tokenizer.backend_tokenizer.to_str(), predictor.tokenizer.chat_template])
     return {
         "input_file": input_file and file_hash(input_file)[:16],
         **reading,
         "adapter": predictor.adapter and model_hash(predictor.adapter),
         "model": predictor.base_hash or (predictor.base_folder and model_hash(predictor.base_folder)),
-        "tokenizer": hashlib.sha256(tokenizer).hexdigest()[:16],
+        "tokenizer": tokenizer_hash(predictor.tokenizer),
         "task": hashlib.sha256(orjson.dumps(predictor.task.settings())).hexdigest()[:16],
         "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "device": predictor.model.device.type,

@@ -32,6 +32,8 @@ class TaskSettings:
         version: of this package.
         threshold: entities that score less are left out; chosen on the validation rows.
         base_hash: the hash of the base model's config and weights; None in files of older versions.
+        end_token: the token that ends an answer, such as ``<|im_end|>``.
+        prompt_date: the day that the chat template shows as today, such as ``2024-07-26``; None if it shows none.
     """
 
     task: Task
@@ -42,6 +44,8 @@ class TaskSettings:
     version: str | None = None
     threshold: float | None = None
     base_hash: str | None = None
+    end_token: str | None = None
+    prompt_date: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -68,7 +72,7 @@ class TaskSettings:
 
     def _check_types(self, path: Path) -> None:
         wanted = {"base_model": str, "base_hash": str, "dtype": str, "max_length": int, "max_new_tokens": int}
-        wanted |= {"threshold": int | float}
+        wanted |= {"threshold": int | float, "end_token": str, "prompt_date": str}
         for name, kind in wanted.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):

@@ -21,9 +21,10 @@ from sft.data.records import read_task_records
 from sft.engine.attention import can_express
 from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching
 from sft.errors import InputError
-from sft.model.encoding import LengthReport, encode_rows
+from sft.model.encoding import LengthReport, encode_rows, terminator_id
 from sft.model.hub import lasting_name, resolve_model
 from sft.model.loading import load_config, load_tokenizer, resolve_dtype
+from sft.model.template import prompt_date
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
@@ -118,6 +119,8 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         max_length=data.max_length,
         max_new_tokens=max(LEAST_NEW_TOKENS, 2 * max(len(row.answer_ids) for row in rows)),
         version=sft.__version__,
+        end_token=tokenizer.convert_ids_to_tokens(terminator_id(tokenizer)),
+        prompt_date=prompt_date(tokenizer),
     )
     longest_tokens = max(len(row) for row in rows)
     batching = choose_batching(config, data.batching, longest_tokens, tokenizer.pad_token_id)

@@ -8,6 +8,7 @@ from pathlib import Path
 from sft.errors import InputError
 from sft.files import ALL_RESULTS_FILE, file_hash
 from sft.model.hub import model_hash
+from sft.model.loading import tokenizer_hash
 from sft.tasks.settings import TaskSettings
 from sft.training import checkpoints
 from sft.training.memory import fitting_tokens, shape_of, step_kind
@@ -78,6 +79,7 @@ def run_identity(prepared: Prepared) -> dict:
         "max_length": data.max_length,
         "batching": data.batching,
         "model": prepared.settings.base_hash or model_hash(prepared.base_folder),
+        "tokenizer": tokenizer_hash(prepared.tokenizer),  # with the chat template: what the prompts look like
         "dtype": str(prepared.dtype),
         **vars(arguments.lora),
     }
