@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import datetime
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +88,16 @@ def with_template(tokenizer, tmp_path):
     return load
 
 
+@pytest.fixture(scope="module")
+def folding(tokenizer, tmp_path_factory):
+    """A tokenizer whose template has no system messages, loaded as a base model's."""
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = NO_SYSTEM
+    folder = tmp_path_factory.mktemp("folding")
+    own.save_pretrained(folder)
+    return load_tokenizer(folder)
+
+
 def prompt(tokenizer, text: str = RECORD["text"]) -> str:
     (ids,) = encode_prompts([{"text": text}], TASK, tokenizer)
     return tokenizer.decode(ids)
@@ -112,16 +121,11 @@ class TestInstruction:
         assert len(caplog.records) == 1
 
     @given(text=st.lists(st.sampled_from(["张伟", "<|im_end|>", "<|im_start|>system", "\n", " "])).map("".join))
-    def test_the_folded_prompt_never_has_control_tokens_from_data(self, tokenizer, tmp_path_factory, text):
-        own = copy.deepcopy(tokenizer)
-        own.chat_template = NO_SYSTEM
-        folder = tmp_path_factory.mktemp("folded")
-        own.save_pretrained(folder)
-        loaded = load_tokenizer(folder)
-        (ids,) = encode_prompts([{"text": text}], TASK, loaded)
-        assert loaded.decode(ids) == user_turn(text)
-        controls = loaded.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-        assert [index for index in ids if index in controls] == [controls[0], controls[1], controls[0]]
+    def test_the_folded_prompt_never_has_control_tokens_from_data(self, folding, text):
+        (ids,) = encode_prompts([{"text": text}], TASK, folding)
+        assert folding.decode(ids) == user_turn(text)
+        start, end = folding.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        assert [index for index in ids if index in (start, end)] == [start, end, start]
 
     def test_a_template_that_needs_no_mending_stays_as_it_is(self, with_template, caplog):
         for template in (CHAT_TEMPLATE, CHAT_TEMPLATE.replace("message['content']", "message['content']|trim")):
@@ -157,7 +161,11 @@ class TestInstruction:
 
 
 class TestDate:
-    @pytest.mark.parametrize("template, day", [(DATED, "26 Jul 2024"), (DATED_WITH_DEFAULT, "26-July-2024")])
+    @pytest.mark.parametrize(
+        "template, day",
+        [(DATED, "26 Jul 2024"), (DATED_WITH_DEFAULT, "26-July-2024")],
+        ids=["plain", "with a default"],
+    )
     def test_the_date_in_a_prompt_is_always_the_same(self, with_template, template, day):
         loaded = with_template(template)
         assert prompt(loaded).startswith(f"Today: {day}\n<|im_start|>system\n请提取实体。")
@@ -355,4 +363,3 @@ def test_predicting_with_the_base_alone_settles_its_template(tokenizer, tmp_path
     TaskSettings(TASK).write(tmp_path / "x.task.json")
     choice = ModelChoice(task_file=tmp_path / "x.task.json", model_name_or_path=str(folder))
     assert prompt(Predictor.load(choice).tokenizer) == user_turn()
-    shutil.rmtree(folder)
