@@ -281,11 +281,9 @@ LABEL_ROWS = {
 NEITHER = [
     {"text": SENTENCE},
     {"text": SENTENCE, "entities": []},
-    {"text": SENTENCE, "label": ["军事"]},
     {"text": SENTENCE, "label": None},
     {"text": SENTENCE, "output": "没有找到任何实体"},
     {"text": SENTENCE, "label": "军事", "entities": [[0, 2, "人名"]]},
-    {"text": SENTENCE, "output": '{"entity_text": "张伟", "entity_label": "人名"}'},
 ]
 
 
@@ -345,7 +343,7 @@ def test_conll_given_to_a_classifier_is_refused(adapter, tmp_path, capsys, no_mo
     path = tmp_path / "rows.conll"
     path.write_text("张 B-PER\n伟 I-PER\n到 O\n\n上 B-LOC\n海 I-LOC\n", encoding="utf-8")
     assert predict.main(["--adapter", str(adapter), "--input_file", str(path)]) == 2
-    assert "实体列表" in capsys.readouterr().err
+    assert "实体识别的数据" in capsys.readouterr().err
 
 
 def test_the_texts_of_another_tasks_rows_can_be_predicted_when_asked(adapter, tmp_path, capsys):
