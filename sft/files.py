@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +60,8 @@ def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[I
             if sync:
                 os.fsync(file.fileno())
         patiently(temporary.replace, path)
+        if sync:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -80,6 +82,80 @@ def patiently(action: Callable[..., object], *arguments: object) -> None:
         except PermissionError:
             time.sleep(pause_seconds)
     action(*arguments)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in ``folder`` are on disk, so that a rename survives a power cut. Windows has no need."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        with suppress(OSError):  # some network file systems cannot do this for a folder
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file ``path`` inside the ``with`` block. The lock ends with the process, even if it is killed.
+
+    The file itself is removed at the end. One that a killed process left behind does not hold anybody up.
+
+    Args:
+        refusal: the message if another process has the lock.
+
+    Raises:
+        InputError: another process has the lock, or the file cannot be created.
+    """
+    while True:
+        try:
+            file = path.open("ab")
+        except OSError as error:
+            raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError) as error:  # EAGAIN or EACCES, as the system likes
+            file.close()
+            raise InputError(refusal) from error
+        if _is_open_at(file, path):
+            break
+        file.close()  # the process that had the lock has just removed this file: try again with a new one
+    try:
+        yield
+    finally:
+        try:
+            path.unlink(missing_ok=True)  # before the lock ends, so that nobody locks a file that is then removed
+            removed = True
+        except PermissionError:  # on Windows, because it is open
+            removed = False
+        file.close()
+        if not removed:
+            with suppress(PermissionError):  # another process has it open
+                path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[Any]) -> None:
+    """Lock an open file for this process, without waiting. A system with neither kind of lock has none."""
+    with suppress(ModuleNotFoundError):
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: children that outlive a kill would hold it
+        return
+    with suppress(ModuleNotFoundError):  # Windows
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+
+def _is_open_at(file: IO[Any], path: Path) -> bool:
+    """Whether ``path`` still names the open ``file``."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, value: object) -> None:

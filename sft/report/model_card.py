@@ -29,12 +29,12 @@ language: zh
 tags: [lora, {settings["task"]}]
 ---
 
-# {output_dir.name}
+# {output_dir.resolve().name}
 
 {settings["base_model"]} 的 LoRA 适配器，任务：{settings["task"]}，标签：{"、".join(settings["labels"])}。
 
 ```
-python predict.py --adapter {output_dir.as_posix()} --text "……"
+python predict.py --adapter {Path(settings["output_dir"]).as_posix()} --text "……"
 ```
 
 - 训练数据：{Path(settings["train_file"]).name}，{settings["num_train_epochs"]:g} 轮，\

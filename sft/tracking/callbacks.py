@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerState
 
 from sft.files import whole_file
-from sft.tracking.metrics_log import append_row, keep_rows, plain_metrics, read_metrics
+from sft.tracking.metrics_log import append_row, keep_rows, log_row, plain_metrics, read_metrics, restore_rows
 
 OF_ONE_LABEL = re.compile(r"(eval|test)_(precision|recall|f1)_")
 
@@ -25,12 +25,20 @@ class MetricsLog(TrainerCallback):
         path: the file. A new run empties it.
         resumed_step: the step that a resumed run continues from: rows up to it are kept, later ones dropped. None
             for a new run.
+        logged: everything that was logged when the checkpoint was saved; None if only the step is known.
     """
 
-    def __init__(self, path: Path, resumed_step: int | None = None) -> None:
+    def __init__(
+        self, path: Path, resumed_step: int | None = None, logged: Sequence[Mapping[str, object]] | None = None
+    ) -> None:
         self._path = path
         self._resumed_step = resumed_step
+        self._logged = logged
         self._ready = False
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero and not self._ready:
+            self._prepare()
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         self._write(state, logs)
@@ -40,14 +48,15 @@ class MetricsLog(TrainerCallback):
             return
         if not self._ready:
             self._prepare()
-        row = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3)}
-        append_row(self._path, row | plain_metrics(metrics))
+        append_row(self._path, log_row(state.global_step, state.epoch, round(time.time(), 3), metrics))
 
     def _prepare(self) -> None:
         """Empty or cut the file. Not done in ``__init__``: only now is it known which process is process 0."""
         if self._resumed_step is None:
             with whole_file(self._path):
                 pass
+        elif self._logged is not None:
+            restore_rows(self._path, self._logged)
         else:
             keep_rows(self._path, self._resumed_step)
         self._ready = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -44,15 +44,20 @@ def append_row(path: Path, row: Mapping[str, object]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The rows so far; empty if there is no file. A line that was cut off when a run was killed is skipped."""
+    """The rows so far; empty if there is no file.
+
+    A line that was cut off when a run was killed is skipped, and so is one that is no row with a step.
+    """
     if not path.is_file():
         return []
     rows = []
     for line in path.read_bytes().splitlines():
         try:
-            rows.append(orjson.loads(line))
+            row = orjson.loads(line)
         except orjson.JSONDecodeError:
             continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows.append(row)
     return rows
 
 
@@ -65,3 +70,32 @@ def keep_rows(path: Path, last_step: int) -> None:
     rows = [row for row in read_metrics(path) if row["step"] <= last_step]
     with whole_file(path) as file:
         file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+
+
+def restore_rows(path: Path, logged: Sequence[Mapping[str, object]]) -> None:
+    """Make the file what it was when a checkpoint was saved. Later rows go: the resumed run writes them again.
+
+    Args:
+        logged: everything that was logged until then, each with its step, as the checkpoint has it. The file only
+            says when that was; without the file, that is not known.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    rows, old = [], read_metrics(path)
+    for index, logs in enumerate(logged):
+        row = log_row(logs["step"], logs.get("epoch"), None, logs)
+        if index < len(old) and old[index] | {"time": None} == row:
+            row["time"] = old[index].get("time")
+        rows.append(row)
+    with whole_file(path) as file:
+        file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
+
+
+def log_row(step: int, epoch: float | None, time: float | None, logs: Mapping[str, object]) -> dict:
+    """One log as a row of the file.
+
+    Args:
+        time: in seconds since 1970; None if it is not known any more.
+    """
+    return {"step": step, "epoch": epoch, "time": time} | plain_metrics(logs)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import NamedTuple
 
 import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.errors import RunError
 from sft.tracking.callbacks import OF_ONE_LABEL
+from sft.training.progress import EPOCH, STEP
 
 logger = logging.getLogger(__name__)
 
 MOST_LINES_NAMED = 20
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
 class LogLines(TrainerCallback):
@@ -103,33 +107,75 @@ def _numbers(lines: Sequence[int]) -> str:
     return "、".join(str(line) for line in sorted(set(lines))[:MOST_LINES_NAMED])
 
 
+class Postponed(NamedTuple):
+    """What was due when a signal stopped the run; it is done when the run is resumed.
+
+    Attributes:
+        evaluate: an evaluation.
+        stop: the end of the training.
+    """
+
+    evaluate: bool
+    stop: bool
+
+
 class StopOnSignal(TrainerCallback):
-    """After SIGTERM or Ctrl-C, finishes the step, saves a checkpoint and stops. A second signal kills as usual.
+    """After SIGTERM, Ctrl-C or SIGHUP (a closed terminal), finishes the step, saves a checkpoint and stops.
+
+    A second signal kills as usual. Under ``nohup`` a SIGHUP is ignored.
 
     Attributes:
         received: the number of the signal; None if there was none.
+        stage: where in the training loop the run is, for `sft.training.progress.Progress`.
+        postponed: what was due when the signal stopped the run.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.stage = STEP
+        self.postponed: Postponed | None = None
+        self._terminals: list[int] = []
 
     def on_train_begin(self, args, state, control, **_) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+        for number in (signal.SIGTERM, signal.SIGINT, HANGUP):
+            if number is not None and not (number == HANGUP and signal.getsignal(number) == signal.SIG_IGN):
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        self._kill_from_now_on(number)
+        if number == HANGUP:
+            self._write_nowhere()
         logger.warning("收到 %s：完成这一步并保存检查点后停止", signal.Signals(number).name)
 
+    def _kill_from_now_on(self, number: int) -> None:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def _write_nowhere(self) -> None:
+        """The terminal is gone: a progress bar that writes to it would raise before the checkpoint is saved."""
+        for descriptor in self._terminals:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+
     def on_step_end(self, args, state, control: TrainerControl, **_) -> None:
+        self._reach(STEP, control)
+
+    def on_epoch_end(self, args, state, control: TrainerControl, **_) -> None:
+        self._reach(EPOCH, control)
+
+    def _reach(self, stage: str, control: TrainerControl) -> None:
+        if self.postponed is not None:  # at the end of the step that was saved; this will be done after resuming
+            control.should_log = control.should_evaluate = control.should_save = False
+            return
+        self.stage = stage
         if self.received is not None:
+            self.postponed = Postponed(control.should_evaluate, control.should_training_stop)
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
-    def on_epoch_end(self, args, state, control: TrainerControl, **_) -> None:
-        self.on_step_end(args, state, control)
-
     def on_train_end(self, args, state, control, **_) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT, HANGUP):
+            if number is not None and signal.getsignal(number) == self._receive:
+                self._kill_from_now_on(number)

@@ -15,6 +15,7 @@ from sft.decoding.decode import Limits
 from sft.engine.batches import EncodedRow
 from sft.errors import RunError, Stopped
 from sft.files import (
+    ADAPTER_FILE,
     ALL_RESULTS_FILE,
     LOSS_CURVE_FILE,
     METRICS_FILE,
@@ -35,11 +36,13 @@ from sft.tasks.task import Task
 from sft.tracking.callbacks import MetricsLog
 from sft.tracking.swanlab import SAMPLES, Tracking, start_tracking
 from sft.training.arguments import Arguments
+from sft.training.checkpoints import told_if_not_written
+from sft.training.continuing import ResumedTrainer
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
 from sft.training.memory import peak_memory_bytes
 from sft.training.prepare import Numbered, Prepared, prepare
 from sft.training.preview import rows_a_step, show_plan, show_rows
-from sft.training.run import Run, open_run, shown_settings
+from sft.training.run import Run, open_run, own_folder, shown_path, shown_settings
 from sft.training.summary import before_training, sample_texts
 from sft.training.trainer import SftTrainer
 
@@ -50,7 +53,8 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     """Run one fine-tuning, and write everything that `predict.py` needs into ``--output_dir``.
 
     Returns:
-        The metrics of the run (train, evaluation, test); None after ``--preview`` or ``--dry_run``.
+        The metrics of the run (train, evaluation, test); None after ``--preview`` or ``--dry_run``, and if the run
+        to resume is finished.
 
     Raises:
         InputError: a file or a flag is wrong; nothing was trained.
@@ -62,26 +66,29 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         return show_rows(prepared.rows.train[: arguments.data.preview], prepared.tokenizer)
     if arguments.data.dry_run:
         return show_plan(prepared)
-    run = open_run(prepared)  # output folder, checkpoint to resume, identity, micro-batch
-    trainer = build_trainer(prepared, run)
-    with tracked(prepared, run, trainer) as tracking:
-        logger.info("%s", before_training(prepared, run, trainer.model, tracking.where))
-        trained = trainer.train(resume_from_checkpoint=run.checkpoint and str(run.checkpoint))
-        results = training_results(trainer, trained.metrics)
-        stop_if_asked(trainer)
-        save_adapter(trainer, run.settings, results)  # usable even if the evaluation below is killed
-        best = evaluate_best(trainer)
-        settings = run.settings.replace(threshold=best and best.threshold)
-        if trainer.is_world_process_zero():
-            settings.write(run.output_dir / TASK_FILE)
-        tested = evaluate_test(trainer, prepared, tracking, settings.threshold)
-        trainer.save_state()
-        results |= named_metrics(best, "eval") | named_metrics(tested, "test")
-        if trainer.is_world_process_zero():
-            evaluations = trainer.evaluations | {"after": best, "test": tested}
-            write_down(prepared, run, settings, trainer.state.global_step, results, evaluations)
-        leave_other_processes(trainer)
-    return results
+    with own_folder(prepared):
+        run = open_run(prepared)  # checkpoint to resume, identity, micro-batch
+        if run is None:
+            return None  # it is finished
+        trainer = build_trainer(prepared, run)
+        with tracked(prepared, run, trainer) as tracking:
+            logger.info("%s", before_training(prepared, run, trainer.model, tracking.where))
+            trained = trainer.train(resume_from_checkpoint=run.checkpoint and str(run.checkpoint))
+            results = training_results(trainer, trained.metrics)
+            stop_if_asked(trainer)
+            save_adapter(trainer, run.settings, results)  # usable even if the evaluation below is killed
+            best = evaluate_best(trainer)
+            settings = run.settings.replace(threshold=best and best.threshold)
+            if trainer.is_world_process_zero():
+                settings.write(run.output_dir / TASK_FILE)
+            tested = evaluate_test(trainer, prepared, tracking, settings.threshold)
+            trainer.save_state()
+            results |= named_metrics(best, "eval") | named_metrics(tested, "test")
+            if trainer.is_world_process_zero():
+                evaluations = {"before": trainer.before, "after": best, "test": tested}
+                write_down(prepared, run, settings, trainer.state.global_step, results, evaluations)
+            leave_other_processes(trainer)
+        return results
 
 
 def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
@@ -96,7 +103,7 @@ def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
     else:
         model = add_lora(base, **vars(arguments.lora))
     limits = Limits(settings.max_length, settings.max_new_tokens, training.per_device_eval_batch_size)
-    trainer = SftTrainer(
+    trainer = (ResumedTrainer if run.resumed else SftTrainer)(
         model=model,
         args=training,
         train_dataset=as_dataset(prepared.rows.train),
@@ -144,7 +151,8 @@ def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Track
         config=shown_settings(prepared, run),
         metrics_path=run.output_dir / METRICS_FILE,
     )
-    trainer.add_callback(MetricsLog(run.output_dir / METRICS_FILE, run.resumed_step))
+    resumed = run.resumed
+    trainer.add_callback(MetricsLog(run.output_dir / METRICS_FILE, resumed and resumed.step, resumed and resumed.rows))
     trainer.add_callback(tracking.callback)
     state = "crashed"
     try:
@@ -189,7 +197,8 @@ def leave_other_processes(trainer: SftTrainer) -> None:
 
 def save_adapter(trainer: SftTrainer, settings: TaskSettings, results: dict[str, float]) -> None:
     """Write the best adapter, and the other files that `predict.py` needs."""
-    trainer.save_model()
+    with told_if_not_written(trainer.run.output_dir / ADAPTER_FILE):
+        trainer.save_model()
     if trainer.is_world_process_zero():
         settings.write(trainer.run.output_dir / TASK_FILE)
         write_json(trainer.run.output_dir / TRAIN_RESULTS_FILE, results)
@@ -247,10 +256,10 @@ def write_down(
         evaluations: ``before`` and ``after`` training on the validation records, and ``test``, as far as they exist.
     """
     output_dir, lengths = run.output_dir, prepared.lengths
-    write_json(output_dir / ALL_RESULTS_FILE, results)
     draw_loss_curve(output_dir / METRICS_FILE, output_dir / LOSS_CURVE_FILE)
     rows = {"rows_a_step": rows_a_step(prepared.arguments.training)}
-    shown = shown_settings(prepared, run) | settings.to_json() | rows
+    base_model = shown_path(settings.base_model)
+    shown = shown_settings(prepared, run) | settings.to_json() | rows | {"base_model": base_model}
     write_model_card(output_dir, shown, results)
     data = RunData(
         {split: records_of(numbered) for split, numbered in prepared.splits._asdict().items()},
@@ -264,7 +273,7 @@ def write_down(
         Path(prepared.arguments.data.train_file),
     )
     facts = RunFacts(
-        base_model=settings.base_model,
+        base_model=base_model,
         dtype=settings.dtype,
         device_type=prepared.arguments.training.device.type,
         steps=steps,
@@ -273,3 +282,4 @@ def write_down(
     predictions = {name: evaluation.predictions for name, evaluation in evaluations.items() if evaluation}
     with logged_not_raised(output_dir / REPORT_FILE):
         write_run_report(output_dir, settings.task, data, predictions, results, facts, shown)
+    write_json(output_dir / ALL_RESULTS_FILE, results)  # last: it says that the run is finished

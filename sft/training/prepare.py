@@ -284,6 +284,9 @@ def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, has_vali
     """Set those of transformers' arguments that follow from the others.
 
     Only this function changes parsed flags before the run is opened.
+
+    Raises:
+        InputError: the best step's weights are wanted, and no checkpoints.
     """
     training = arguments.training
     training.fp16 = dtype == torch.float16  # autocast and loss scaling; bfloat16 and float32 need neither
@@ -295,3 +298,8 @@ def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, has_vali
         training.eval_on_start = False
         training.load_best_model_at_end = False
         training.metric_for_best_model = None
+    if training.load_best_model_at_end and training.save_strategy == "no":
+        raise InputError(
+            "--save_strategy no：不存检查点，就留不住验证最好的一步；请用 --save_strategy best，"
+            "或加 --load_best_model_at_end false（保留最后一步的权重）"
+        )

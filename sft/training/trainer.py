@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from transformers import PrinterCallback, Trainer
+from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
-from transformers.trainer_utils import rotate_checkpoints
 
 from sft.console import is_watched
 from sft.engine.batches import EncodedRow, batch_tokens, micro_batches
 from sft.engine.loss import frozen_head, supervised_loss
-from sft.errors import RunError
-from sft.files import TASK_FILE, patiently, read_json, write_json
-from sft.tasks.settings import TaskSettings
-from sft.training import checkpoints
+from sft.errors import InputError, RunError
+from sft.tracking.callbacks import OF_ONE_LABEL
 from sft.training.callbacks import LogLines, ProgressOnStderr, StopOnNonFinite, StopOnSignal
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
 from sft.training.run import Run
+from sft.training.saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
 
-TOKEN_COUNTS = "token_counts.json"  # in a checkpoint: executed and logical tokens so far
 
-
-class SftTrainer(Trainer):
+class SftTrainer(SavingTrainer):
     """Trains on `EncodedRow`s and evaluates on records.
 
     Args:
@@ -41,7 +35,6 @@ class SftTrainer(Trainer):
         keywords: further arguments of transformers' `Trainer`.
 
     Attributes:
-        evaluations: on the validation records: ``before`` training, and the latest one as ``after``.
         executed_tokens: tokens that this process computed since the start, padding included.
         logical_tokens: tokens of the rows that this process trained on since the start.
         stop_on_signal: has the number of the signal if the run was asked to stop.
@@ -50,10 +43,8 @@ class SftTrainer(Trainer):
     loss_is_scaled_for_ga = True  # supervised_loss divides by the supervised tokens of the whole step
 
     def __init__(self, *, evaluator: Evaluator, validation: Examples, run: Run, **keywords) -> None:
-        super().__init__(data_collator=_keep_rows, eval_dataset=list(validation.rows) or None, **keywords)
-        self.evaluator, self.validation, self.run = evaluator, validation, run
-        self.evaluations: dict[str, Evaluation] = {}
-        self.max_tokens = run.max_tokens  # the largest micro-batch; a larger batch is computed in several
+        super().__init__(run=run, data_collator=_keep_rows, eval_dataset=list(validation.rows) or None, **keywords)
+        self.evaluator, self.validation = evaluator, validation
         self.executed_tokens = self.logical_tokens = 0
         self.batch_tokens = 0  # executed tokens of the last batch
         self.flops_a_token: int | None = None
@@ -61,11 +52,7 @@ class SftTrainer(Trainer):
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if frozen_head(self.model) is None or self.args.torch_compile:
             logger.info("输出层由模型自己计算（它带适配器、模型被编译，或不是普通的线性层）：显存随学习的词元数增加")
-        self._folder_of_checkpoints: str | None = None
-        self._evaluated: tuple[int | None, float | None] = (None, None)  # the last step evaluated, its threshold
         self._set_callbacks()
-        if run.checkpoint is not None:
-            self._continue_counts(run.checkpoint)
 
     def _set_callbacks(self) -> None:
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
@@ -167,6 +154,8 @@ class SftTrainer(Trainer):
             now = time.perf_counter()
             logs["tokens_per_second"] = (logical - self.timed_tokens) / (now - self.timed_since)
             self.timed_tokens, self.timed_since = logical, now
+        if "train_runtime" in logs:
+            self.add_earlier_seconds(logs)
         super().log(logs, start_time)
 
     # ---- evaluation ----
@@ -175,9 +164,13 @@ class SftTrainer(Trainer):
         """Evaluate on the validation records; the metrics are logged and given to the callbacks."""
         started = time.perf_counter()
         evaluation = self.validate()
-        self._evaluated = (self.state.global_step, evaluation.threshold)
-        self.evaluations["before" if self.state.global_step == 0 else "after"] = evaluation
+        self.threshold = (self.state.global_step, evaluation.threshold)
+        if self.state.global_step == 0:
+            self.before = evaluation
         metrics = named_metrics(evaluation, metric_key_prefix)
+        if (wanted := self.args.metric_for_best_model) and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
+            known = "、".join(sorted(name for name in metrics if not OF_ONE_LABEL.match(name)))
+            raise InputError(f"--metric_for_best_model：没有 {wanted} 这个指标，可选的有 {known}")
         self.timed_since += time.perf_counter() - started  # tokens per second count only training time
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -186,60 +179,6 @@ class SftTrainer(Trainer):
     def validate(self) -> Evaluation:
         """Evaluate on the validation records, with the threshold that is best for them."""
         return self.evaluator.choose_threshold(self.model, self.validation, self.max_tokens, self.accelerator)
-
-    # ---- checkpoints ----
-
-    def _continue_counts(self, checkpoint: Path) -> None:
-        """Continue the token counts of a checkpoint, and skip the evaluation before the first step.
-
-        The run has already evaluated this step. Early stopping would count a second evaluation as no improvement.
-        """
-        executed, logical = read_json(checkpoint / TOKEN_COUNTS)
-        self.timed_tokens = logical
-        if self.is_world_process_zero():
-            self.executed_tokens, self.logical_tokens = executed, logical
-        self.args.eval_on_start = False
-
-    def _get_output_dir(self, trial) -> str:
-        return self._folder_of_checkpoints or super()._get_output_dir(trial)
-
-    def _settings_now(self) -> TaskSettings:
-        """What the adapter of this step remembers: with a threshold if this step was evaluated."""
-        step, threshold = self._evaluated
-        return self.run.settings.replace(threshold=threshold if step == self.state.global_step else None)
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Write the checkpoint into a temporary folder, add the manifest, rename it, and delete older checkpoints."""
-        name = f"checkpoint-{self.state.global_step}"
-        temporary, final = self.run.output_dir / f".saving-{name}", self.run.output_dir / name
-        if (final / checkpoints.MANIFEST).is_file() and checkpoints.problem(final) is None:
-            return  # the end of an epoch can save the same step again
-        self._folder_of_checkpoints = str(temporary)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._folder_of_checkpoints = None
-        self.accelerator.wait_for_everyone()  # every process writes its own random state into the folder
-        if self.state.best_global_step is not None:
-            best = self.run.output_dir / f"checkpoint-{self.state.best_global_step}"
-            self.state.best_model_checkpoint = str(best)
-        token_counts = self.token_counts()
-        if self.args.should_save:
-            self.state.save_to_json(str(temporary / name / "trainer_state.json"))
-            write_json(temporary / name / TOKEN_COUNTS, token_counts)
-            self._settings_now().write(temporary / name / TASK_FILE)  # predict.py can use the checkpoint
-            checkpoints.write_manifest(
-                temporary / name, self.run.identity | {checkpoints.MICRO_BATCH: self.max_tokens}
-            )
-            shutil.rmtree(final, ignore_errors=True)  # a damaged checkpoint of the same step
-            patiently((temporary / name).rename, final)
-            temporary.rmdir()
-            rotate_checkpoints(
-                output_dir=str(self.run.output_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-        self.accelerator.wait_for_everyone()
 
 
 def _keep_rows(rows: Sequence[dict]) -> dict[str, object]:

@@ -47,20 +47,22 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             self.use_cpu = True  # without this, accelerate does not connect the processes that torchrun started
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every adapter weight has a gradient
-        if self.load_best_model_at_end is None:
-            self.load_best_model_at_end = self._saves_when_it_evaluates()
+        evaluates = self.eval_strategy != "no"
+        best = evaluates if self.load_best_model_at_end is None else self.load_best_model_at_end
+        if best and not evaluates:
+            raise ValueError("--load_best_model_at_end 要有验证才知道哪一步最好；请给 --eval_strategy steps 或 epoch")
+        if best and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
+        # transformers refuses most combinations of evaluating and saving, and allows some in which the best step has
+        # no checkpoint. Here the trainer saves a step when it becomes the best.
         if isinstance(self.report_to, str) and "," in self.report_to:
             self.report_to = self.report_to.split(",")
+        self.load_best_model_at_end = False
         super().__post_init__()
+        self.load_best_model_at_end = best
         self.report_to = settled_reporters(self.report_to)
         if self.push_to_hub:
             require_hub()
-
-    def _saves_when_it_evaluates(self) -> bool:
-        """Whether every evaluated step has a checkpoint."""
-        if self.eval_strategy == "steps" and self.save_strategy == "steps":
-            return self.save_steps % (self.eval_steps or self.logging_steps) == 0
-        return self.eval_strategy != "no" and self.save_strategy in (self.eval_strategy, "best")
 
 
 def settled_reporters(report_to: list[str]) -> list[str]:
