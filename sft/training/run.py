@@ -144,7 +144,8 @@ def run_identity(prepared: Prepared) -> dict:
         "train_file": file_hash(Path(data.train_file))[:16],
         "task_settings": _hash(prepared.task.settings()),
         "model": prepared.settings.base_hash or model_hash(prepared.base_folder),
-        "tokenizer": tokenizer_hash(prepared.tokenizer),  # with the chat template: what the prompts look like
+        "tokenizer": tokenizer_hash(prepared.tokenizer),
+        "chat_template": _hash(prepared.tokenizer.chat_template),  # also by itself, so that a change of it is named
         "dtype": str(prepared.dtype),
         "processes": arguments.training.world_size,
     }
