@@ -115,6 +115,11 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
     from sft.prediction.choices import read_settings
     from sft.prediction.other_task import refuse_rows_of_another_task
 
+    if arguments.text is None and arguments.input_file is None:
+        if process_count() > 1:
+            raise InputError("标准输入不能分给几个进程；请用 --input_file")
+        if sys.stdin is None:
+            raise InputError("标准输入是关着的；请用 --input_file 或 --text")
     task, options = read_settings(model_choice(arguments)).task, ReadOptions.from_arguments(arguments)
     if arguments.text is not None:
         return iter([{"text": arguments.text}]), 1
@@ -123,10 +128,6 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
         if options.text_column is options.label_column is None:
             refuse_rows_of_another_task(source, task)
         return islice(rows_of(source), arguments.max_rows), count_rows(source, arguments.max_rows)
-    if process_count() > 1:
-        raise InputError("标准输入不能分给几个进程；请用 --input_file")
-    if sys.stdin is None:
-        raise InputError("标准输入是关着的；请用 --input_file 或 --text")
     return islice(read_stream(sys.stdin.buffer, task.answers, options), arguments.max_rows), None
 
 
