@@ -157,7 +157,7 @@ def _shared_characters(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _batch(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False).input_ids
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
 
 
 def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -290,7 +290,7 @@ def answer_end(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def template_tokens(tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, int]]:
     """The special tokens, with their ids, that the tokenizer's chat template writes around an answer and before it."""
     rendered = "".join(_render(tokenizer.chat_template, tokenizer))
-    ids = set(tokenizer(rendered, add_special_tokens=False).input_ids)
+    ids = set(tokenizer(rendered, add_special_tokens=False, verbose=False).input_ids)
     return sorted((token.content, index) for index, token in tokenizer.added_tokens_decoder.items() if index in ids)
 
 
