@@ -12,9 +12,10 @@ from sft.text import read_literal
 TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "句子")
 MORE_TEXT_COLUMNS = (
     "review", "review_text", "comment", "text_a", "title", "headline", "news", "tweet", "query", "question", "prompt",
-    "input", "utterance", "document", "passage", "body", "article", "fact", "originaltext", "original_text", "data",
-    "评论", "评论内容", "评价", "评价内容", "微博", "微博内容", "微博正文", "微博中文内容", "标题", "新闻标题",
-    "新闻", "新闻内容", "题目", "原文", "文章", "语句", "语料", "描述", "留言", "弹幕",
+    "input", "utterance", "message", "document", "context", "paragraph", "passage", "body", "article", "abstract",
+    "abst", "fact", "originaltext", "original_text", "data",
+    "评论", "评论内容", "评论文本", "评价", "评价内容", "微博", "微博内容", "微博正文", "微博中文内容", "标题",
+    "新闻标题", "新闻", "新闻内容", "题目", "原文", "文章", "文本内容", "语句", "语料", "描述", "留言", "弹幕",
 )  # fmt: skip
 LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "分类")
 MORE_LABEL_COLUMNS = (
@@ -23,7 +24,10 @@ MORE_LABEL_COLUMNS = (
 )  # fmt: skip
 DESCRIPTION_COLUMNS = ("label_desc", "label_des", "label_text", "label_name")  # the name beside a numeric `label`
 ENTITY_COLUMNS = ("entities", "label", "labels", "实体", "标签")
-MORE_ENTITY_COLUMNS = ("spans", "entity", "entity_list", "ents", "ner", "annotations", "output", "实体列表", "标注")
+MORE_ENTITY_COLUMNS = (
+    "spans", "entity", "entity_list", "ents", "ner", "annotations", "annotation", "output", "bio_label", "bio_anno",
+    "bio", "实体列表", "标注",
+)  # fmt: skip
 ALL_TEXT_COLUMNS, ALL_LABEL_COLUMNS = (*TEXT_COLUMNS, *MORE_TEXT_COLUMNS), (*LABEL_COLUMNS, *MORE_LABEL_COLUMNS)
 SECOND_TEXT_COLUMNS = ("text_b", "sentence2")
 

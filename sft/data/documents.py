@@ -35,8 +35,10 @@ _KEY = re.compile(rb"(" + _STRING + rb")[ \t\r\n]*:[ \t\r\n]*")
 _SCALAR = re.compile(_STRING + rb'|[^\s,:"\[\]{}]+')
 _PARTNERS = {b"[": b"]", b"{": b"}"}
 
-_ARRAY_OF_ROWS = re.compile(r'\[\s*(\{\s*["}]|\[\s*")')  # the beginning of one
+_ARRAY_OF_ROWS = re.compile(r'\[\s*(\{\s*["}]|\[\s*(["{\[]|\d+\s*,))')  # the beginning of one
 _ARRAY = re.compile(r'\[\s*(["\[{\]]|$)')
+_EMPTY = re.compile(rb"\[\s*\]")
+_PAIRS = re.compile(rb'\[\s*(null\s*,\s*)*\[\s*"')  # the beginning of a list of pairs; null where one was skipped
 # Fields that one row has and a document has not.
 _FIELDS_OF_A_ROW = ("annotations", "completions", "predictions", "conversations", "messages", "tokens", "history")
 
@@ -197,11 +199,14 @@ def _rows_of_object(data: bytes, start: int) -> Iterator[tuple[int, bytes]]:
     if kinds == {b"{"}:
         return _rows_of_objects(data, members) or _itself(data, start)
     usual = {name.strip().lower(): first for name, first in firsts.items()}
+    if "annotations" in members and _PAIRS.match(data, members["annotations"].start):  # spaCy's, beside "classes"
+        return _whole(data, _members(data, members["annotations"].start))
     if any(name in usual for name in _FIELDS_OF_A_ROW) or any(usual.get(name) == b'"' for name in TEXT_COLUMNS):
         return _itself(data, start)
     if kinds == {b"["} and _has_text_column(members):
         return _rows_of_columns(data, members)
     lists = [name for name, member in members.items() if _is_list_of_rows(data, member)]
+    lists = [name for name in lists if not _EMPTY.match(data, members[name].start)] or lists[:1]
     if len(lists) > 1:
         raise _NoRows(f"有几个列表都像数据（{'、'.join(lists)[:80]}）；请把要用的一个单独存成文件")
     if not lists or lists[0].strip().lower() in ENTITY_COLUMNS:

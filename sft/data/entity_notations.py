@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import orjson
 
+from sft.data.token_rows import entities_in_text, tags_in
 from sft.errors import RowError
 from sft.tasks.entity_lines import NO_ENTITY, occurrence
 from sft.text import read_literal, shown
@@ -73,11 +74,13 @@ def raw_entities(value: object, text: object, field: str) -> object:
     Raises:
         RowError: an entity is in no known notation, its offsets could mean two things, or it is not in the text.
     """
+    if type(text) is str and (tags := tags_in(value)):
+        return entities_in_text(tags, text, field)
     if type(value) is str:
         value = entities_in_string(value, field)
     if type(text) is not str or not isinstance(value, list | dict) or value == []:
         return value
-    if type(value) is list and all(_is_plain(item, text) for item in value):
+    if type(value) is list and are_plain_entities(value, text):
         return value
     mentions = list(_mentions(value, text, field))
     placed = [mention.start is not None or mention.end is not None for mention in mentions]
@@ -109,7 +112,12 @@ def entities_in_string(value: str, field: str) -> object:
 
 
 def entity_notation(value: object) -> str | None:
-    """ccfbdci, spans, doccano, cluener, or answers (without offsets), by a row's entities; None if it has none."""
+    """tokens (tags), ccfbdci, spans, doccano, cluener, or answers (without offsets), by a row's entities.
+
+    None if it has none.
+    """
+    if tags_in(value):
+        return "tokens"
     if type(value) is str:
         try:
             value = entities_in_string(value, "")
@@ -127,14 +135,17 @@ def entity_notation(value: object) -> str | None:
     return "spans" if names & {*START_NAMES, *PLACE_NAMES} else "answers"
 
 
-def _is_plain(item: object, text: str) -> bool:
-    """Whether an entity is already as CCFBDCI has it, and says nothing against its offsets."""
-    if type(item) is not dict or not item.keys() >= _PLAIN_FIELDS:
-        return False
-    surface, start, end = item.get("entity_text"), item["start_idx"], item["end_idx"]
-    if surface is None or type(start) is not int or type(end) is not int:
-        return True
-    return end <= len(text) and text[start:end] == surface
+def are_plain_entities(items: list, text: str) -> bool:
+    """Whether entities are already as CCFBDCI has them, and say nothing against their offsets."""
+    for item in items:
+        if type(item) is not dict or not item.keys() >= _PLAIN_FIELDS:
+            return False
+        surface, start, end = item.get("entity_text"), item["start_idx"], item["end_idx"]
+        if surface is None or type(start) is not int or type(end) is not int:
+            continue
+        if end > len(text) or text[start:end] != surface:
+            return False
+    return True
 
 
 # ---- What is written ----
@@ -142,7 +153,7 @@ def _is_plain(item: object, text: str) -> bool:
 
 def _mentions(value: list | dict, text: str, field: str) -> Iterator[Mention]:
     if type(value) is dict:
-        if list(value) == ["entities"] and type(value["entities"]) is list:
+        if type(value.get("entities")) is list:  # beside relations, or alone
             value = value["entities"]
         elif _has(value, LABEL_NAMES) and (_has(value, SURFACE_NAMES) or _has(value, START_NAMES)):
             value = [value]
@@ -162,8 +173,11 @@ def _has(item: dict, names: Sequence[str]) -> bool:
     return any(name in item for name in names)
 
 
-def _in_fields(item: dict, field: str) -> Mention:
+def _in_fields(item: dict, field: str, group: str | None = None) -> Mention:
     """An entity as an object, whatever its fields are called.
+
+    Args:
+        group: the label of the group in which it stands, if there is one.
 
     Raises:
         RowError: two fields could be the same thing and differ, or it is open whether the end is inclusive.
@@ -179,6 +193,8 @@ def _in_fields(item: dict, field: str) -> Mention:
     if not labels and len(surfaces) > 1 and "entity" in surfaces:  # Hugging Face: {"entity": "LOC", "word": "青湖"}
         labels, surfaces = ["entity"], [name for name in surfaces if name != "entity"]
     label = _one_of(item, labels, field)
+    if group is not None and label != group:
+        raise RowError(field, f"实体的标签是 {shown(label)}，却放在 {shown(group)} 下面")
     if type(label) is list:
         if len(label) > 1:
             raise RowError(field, f"一个实体有几个标签（{shown('、'.join(map(str, label)))}）；只能有一个")
@@ -234,7 +250,7 @@ def _grouped(value: dict, text: str, field: str) -> Iterator[Mention]:
         elif type(surfaces) is list and all(type(surface) is str for surface in surfaces):
             yield from (Mention(None, None, surface, label) for surface in surfaces)
         elif type(surfaces) is list and all(type(surface) is dict for surface in surfaces):
-            yield from (_in_fields(surface | {"label": label}, field) for surface in surfaces)
+            yield from (_in_fields({"label": label} | surface, field, label) for surface in surfaces)
         elif type(surfaces) is dict:
             for surface, places in surfaces.items():
                 yield from _cluener(label, surface, places, field)

@@ -19,16 +19,19 @@ from sft.data.brat import describe_brat, is_brat
 from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, Columns
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import file_encoding
+from sft.data.look_alikes import doubt_about_texts, foreign, header_below, table_problem
 from sft.data.shapes import column_problem, has_options, notation_of, remarks_on
 from sft.data.sheets import is_sheet, sheet_cells, sheet_header
 from sft.data.source import Source, TableLayout
 from sft.data.tables import (
     DELIMITERS,
+    column_names,
     column_numbers,
     delimiter_of,
     first_rows,
     is_data,
     is_quoted,
+    separator_line,
     text_and_label,
 )
 from sft.data.tagged_layout import tagging_of
@@ -41,6 +44,7 @@ JSON_ENDINGS = ("json", "jsonl")
 TABLE_ENDINGS = ("csv", "tsv")
 _SAMPLE_CHARACTERS = 1 << 20
 _SAMPLE_ROWS = 1000
+_HEADER_LINES = 4  # where a header may be, below a title and the like
 
 
 def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, gold: bool = True) -> Source:
@@ -98,6 +102,8 @@ def recognise_sample(source: Source, sample: list[str], options: ReadOptions, *,
         InputError: see `recognise`.
     """
     ending = source.path.suffix.lower()[1:]
+    if options.format == "auto" and (what := foreign(sample[0])):
+        raise InputError(f"{source.path}：{what}")
     if tagging := _tagging(source, sample, ending, options):
         return replace(source, format="conll", container="tagged", tagging=tagging)
     told = options.format != "auto"
@@ -170,21 +176,23 @@ def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | N
     A header with a usual column name is evidence enough; so are tabs, equally many in all lines.
 
     Raises:
-        InputError: rows to predict have tabs like a table without a header, so they could be texts as well.
+        InputError: rows to predict could be texts, and a table or a tagged file as well.
     """
+    if separator_line(sample[0]):
+        return "csv"
     for delimiter in DELIMITERS:
-        header = [cell.strip().strip('"') for cell in sample[0].split(delimiter)]
+        first = [[cell.strip().strip('"') for cell in line.split(delimiter)] for line in sample[:_HEADER_LINES]]
+        header = first[0]
         if len(header) > 1 and _has_usual_name(header) and not is_data(header, [header]):
             return "tsv" if delimiter == "\t" else "csv"
-    tabs = sample[0].count("\t")
-    alike = tabs > 0 and all(line.count("\t") == tabs for line in sample)
+        if header_below(first):
+            return "tsv" if delimiter == "\t" else "csv"  # which says that there is something above the header
     if gold:
+        tabs = sample[0].count("\t")
+        alike = tabs > 0 and all(line.count("\t") == tabs for line in sample)
         return "tsv" if alike else "csv" if "," in sample[0] else None
-    if alike and len(sample) > 1:
-        raise InputError(
-            f"{source.path}：每行都有 {tabs} 个制表符，像是没有表头的表格；"
-            "是表格请加 --format tsv，每行是一段文本请加 --format lines"
-        )
+    if doubt := doubt_about_texts(sample):
+        raise InputError(f"{source.path}：{doubt}")
     return None
 
 
@@ -196,12 +204,19 @@ def _has_usual_name(header: Iterable[str]) -> bool:
 
 
 def _as_table(source: Source, sample: list[str], options: ReadOptions, gold: bool) -> Source:
-    delimiter = delimiter_of(sample, source.format)
-    layout = TableLayout(delimiter, is_quoted(sample, delimiter))
+    told = separator_line(sample[0])
+    sample = sample[1:] if told else sample
+    if not sample:
+        raise InputError(f"{source.path}：没有一行数据；请检查文件")
+    delimiter = told or delimiter_of(sample, source.format)
+    layout = TableLayout(delimiter, is_quoted(sample, delimiter), lines_above=int(told is not None))
     taken = () if layout.quoted else ("引号按原文",)
     if delimiter != ("\t" if source.format == "tsv" else ","):
         taken += (f"列之间是{'制表符' if delimiter == chr(9) else f' {delimiter} '}",)
-    return _with_header(replace(source, table=layout, taken=taken), first_rows(sample, layout), options, gold)
+    rows = first_rows(sample, layout)
+    if (options.text_column is options.label_column is None) and (problem := table_problem(sample, rows)):
+        raise InputError(f"{source.path}：{problem}")
+    return _with_header(replace(source, table=layout, taken=taken), rows, options, gold)
 
 
 def _as_sheet(source: Source, options: ReadOptions, gold: bool) -> Source:
@@ -224,9 +239,10 @@ def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, go
         columns = _columns_by_number(source.path, rows, options, gold)
         taken = (*source.taken, _describe_numbers(columns))
         return replace(source, table=source.table._replace(names=numbers), columns=columns, taken=taken)
-    if len(set(header)) < len(header):
-        raise InputError(f"{source.path}:1：表头有重名的列（{'、'.join(header)}）；请改成不同的名字")
-    sample = [dict(zip(header, row, strict=False)) for row in rows[1:]] or [dict.fromkeys(header, "")]
+    names = column_names(header)
+    if len(set(names)) < len(names):
+        raise InputError(f"{source.path}:1：表头有重名的列（{'、'.join(names)}）；请改成不同的名字")
+    sample = [dict(zip(names, row, strict=False)) for row in rows[1:]] or [dict.fromkeys(names, "")]
     return _with_columns(source, sample, Columns(options.text_column, options.label_column), gold)
 
 

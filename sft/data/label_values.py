@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 
 from sft.data.columns import OtherTask
 from sft.errors import RowError
 from sft.tasks.classification import multi_label_error
 from sft.tasks.entity_lines import NO_ENTITY, read_entity
 from sft.text import read_literal
+
+_OPENING = ("[", "{")
+_MISSING = ("nan", "NaN", "<NA>", "#N/A", "NaT")  # as pandas and Excel write an empty cell
+_FRACTION = re.compile(r"[-+]?(\d+)\.(\d+)")
 
 
 def label_value(value: object, field: str) -> str | None:
@@ -21,10 +26,12 @@ def label_value(value: object, field: str) -> str | None:
         OtherTask: the value is a list of entities.
         RowError: there are several labels, or it is no label.
     """
+    if is_plain_label(value):
+        return value
+    if type(value) is str:
+        value = _in_string(value, field)
     if type(value) is dict and set(value) == {"choices"}:
         value = value["choices"]
-    if type(value) is str:
-        value = _in_string(value)
     if type(value) is list:
         return _only_label(value, field)
     if type(value) is bool:
@@ -42,19 +49,30 @@ def label_value(value: object, field: str) -> str | None:
     raise RowError(field, f"标签应是字符串，实际是 {type(value).__name__}")
 
 
-def _in_string(value: str) -> object:
-    """The list in a string, if it is one; else the string."""
-    if value.startswith("{") and read_entity(value.split("\n")[0]):
-        raise OtherTask("output", "答案是实体，这一行是实体识别的数据，不是文本分类的；请换数据或任务")
+def is_plain_label(value: object) -> bool:
+    """Whether a value is a label just as it is written: a string that is no number, list or object."""
+    if type(value) is not str or value[:1] in _OPENING or value in _MISSING:
+        return False
+    return value.strip() != NO_ENTITY and not ("." in value and _FRACTION.fullmatch(value.strip()))
+
+
+def _in_string(value: str, field: str) -> object:
+    """What a string that is no plain label says."""
+    if value in _MISSING:
+        return None
     if value.strip() == NO_ENTITY:
         raise OtherTask("output", f"答案是“{NO_ENTITY}”，这一行是实体识别的数据，不是文本分类的；请换数据或任务")
-    if value[:1] != "[" or value[-1:] != "]":
-        return value
+    if value.startswith("{") and read_entity(value.split("\n")[0]):
+        raise OtherTask("output", "答案是实体，这一行是实体识别的数据，不是文本分类的；请换数据或任务")
+    if number := _FRACTION.fullmatch(value.strip()):
+        return float(value) if number[2].strip("0") else value.strip().partition(".")[0]
     try:
-        items = read_literal(value)
+        read = read_literal(value)
     except ValueError:
         return value
-    return items if type(items) is list else value
+    if type(read) is dict and set(read) != {"choices"}:
+        raise RowError(field, f"标签应是字符串，实际是一个对象 {value!r:.40}；实体识别的数据请换任务")
+    return read if isinstance(read, list | dict) else value
 
 
 def _only_label(items: list, field: str) -> str | None:

@@ -89,9 +89,10 @@ def joined_labels(rows_by_label: Mapping[str, int]) -> list[str]:
         alike = [label for label in candidates if _separator(label) == separator]
         places = _places([parts_of(label) for label in alike])
         known = {part for part in places if part in rows_by_label}
-        if separator not in ("/", " "):  # these two also stand inside ordinary names
+        certain = separator not in ("/", " ")  # these two also stand inside ordinary names
+        if certain:
             known |= {part for part, at in places.items() if len(at) > 1}
-        if any(known.issuperset(parts_of(label)) for label in alike):
+        if (certain and known) or any(known.issuperset(parts_of(label)) for label in alike):
             joined += [label for label in alike if not known.isdisjoint(parts_of(label))]
     return joined
 

@@ -12,9 +12,11 @@ any other row has a column of text and a column of gold, see `sft.data.columns`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 from sft.data.columns import (
     DESCRIPTION_COLUMNS,
+    LABEL_COLUMNS,
     USUAL_COLUMNS,
     Columns,
     OtherTask,
@@ -25,18 +27,16 @@ from sft.data.columns import (
     value_at,
 )
 from sft.data.dialogues import is_alpaca, is_dialogue, is_record, read_alpaca, read_dialogue, read_record
-from sft.data.entity_notations import entity_notation, raw_entities
-from sft.data.label_values import label_value
-from sft.data.tool_exports import (
-    is_label_studio,
-    is_prodigy,
-    is_tokens,
-    read_label_studio,
-    read_prodigy,
-    read_tokens,
-)
+from sft.data.entity_notations import are_plain_entities, entity_notation, raw_entities
+from sft.data.label_values import is_plain_label, label_value
+from sft.data.token_rows import TAG_COLUMNS, is_tokens, read_tokens
+from sft.data.tool_exports import is_label_studio, is_prodigy, read_label_studio, read_prodigy
 from sft.errors import RowError
 
+# Fields that a row with a shape of its own has (see `whole_row_reader`), and rows in the original shape have not.
+_FIELDS_OF_WHOLE_ROWS = frozenset(
+    ("data", "messages", "conversations", "tokens", "words", "chars", "answer", "instruction", *TAG_COLUMNS)
+)
 GOLD_FIELDS = {"label": "output", "entities": "entities"}
 
 Reader = Callable[[dict, str, Columns], Written]
@@ -55,6 +55,12 @@ def shape_row(row: dict, answers: str, columns: Columns = USUAL_COLUMNS) -> dict
     Raises:
         RowError: there is no text, it could be several columns, or the row is another task's.
     """
+    if columns == USUAL_COLUMNS and _is_original(tuple(row), answers):
+        value, text = row[GOLD_FIELDS[answers]], row["text"]
+        if answers == "label" and is_plain_label(value):
+            return {"text": text, "category": row["category"], "output": value}
+        if answers == "entities" and type(text) is str and type(value) is list and are_plain_entities(value, text):
+            return {"text": text, "entities": value}
     reader = whole_row_reader(row, columns)
     written = (reader or plain_row)(row, answers, columns)
     shape = {**written.kept, "text": written.text}
@@ -67,6 +73,17 @@ def shape_row(row: dict, answers: str, columns: Columns = USUAL_COLUMNS) -> dict
     except RowError as error:
         shape[GOLD_FIELDS[answers]] = type(error)(error.field, error.reason, error.kind)
     return shape
+
+
+@lru_cache(maxsize=1000)
+def _is_original(fields: tuple[str, ...], answers: str) -> bool:
+    """Whether a row with these fields can only be in the original shape, as most rows are."""
+    if "text" not in fields or not _FIELDS_OF_WHOLE_ROWS.isdisjoint(fields):
+        return False
+    if answers == "entities":
+        return "entities" in fields
+    labels = [field for field in fields if field.strip().lower() in LABEL_COLUMNS]
+    return sorted(labels) == ["category", "output"] and "options" not in fields
 
 
 def _gold(written: Written, answers: str) -> object:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError
 
 from sft.data.source import NumberedRow
+from sft.data.tables import column_names
 from sft.errors import InputError, RowError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def read_sheet(path: Path, names: Sequence[str] | None = None) -> Iterator[Numbe
 def _names(path: Path, number: int, header: list[str] | RowError) -> list[str]:
     if isinstance(header, RowError):
         raise InputError(f"{path}:{number}：表头的 {header.field} 列：{header.reason}；请改成文字")
-    names = [name if name.strip() else f"第 {at} 列" for at, name in enumerate(header, start=1)]
+    names = column_names(header)
     if len(set(names)) < len(names):
         raise InputError(f"{path}:{number}：表头有重名的列（{'、'.join(names)}）；请改成不同的名字")
     return names

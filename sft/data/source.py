@@ -24,11 +24,13 @@ class TableLayout(NamedTuple):
         delimiter: what separates the cells.
         quoted: whether quotation marks enclose cells; if not, they are ordinary characters.
         names: the names of the columns if the file has no header: ``1``, ``2``, …
+        lines_above: how many lines stand above the header or the first row: Excel's ``sep=;``.
     """
 
     delimiter: str = ","
     quoted: bool = True
     names: tuple[str, ...] | None = None
+    lines_above: int = 0
 
 
 @dataclass(frozen=True)

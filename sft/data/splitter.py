@@ -31,6 +31,7 @@ TRAIN, TEST = 0, 1
 MAX_LABELS = 1000
 MAX_BAD_SHARE = 0.2
 MAX_BAD_SHARE_OF_MANY, MANY_ROWS = 0.01, 1000
+MAX_SHARE_OF_LABELS, FEWEST_ROWS_TO_JUDGE = 0.5, 20  # labels for each row
 MAX_SHARE_WITH_SEVERAL_LABELS, SEVERAL_LABELS_FROM_TEXTS = 0.2, 3  # of the texts
 _EXAMPLES = 5
 _PROGRESS_ROWS = 4096
@@ -268,8 +269,19 @@ class Splitter:
             (label,) = account.labels or ("",)
             what = f"只有 {label!r} 一类" if label else "一类也没有"
             raise InputError(f"{account.source.path}：能用的行里{what}，学不到怎样分类{because}；{advice}")
+        if account.source.answers == "label" and self.recipe.task is None:
+            self._refuse_labels_that_are_texts(account)
         if account.source.answers == "entities" and not account.labels:
             raise InputError(f"{account.source.path}：能用的行里没有一个实体，学不到东西{because}；{advice}")
+
+    def _refuse_labels_that_are_texts(self, account: Account) -> None:
+        """Refuse rows of which nearly each has a label of its own: answers in words, scores, tags of tokens."""
+        rows, labels = sum(self.labels.values()), len(self.labels)
+        if rows >= FEWEST_ROWS_TO_JUDGE and labels > MAX_SHARE_OF_LABELS * rows:
+            raise InputError(
+                f"{account.source.path}：{rows:,} 行里有 {labels:,} 种标签（如 {next(iter(self.labels))!r:.40}），"
+                "不像分类的标签；请检查 --label_column，或换一个任务的脚本；的确有这么多类，请用 --labels 列出"
+            )
 
     def settled_task(self) -> Task:
         """The task with its labels: those of the recipe, else those in the data.

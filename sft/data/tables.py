@@ -18,6 +18,13 @@ DELIMITERS = (",", "\t", ";", "|")
 _SHOWN_ROWS = 1000  # of the sample, to tell data from a header
 _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _SENTENCE = re.compile(r"[。！？!?；;，,]|\.$")
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line: what separates the cells
+
+
+def separator_line(first_line: str) -> str | None:
+    """The delimiter that Excel's line ``sep=;`` names; None for any other line."""
+    found = _SEPARATOR_LINE.fullmatch(first_line)
+    return found and found[1]
 
 
 def delimiter_of(sample: Sequence[str], ending: str) -> str:
@@ -64,6 +71,12 @@ def is_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     return any(cell.strip() and any(row[column] == cell for row in below) for column, cell in enumerate(first))
 
 
+def column_names(header: Sequence[str]) -> list[str]:
+    """The names in a header without the empty ones at its end; a nameless column is called by its number."""
+    width = max((at for at, name in enumerate(header, start=1) if name.strip()), default=0)
+    return [name if name.strip() else f"第 {at} 列" for at, name in enumerate(header[:width], start=1)]
+
+
 def column_numbers(width: int) -> tuple[str, ...]:
     """The names of the columns of a table without a header: ``1``, ``2``, …"""
     return tuple(str(number) for number in range(1, width + 1))
@@ -81,11 +94,12 @@ def text_and_label(rows: Sequence[Sequence[str]]) -> tuple[int | None, int | Non
     lengths = [sum(map(len, column)) / len(column) for column in columns]
     order = sorted(range(len(columns)), key=lambda index: -lengths[index])
     text = order[0] if lengths[order[0]] >= 1.5 * lengths[order[1]] else None
-    labels = [index for index, column in enumerate(columns) if index != text and _looks_like_labels(column)]
+    labels = [index for index, column in enumerate(columns) if index != text and looks_like_labels(column)]
     return text, labels[0] if len(labels) == 1 else None
 
 
-def _looks_like_labels(column: Sequence[str]) -> bool:
+def looks_like_labels(column: Sequence[str]) -> bool:
+    """Whether the values of a column could be labels: short, and few."""
     values = Counter(cell.strip() for cell in column)
     if "" in values or any(len(value) > 30 or _SENTENCE.search(value) for value in values):
         return False
@@ -102,16 +116,20 @@ def csv_reader(lines: Iterator[str], layout: TableLayout) -> Iterator[list[str]]
 
 
 def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[NumberedRow]:
-    """Each row as a dict by the names of the columns. Blank rows are skipped.
+    """Each row as a dict by the names of the columns. Blank rows are skipped, and so are empty cells at a row's end.
+
+    A row that is the header again, as in tables that were put together, is a `RowError`.
 
     Raises:
         InputError: a quotation mark is never closed.
     """
     with path.open(encoding=encoding, newline="", errors="surrogateescape") as file:
+        skipped = sum(1 for _ in islice(file, layout.lines_above))
         reader = csv_reader(file, layout)
-        header = layout.names or next(filter(None, reader))
+        first = None if layout.names else next(filter(None, reader))
+        names = layout.names or column_names(first)
         while True:
-            number = reader.line_num + 1
+            number = skipped + reader.line_num + 1
             try:
                 cells = next(reader)
             except StopIteration:
@@ -121,10 +139,17 @@ def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[Numbe
                     raise InputError(f"{path}:{number}：引号没有闭合，一直到文件末尾；请补上引号") from error
                 yield number, "", RowError("", f"不是合法的 CSV（{error}）")
                 continue
-            line = layout.delimiter.join(cells)
-            if not is_decoded(line):
-                yield number, line, RowError("", "有解不开的字节（文件若是 GBK，请加 --encoding gb18030）")
-            elif len(cells) == len(header):
-                yield number, line, dict(zip(header, cells, strict=True))
-            elif cells:
-                yield number, line, RowError("", f"有 {len(cells)} 列，表头有 {len(header)} 列")
+            if cells:
+                yield number, layout.delimiter.join(cells), _table_row(cells, names, first)
+
+
+def _table_row(cells: list[str], names: Sequence[str], header: list[str] | None) -> dict | RowError:
+    if not all(map(is_decoded, cells)):
+        return RowError("", "有解不开的字节（文件若是 GBK，请加 --encoding gb18030）")
+    if cells == header:
+        return RowError("", "又是一遍表头")
+    while len(cells) > len(names) and not cells[-1].strip():
+        cells = cells[:-1]
+    if len(cells) == len(names):
+        return dict(zip(names, cells, strict=True))
+    return RowError("", f"有 {len(cells)} 列，表头有 {len(names)} 列")

@@ -1,15 +1,125 @@
-"""A row of tokens and tags (Hugging Face's ``tokens`` and ``ner_tags``) as a text with entities. Imports no torch."""
+"""A row of tokens and tags as a text with entities. Imports no torch.
+
+``{"tokens": ["青", "湖"], "ner_tags": ["B-LOC", "I-LOC"]}`` as Hugging Face has it; also with a text instead of the
+tokens, or with tokens or tags in one string: ``{"sentence": "青湖", "BIO_label": "B-LOC I-LOC"}``.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
+from sft.data.columns import Columns, Written, plain_row
 from sft.errors import RowError
+from sft.text import read_literal
 
+TAG_COLUMNS = (
+    *("ner_tags", "tags", "labels", "bio_tags", "tag", "label", "ner", "ner_labels"),
+    *("bio_label", "bio_labels", "bio_anno", "bio", "BIO_label", "BIO_anno", "BIO"),
+)
+_TOKEN_COLUMNS = ("tokens", "words", "chars")
+_TEXT_COLUMNS = ("text", "sentence", "content", "文本", "句子")  # a list, or a string with blanks between the tokens
 _TAG = re.compile(r"O|[BIEMSLU][-_].+", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{2,}")
 _EDGE = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
+
+
+def tags_in(value: object) -> list[str] | None:
+    """The tags that a list or a string says, such as ``B-LOC I-LOC O``; None if it is anything else."""
+    if type(value) is str:
+        value = _as_list(value) if value[:1] == "[" else value.split()
+    if type(value) is list and value and all(type(tag) is str and _TAG.fullmatch(tag) for tag in value):
+        return value
+    return None
+
+
+def _as_list(value: object) -> object:
+    """The list in a table's cell; any other value as it is."""
+    if type(value) is str and value[:1] == "[":
+        try:
+            return read_literal(value)
+        except ValueError:
+            return value
+    return value
+
+
+def is_tokens(row: dict) -> bool:
+    """Whether a row has a list of tokens, and perhaps tags or their numbers; or a text like one, and as many tags."""
+    return _tokens_and_tags(row) is not None
+
+
+def _tokens_and_tags(row: dict) -> tuple[str, list[str], str | None] | None:
+    """The column of the tokens, the tokens, and the column of the tags; rows to predict may have no tags."""
+    tag_columns = [name for name in TAG_COLUMNS if name in row]
+    for column in _TOKEN_COLUMNS:
+        if column in row and _is_list_of(tokens := _as_list(row[column]), (str,)):
+            tagged = next((name for name in tag_columns if _is_list_of(_as_list(row[name]), (str, int))), None)
+            if tagged is not None or type(row.get("text")) is not str:
+                return column, tokens, tagged
+    for name in tag_columns:
+        tags = tags_in(row[name])
+        for column in _TEXT_COLUMNS if tags else ():
+            tokens = _as_list(row.get(column))
+            if _is_list_of(tokens, (str,)):
+                return column, tokens, name
+            if type(tokens) is str and len(tokens.split()) == len(tags) > 1:
+                return column, tokens.split(), name
+    return None
+
+
+def _is_list_of(value: object, kinds: tuple[type, ...]) -> bool:
+    return type(value) is list and bool(value) and all(type(item) in kinds for item in value)
+
+
+def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
+    """The tokens joined to a text, and the entities of the tags; for a label, what `plain_row` takes.
+
+    Raises:
+        RowError: see `sft.data.columns.plain_row`.
+    """
+    token_column, tokens, tag_column = _tokens_and_tags(row)
+    text, starts = text_of_tokens(tokens)
+    if token_column != "text" and type(row.get("text")) is str:
+        text, starts = row["text"], places_in_text(tokens, row["text"])
+    if answers == "label":
+        rest = {name: value for name, value in row.items() if name not in (token_column, tag_column)}
+        return plain_row(rest | {"text": text}, answers, columns)
+    if columns.label is not None:
+        tag_column = columns.label
+    tags = row.get(tag_column) if tag_column else None
+    if tags is None:
+        return Written(text, None, tag_column or "ner_tags")
+    if starts is None:
+        return Written(text, None, token_column, problem=RowError(token_column, "与 text 对不上"))
+    try:
+        return Written(text, _entities_of(tags, tokens, starts, tag_column), tag_column)
+    except RowError as error:
+        return Written(text, None, tag_column, problem=error)
+
+
+def _entities_of(tags: object, tokens: list[str], starts: list[int], field: str) -> list[dict]:
+    tags = tags_in(tags) or _as_list(tags)
+    if type(tags) is not list or len(tags) != len(tokens):
+        raise RowError(field, f"标记应与 {len(tokens)} 个词一一对应")
+    if not all(type(tag) is str for tag in tags):
+        raise RowError(
+            field,
+            "标记是编号，不知道是哪个标签；请先换成 B-LOC 这样的名字"
+            "（datasets 里：features['ner_tags'].feature.int2str）",
+        )
+    return entities_of_tags(tags, tokens, starts, field)
+
+
+def entities_in_text(tags: Sequence[str], text: str, field: str) -> list[dict]:
+    """The entities of the tags of a text's characters, or of its words between blanks.
+
+    Raises:
+        RowError: there are not as many; else see `entities_of_tags`.
+    """
+    for tokens in (list(text), text.split()):
+        if len(tokens) == len(tags):
+            return entities_of_tags(tags, tokens, places_in_text(tokens, text), field)
+    raise RowError(field, f"有 {len(tags)} 个标记，文本有 {len(text)} 个字，应当一样多")
 
 
 def text_of_tokens(tokens: Sequence[str]) -> tuple[str, list[int]]:

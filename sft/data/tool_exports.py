@@ -1,6 +1,6 @@
-"""Rows with a shape of their own that annotation tools and data sets write. Imports no torch.
+"""Rows with a shape of their own that annotation tools write. Imports no torch.
 
-Label Studio's tasks (JSON), Prodigy's answers (JSON lines), and Hugging Face's tokens with tags.
+Label Studio's tasks (JSON) and Prodigy's answers (JSON lines).
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sft.data.columns import (
+    ALL_LABEL_COLUMNS,
+    ENTITY_COLUMNS,
     MORE_TEXT_COLUMNS,
     TEXT_COLUMNS,
     Columns,
@@ -17,7 +19,6 @@ from sft.data.columns import (
     plain_row,
     value_at,
 )
-from sft.data.token_rows import entities_of_tags, places_in_text, text_of_tokens
 from sft.errors import LeftOut, RowError
 
 # ---- Label Studio ----
@@ -27,7 +28,11 @@ _LABEL_STUDIO_LISTS = ("annotations", "completions", "predictions")
 
 def is_label_studio(row: dict) -> bool:
     """Whether a row is a task of Label Studio, annotated or not."""
-    return type(row.get("data")) is dict and ("text" not in row or any(name in row for name in _LABEL_STUDIO_LISTS))
+    if type(row.get("data")) is not dict:
+        return False
+    if any(name in row for name in _LABEL_STUDIO_LISTS):
+        return True
+    return "text" not in row and not columns_named(row, ALL_LABEL_COLUMNS + ENTITY_COLUMNS)
 
 
 def read_label_studio(row: dict, answers: str, columns: Columns) -> Written:
@@ -151,68 +156,3 @@ def read_prodigy(row: dict, answers: str, columns: Columns) -> Written:
         return Written(row["text"], row["accept"], "accept", options, problem)
     written = plain_row({name: value for name, value in row.items() if name != "answer"}, answers, columns)
     return written._replace(problem=problem or written.problem)
-
-
-# ---- Hugging Face ----
-
-_TAG_COLUMNS = ("ner_tags", "tags", "labels", "bio_tags", "tag", "label", "ner", "ner_labels")
-_TOKEN_COLUMNS = ("tokens", "words", "chars")
-
-
-def is_tokens(row: dict) -> bool:
-    """Whether a row has a list of tokens and a list of as many tags or of their numbers."""
-    return _token_columns(row) is not None
-
-
-def _token_columns(row: dict) -> tuple[str, str | None] | None:
-    """The columns of tokens and tags; rows to predict may have no tags."""
-    tokens = next((name for name in _TOKEN_COLUMNS if _is_list_of(row.get(name), (str,))), None)
-    if tokens is None or (
-        type(row.get("text")) is str and not any(_is_list_of(row.get(n), (str, int)) for n in _TAG_COLUMNS)
-    ):
-        return None
-    tags = next((name for name in _TAG_COLUMNS if _is_list_of(row.get(name), (str, int))), None)
-    return tokens, tags
-
-
-def _is_list_of(value: object, kinds: tuple[type, ...]) -> bool:
-    return type(value) is list and bool(value) and all(type(item) in kinds for item in value)
-
-
-def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
-    """The tokens joined to a text, and the entities of the tags; for a label, what `plain_row` takes.
-
-    Raises:
-        RowError: see `sft.data.columns.plain_row`.
-    """
-    token_column, tag_column = _token_columns(row)
-    tokens = row[token_column]
-    text, starts = text_of_tokens(tokens)
-    if type(row.get("text")) is str:
-        text, starts = row["text"], places_in_text(tokens, row["text"])
-    if answers == "label":
-        rest = {name: value for name, value in row.items() if name not in (token_column, tag_column)}
-        return plain_row(rest | {"text": text}, answers, columns)
-    if columns.label is not None:
-        tag_column = columns.label
-    tags = row.get(tag_column) if tag_column else None
-    if tags is None:
-        return Written(text, None, tag_column or "ner_tags")
-    if starts is None:
-        return Written(text, None, token_column, problem=RowError(token_column, "与 text 对不上"))
-    try:
-        return Written(text, _entities_of(tags, tokens, starts, tag_column), tag_column)
-    except RowError as error:
-        return Written(text, None, tag_column, problem=error)
-
-
-def _entities_of(tags: object, tokens: list[str], starts: list[int], field: str) -> list[dict]:
-    if type(tags) is not list or len(tags) != len(tokens):
-        raise RowError(field, f"标记应与 {len(tokens)} 个词一一对应")
-    if not all(type(tag) is str for tag in tags):
-        raise RowError(
-            field,
-            "标记是编号，不知道是哪个标签；请先换成 B-LOC 这样的名字"
-            "（datasets 里：features['ner_tags'].feature.int2str）",
-        )
-    return entities_of_tags(tags, tokens, starts, field)

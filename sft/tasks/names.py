@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-SEPARATORS = r"[|｜;；/、,，]|\s+"
+SEPARATORS = r"[|｜;；/、,，#]|\s+"
 
 
 def read_names(value: object) -> dict[str, str]:

@@ -1,0 +1,181 @@
+"""Files that could be read as something they are not: they are refused with advice that works, or read rightly.
+
+Run: pytest tests/test_look_alikes.py
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+import transfer_classification_data
+import transfer_ner_data
+from sft.data.arguments import ReadOptions
+from sft.data.formats import recognise
+from sft.data.inputs import read_file, read_stream
+from sft.errors import InputError, RowError
+
+ROWS = (
+    ("房间很干净，服务也好", "好"),
+    ("早餐太差了，再也不来", "差"),
+    ("位置不错，离地铁近", "好"),
+    ("隔音不好", "差"),
+)
+CSV = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
+TAGGED = "".join(
+    f"{character},{tag}\n"
+    for character, tag in zip("赵一到青湖", ["B-PER", "I-PER", "O", "B-LOC", "I-LOC"], strict=True)
+)
+
+
+def written(folder: Path, name: str, content: str) -> Path:
+    path = folder / name
+    path.write_text(content, encoding="utf-8", newline="")
+    return path
+
+
+def read(path: Path, **options: str) -> list[tuple[str, str | None]]:
+    rows = read_file(path, "label", ReadOptions(**options))
+    return [("", row.reason) if isinstance(row, RowError) else (row["text"], row.get("output")) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "git lfs pull"),
+        ("<!DOCTYPE html>\n<html><body>404</body></html>\n", "重新下载"),
+        ("#FORMAT=WebAnno TSV 3.2\n\n#Text=赵一\n1-1\t0-1\t赵\t_\n", "CoNLL 2002"),
+        ("| text | label |\n|---|:-:|\n| 房间好 | 好 |\n", "另存为 CSV"),
+        (f"酒店评论,\n{CSV}", "删掉它上面的行"),
+        (f"# 导出于 2024\n{CSV}", "删掉它上面的行"),
+        (TAGGED, ".conll"),
+        ("字,序号\n" + TAGGED, ".conll"),
+    ],
+    ids=["lfs", "html", "webanno", "markdown", "title", "comment", "tags", "tags with a header"],
+)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.txt"])
+@pytest.mark.parametrize("gold", [True, False])
+def test_what_is_no_table_is_refused_with_what_to_do(tmp_path, name, content, advice, gold):
+    with pytest.raises(InputError, match=advice):
+        recognise(written(tmp_path, name, content), "label", gold=gold)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text,label,,\n" + "".join(f"{text},{label},,\n" for text, label in ROWS),
+        "text,label,\n" + "".join(f"{text},{label}\n" for text, label in ROWS),
+        "text,label\n" + "".join(f"{text},{label},,\n" for text, label in ROWS),
+        "sep=;\ntext;label\n" + "".join(f"{text};{label}\n" for text, label in ROWS),
+        ",text,label\n" + "".join(f"{number},{text},{label}\n" for number, (text, label) in enumerate(ROWS)),
+    ],
+    ids=["empty columns", "comma after the header", "commas after the rows", "sep=", "an index"],
+)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.txt"])
+def test_what_excel_and_pandas_add_to_a_table_changes_nothing(tmp_path, name, content):
+    assert read(written(tmp_path, name, content)) == list(ROWS)
+
+
+def test_the_line_numbers_count_the_line_above_the_header(tmp_path):
+    path = written(tmp_path, "rows.csv", "sep=;\ntext;label\n甲;好;多\n")
+    assert [str(row) for row in read_file(path, "label")] == ["第 3 行：有 3 列，表头有 2 列"]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_the_header_of_a_table_that_was_put_behind_another_is_no_row(tmp_path, delimiter):
+    table = CSV.replace(",", delimiter)
+    *first, again, text, label, third, fourth = read(written(tmp_path, "rows.csv", table * 2))
+    assert first == [text, label, third, fourth] == list(ROWS)
+    assert again == ("", "第 6 行：又是一遍表头")
+
+
+def test_a_nameless_column_with_values_is_no_empty_cell(tmp_path):
+    assert read(written(tmp_path, "rows.csv", "text,label,\n甲,好,多\n乙,差,\n")) == [
+        ("", "第 2 行：有 3 列，表头有 2 列"),
+        ("乙", "差"),
+    ]
+
+
+TWO_READINGS = {
+    "tsv": [
+        "房间很脏\t差\n早餐太差了\t差\n位置不错\t好\n",
+        "text\n房间很干净\n早餐太差了\n",
+        "# 注释\n1\t赵\tNOUN\n2\t一\tNOUN\n",
+    ],
+    "csv": [
+        "1,房间很干净\n0,早餐太差了\n1,位置不错\n0,隔音不好\n",
+        "房间很干净|好\n早餐太差了|差\n位置不错|好\n隔音差|差\n",
+    ],
+    "conll": ["赵 B-PER\n一 I-PER\n到 O\n青 B-LOC\n湖 I-LOC\nend\n他 O\n走 O\nend\n"],
+}
+
+
+@pytest.mark.parametrize(
+    ("format", "content"), [(name, content) for name in TWO_READINGS for content in TWO_READINGS[name]]
+)
+@pytest.mark.parametrize("from_stream", [False, True])
+def test_lines_to_predict_that_could_be_a_table_are_asked_about_and_both_answers_work(
+    tmp_path, format, content, from_stream
+):
+    answers = "entities" if format == "conll" else "label"
+
+    def rows(options: ReadOptions) -> list:
+        if from_stream:
+            return list(read_stream(io.BytesIO(content.encode()), answers, options))
+        return list(read_file(written(tmp_path, "rows.txt", content), answers, options))
+
+    with pytest.raises(InputError, match=f"--format {format}，每行是一段文本请加 --format lines"):
+        rows(ReadOptions())
+    assert [row["text"] for row in rows(ReadOptions(format="lines"))] == content.splitlines()
+    if not content.startswith("#"):
+        assert any(isinstance(row, dict) for row in rows(ReadOptions(format=format)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "今天好,明天也好\n后天,不知道\n再说,吧\n走,了\n",
+        "第一\t段\n第二段\n第三段\n",
+        "他说 O\n维生素 B-12\n",
+        "text\n",
+    ],
+    ids=["a comma in each line", "one tab", "tags at the end", "one word"],
+)
+def test_texts_are_not_asked_about(tmp_path, content):
+    assert [text for text, _ in read(written(tmp_path, "rows.txt", content))] == content.splitlines()
+
+
+def converted(script, tmp_path: Path, capsys, *lines: str) -> tuple[int, str]:
+    path = written(tmp_path, "rows.jsonl", "".join(lines))
+    code = script.main([f"--input_file={path}", f"--output_file={tmp_path}/out_train.jsonl", "--test_ratio=0.3"])
+    return code, capsys.readouterr().err
+
+
+def test_rows_with_a_label_each_are_no_classification(tmp_path, capsys):
+    lines = [f'{{"text": "第{n}句", "output": "人名：赵{n}"}}\n' for n in range(30)]
+    code, said = converted(transfer_classification_data, tmp_path, capsys, *lines)
+    assert code == 2
+    assert "30 种标签" in said
+    lines = [f'{{"text": "第{n}句", "output": "第{n % 10}类"}}\n' for n in range(30)]
+    assert converted(transfer_classification_data, tmp_path, capsys, *lines)[0] == 0
+
+
+@pytest.mark.parametrize("joined", ["体育|财经", "体育#财经", "体育、财经"])
+def test_a_label_that_joins_a_known_one_with_another_is_several_labels(tmp_path, capsys, joined):
+    labels = ["体育", joined, "军事"] * 4
+    lines = [f'{{"text": "第{n}句", "label": "{label}"}}\n' for n, label in enumerate(labels)]
+    code, said = converted(transfer_classification_data, tmp_path, capsys, *lines)
+    assert (code, "multi-label" in said) == (2, True)
+
+
+def test_a_list_of_entities_beside_relations_is_not_a_group_of_a_label(tmp_path, capsys):
+    entities = '{"entities": [{"label": "PER", "start_offset": 0, "end_offset": 2}], "relations": []}'
+    lines = [f'{{"text": "赵一第{n}次来", "label": {entities}}}\n' for n in range(4)]
+    code, said = converted(transfer_ner_data, tmp_path, capsys, *lines)
+    assert (code, "PER 4" in said) == (0, True)
+    lines = [line.replace('"entities"', '"groups"').replace(', "relations": []', "") for line in lines]
+    code, said = converted(transfer_ner_data, tmp_path, capsys, *lines)
+    assert code == 2
+    assert "却放在 'groups' 下面" in said
