@@ -108,7 +108,7 @@ TWO_READINGS = {
         "1,房间很干净\n0,早餐太差了\n1,位置不错\n0,隔音不好\n",
         "房间很干净|好\n早餐太差了|差\n位置不错|好\n隔音差|差\n",
     ],
-    "conll": ["赵 B-PER\n一 I-PER\n到 O\n青 B-LOC\n湖 I-LOC\nend\n他 O\n走 O\nend\n"],
+    "conll": ["赵 B-PER\n一 I-PER\n到 O\n青 B-LOC\n湖 I-LOC\n\n他 O\nend\n"],
 }
 
 
