@@ -299,7 +299,7 @@ def _sentence_a_line(body: list[str], named: _Named) -> Tagging | None:
     for tag_column, separator in product(tag_columns, _SEPARATORS):
         tags = [row[tag_column].strip(" ").split(separator) for row in rows]
         reading = reading_of(Counter(chain.from_iterable(tags)))
-        if reading and 2 * sum(len(row_tags) > 1 for row_tags in tags) >= len(rows):
+        if reading and _are_mostly_several(tags):
             layout = replace(usual, tag_column=tag_column, tag_separator=separator)
             layout = replace(layout, scheme=reading.scheme, label_first=reading.label_first)
             text_columns = [column for column in range(columns) if column != tag_column]
@@ -308,6 +308,11 @@ def _sentence_a_line(body: list[str], named: _Named) -> Tagging | None:
             if layout := _with_text_cell(rows, list(map(len, tags)), layout, text_columns):
                 return layout
     return None
+
+
+def _are_mostly_several(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether most tags stand beside others on their line: a few sentences of one character do not matter."""
+    return 2 * sum(len(row) for row in rows if len(row) > 1) >= sum(map(len, rows))
 
 
 def _with_text_cell(
@@ -333,8 +338,7 @@ def _pairs_on_a_line(body: list[str]) -> Tagging | None:
     for separator in "/|":
         pairs = [item.rpartition(separator) for row in items for item in row]
         reading = reading_of(Counter(tag if found else "" for _, found, tag in pairs))
-        several = sum(len(row) > 1 for row in items) >= 0.5 * len(items)
-        if several and reading and reading.labels and reading.scheme != "IO":
+        if _are_mostly_several(items) and reading and reading.labels and reading.scheme != "IO":
             layout = Tagging(reading.scheme, reading.label_first, sentence_a_line=True, pair_separator=separator)
             return _with_join_rule([token or " " for token, _, _ in pairs], layout)
     return None
