@@ -114,7 +114,7 @@ class TestUnusable:
             ([span("PROD") | {"text": "冰箱"}], "实体的文字与位置不符"),
             ([span("PROD", "0", "2")], "位置不是整数"),
             ("空调", "entities：应是 JSON 或 Python 写法的实体列表"), ({"PROD": 3}, "PROD 应是 {实体"),
-            (3, "entities：应是列表"),
+            (3, "entities：应是实体的列表"),
         ],
         ids=str,
     )  # fmt: skip

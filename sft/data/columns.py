@@ -82,6 +82,8 @@ def plain_row(row: dict, answers: str, columns: Columns) -> Written:
     except RowError as error:
         gold, field, problem = None, "", error
     if answers == "entities":
+        if gold is None and problem is None and columns.label is None and _is_from_label_studio(row):
+            gold = []  # JSON-MIN leaves the field out where nothing is marked
         if problem is None and columns.label is None and _has_options_and_label(row, field):
             raise OtherTask(
                 "category", "这一行是文本分类的数据（有 category 和 output），不是实体识别的；请换数据或任务"
@@ -170,6 +172,23 @@ def _only(row: dict, found: list[str], what: str) -> tuple[object, str]:
     return (None, "entities" if what == "实体" else "output") if name is None else (row[name], name)
 
 
+def unused_columns(row: dict, answers: str, columns: Columns) -> list[str]:
+    """What a user should know if more than one column could be the text or the label of a plain row."""
+    remarks = []
+    texts = [name for name in columns_named(row, ALL_TEXT_COLUMNS) if isinstance(row[name], str) and row[name].strip()]
+    if columns.text is None and len(texts) > 1:
+        taken = "text" if "text" in row else columns_named(row, TEXT_COLUMNS)[0]
+        remarks.append(f"文本取自 {taken}，没有用 {'、'.join(name for name in texts if name != taken)}")
+    if answers == "label" and columns.label is None:
+        _, taken = gold_value(row, answers, columns)
+        others = [
+            name for name in columns_named(row, ALL_LABEL_COLUMNS) if name != taken and row[name] not in (None, "")
+        ]
+        if taken in row and taken not in DESCRIPTION_COLUMNS and others and "output" not in (taken, *others):
+            remarks.append(f"标签取自 {taken}，没有用 {'、'.join(others)}")
+    return remarks
+
+
 def columns_named(row: dict, names: tuple[str, ...]) -> list[str]:
     """The columns of a row that have one of the ``names``, in any case."""
     return [column for column in row if column.strip().lower() in names]
@@ -213,6 +232,11 @@ def _has_options_and_label(row: dict, gold_field: str) -> bool:
         and "entities" not in row
         and _reads_as_list(row.get("category"))
     )
+
+
+def _is_from_label_studio(row: dict) -> bool:
+    """Whether a row without entities is an annotated one of Label Studio's JSON-MIN."""
+    return "annotation_id" in row and "annotator" in row and not _entity_columns(row)
 
 
 def _lists_spans(value: object) -> bool:

@@ -64,7 +64,7 @@ class Mention(NamedTuple):
 def raw_entities(value: object, text: object, field: str) -> object:
     """Entities in any notation, as CCFBDCI has them.
 
-    None stays None, and what is no list of entities at all stays as it is: the task reports it.
+    None stays None.
 
     Args:
         value: a list, an object, or a string with either or with one JSON object on each line.
@@ -78,8 +78,10 @@ def raw_entities(value: object, text: object, field: str) -> object:
         return entities_in_text(tags, text, field)
     if type(value) is str:
         value = entities_in_string(value, field)
-    if type(text) is not str or not isinstance(value, list | dict) or value == []:
+    if type(text) is not str or value is None or value == []:
         return value
+    if not isinstance(value, list | dict):
+        raise RowError(field, f"应是实体的列表，实际是 {shown(value)}；若是分类的数据，请换任务")
     if type(value) is list and are_plain_entities(value, text):
         return value
     mentions = list(_mentions(value, text, field))

@@ -16,7 +16,7 @@ import orjson
 from sft.data import marked
 from sft.data.arguments import JSON_FORMATS, ReadOptions
 from sft.data.brat import describe_brat, is_brat
-from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, Columns
+from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, USUAL_COLUMNS, Columns
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import file_encoding
 from sft.data.look_alikes import doubt_about_texts, foreign, header_below, table_problem
@@ -64,7 +64,7 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
     if options.format in ("auto", "brat") and is_brat(path):
         if answers == "label":
             raise other_task(path, "brat", "entities")
-        source = Source(path, answers, "brat", "brat", options.encoding)
+        source = Source(path, answers, "brat", "brat", options.encoding)  # each file may have its own
         return replace(source, taken=(describe_brat(path, options.encoding),))
     if options.format in ("auto", "xlsx") and is_sheet(path):
         return _as_sheet(Source(path, answers, "xlsx", "sheet", "utf-8"), options, gold)
@@ -250,8 +250,11 @@ def _lacks_header(header: list[str], rows: list[list[str]], options: ReadOptions
     chosen = [column for column in (options.text_column, options.label_column) if column]
     if chosen:
         return not set(chosen) <= set(header) and set(chosen) <= set(numbers)
-    usual = {cell.strip().lower() for cell in header} & {*ALL_TEXT_COLUMNS, *ALL_LABEL_COLUMNS}
-    return not usual and is_data(header, rows)
+    return not any(map(_is_usual_name, header)) and is_data(header, rows)
+
+
+def _is_usual_name(cell: str) -> bool:
+    return cell.strip().lower() in (*ALL_TEXT_COLUMNS, *ALL_LABEL_COLUMNS)
 
 
 def _columns_by_number(path: Path, rows: list[list[str]], options: ReadOptions, gold: bool) -> Columns:
@@ -333,10 +336,13 @@ def _with_columns(source: Source, rows: Sequence[dict], columns: Columns, gold: 
         InputError: none of the first rows has the columns, or several could be them. Rows to predict need no gold,
             and those of JSON may each have fields of their own.
     """
-    if gold or source.container in ("table", "sheet"):
+    is_table = source.container in ("table", "sheet")
+    if gold or is_table or rows:
         problem = column_problem(rows, source.answers if gold else None, columns)
         if problem is not None:
-            raise InputError(f"{source.path}:1：{problem}")
+            usual = columns != USUAL_COLUMNS or any(_is_usual_name(name) for row in rows[:1] for name in row)
+            without_header = "；没有表头就写列号，如 --text_column 1" if is_table and not usual else ""
+            raise InputError(f"{source.path}:1：{problem}{without_header}")
     return replace(
         source,
         columns=columns,

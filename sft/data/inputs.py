@@ -119,13 +119,15 @@ def _lines_of_stream(file: IO[bytes], encoding: str) -> Iterator[tuple[int, byte
     number, line = 0, b""
     if encoding == "auto":
         for number, line in enumerate(file, start=1):
-            if not line.isascii() or 0 in line:
+            if not line.isascii() or 0 in line or line.count(b"\r") > 1:
                 break
             yield number, line
         else:
             return
         if is_surely_utf8(line):
             encoding = "utf-8"
+    if line.count(b"\r") > 1 and b"\n" not in line:
+        encoding_of(line, STANDARD_INPUT)  # refuses line ends of CR only
     ahead = [line] if line else []
     if encoding == "utf-8":
         encoding = "utf-8-sig" if number <= 1 else "utf-8"
@@ -146,7 +148,7 @@ def _cut_off(error: UnicodeDecodeError) -> Iterator[tuple[int, bytes | str]]:
 
 
 def _say_encoding(where: object, encoding: str) -> None:
-    if not encoding.startswith("utf-8"):
+    if encoding != "auto" and not encoding.startswith("utf-8"):
         say_once(logger, f"{where}：按 {usual_name(encoding).upper()} 编码读；不对的话请用 --encoding 指明")
 
 

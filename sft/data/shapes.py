@@ -12,6 +12,7 @@ any other row has a column of text and a column of gold, see `sft.data.columns`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 from sft.data.columns import (
@@ -24,6 +25,7 @@ from sft.data.columns import (
     gold_value,
     plain_row,
     text_value,
+    unused_columns,
     value_at,
 )
 from sft.data.dialogues import is_alpaca, is_dialogue, is_record, read_alpaca, read_dialogue, read_record
@@ -170,6 +172,9 @@ def remarks_on(rows: Iterable[dict], answers: str, columns: Columns = USUAL_COLU
     if answers == "label" and columns.label is None:
         named = {gold_value(row, answers, columns)[1] for row in rows if _is_described(row, columns)}
         remarks += [f"标签取自 {name}（label 是它的编号）" for name in sorted(named)]
+    plain = [row for row in rows if whole_row_reader(row, columns) is None]
+    with suppress(RowError):  # a first row without a text is reported when it is read
+        remarks += unused_columns(plain[0], answers, columns) if plain and text_value(plain[0], columns) else []
     return remarks
 
 

@@ -41,7 +41,7 @@ class Source:
         answers: what the task's answers are, ``label`` or ``entities``.
         format: the name of the format, as ``--format`` and the summary say it.
         container: what the file physically is.
-        encoding: a name that Python knows.
+        encoding: a name that Python knows; of brat, whose files may differ, ``auto`` unless the user says it.
         table: of a table.
         tagging: of a tagged file.
         columns: the columns or fields that the user names, or that a table without a header has.
@@ -66,4 +66,4 @@ class Source:
         """Format, encoding and what was decided by evidence, for the summary."""
         encoding = "UTF-8（有 BOM）" if self.encoding == "utf-8-sig" else usual_name(self.encoding).upper()
         details = "，".join(filter(None, (self.tagging and self.tagging.describe(), *self.taken)))
-        return f"{self.format}{f'（{details}）' if details else ''}，{encoding}"
+        return f"{self.format}{f'（{details}）' if details else ''}{'' if encoding == 'AUTO' else f'，{encoding}'}"
