@@ -279,7 +279,7 @@ def _settled(mentions: list[Mention], text: str) -> list[Mention]:
     if _agree(mentions, text):
         return mentions
     readings = [[mention._replace(end=_shifted(mention.end, 1)) for mention in mentions]]
-    if max(text) > "\uffff":
+    if max(text, default="") > "\uffff":
         readings.append(_from_utf16(mentions, text))
     # At most one fits: with an inclusive end a span is shorter than its text, in UTF-16 it is not.
     return next((reading for reading in readings if _agree(reading, text)), mentions)

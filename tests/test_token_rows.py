@@ -1,0 +1,109 @@
+"""Rows of tokens and tags in every way that people write them. Run: pytest tests/test_token_rows.py"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sft.data.shapes import notation_of, shape_row
+from sft.errors import RowError
+from tests.test_formats import annotated, tags
+
+TEXT, TAGS = "赵一到青湖", ["B-PER", "I-PER", "O", "B-LOC", "I-LOC"]
+PLACES = [(0, 2, "PER"), (3, 5, "LOC")]
+
+
+def places(row: dict) -> list[tuple[int, int, str]]:
+    return [(entity["start_idx"], entity["end_idx"], entity["entity_label"]) for entity in row["entities"]]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"tokens": list(TEXT), "ner_tags": TAGS},
+        {"tokens": str(list(TEXT)), "ner_tags": str(TAGS)},
+        {"text": list(TEXT), "labels": TAGS},
+        {"text": TEXT, "labels": TAGS},
+        {"sentence": TEXT, "BIO_label": " ".join(TAGS)},
+        {"text": " ".join(TEXT), "label": " ".join(TAGS)},
+        {"text": TEXT, "ner": json.dumps(TAGS)},
+        {"text": TEXT, "tokens": list(TEXT), "tags": TAGS},
+    ],
+    ids=["lists", "cells", "text as list", "text and tags", "IMCS", "blanks", "JSON in a cell", "text and tokens"],
+)
+def test_tokens_and_tags_become_a_text_with_entities(row):
+    shaped = shape_row(row, "entities")
+    assert (shaped["text"], places(shaped)) == (TEXT, PLACES)
+    assert notation_of([row], "entities") == "tokens"
+    gold = shape_row(row, "label").get("output")
+    assert gold is None or isinstance(gold, RowError), "tags are no label"
+
+
+@given(annotated(), st.sampled_from(["BIO", "BIOES", "BMES"]), st.booleans(), st.booleans())
+def test_any_sentence_reads_the_same_from_all_of_them(sentence, scheme, as_list, in_string):
+    text, spans = sentence
+    written = tags(text, spans, scheme)
+    row = {"text": list(text) if as_list else text, "labels": " ".join(written) if in_string else written}
+    if text.split() == [text] and not (len(written) == 1 and in_string):
+        shaped = shape_row(row, "entities")
+        assert (shaped["text"], places(shaped)) == (text, spans)
+
+
+def test_tags_that_are_not_as_many_as_the_characters_are_not_guessed_at():
+    gold = shape_row({"text": TEXT, "labels": TAGS[:3]}, "entities")["entities"]
+    assert str(gold) == "labels: 有 3 个标记，文本有 5 个字，应当一样多"
+
+
+def test_what_label_studio_leaves_out_is_no_entity_only_in_its_own_rows():
+    row = {"text": TEXT, "id": 1, "annotation_id": 1, "annotator": 1, "lead_time": 2.5}
+    assert shape_row(row, "entities")["entities"] == []
+    assert shape_row({"text": TEXT, "id": 1}, "entities")["entities"] is None
+
+
+# ---- The quick way of rows in the original shape ----
+
+ENTITY = st.fixed_dictionaries(
+    {},
+    optional={
+        "start_idx": st.integers(-1, 3) | st.none(),
+        "end_idx": st.integers(-1, 6),
+        "entity_label": st.sampled_from(["LOC", "", 3]),
+        "entity_text": st.sampled_from(["赵", "赵一", "湖", None, 1]),
+        "type": st.just("PER"),
+    },
+)
+FIELDS = {
+    "text": st.sampled_from([TEXT, "", None, 3]),
+    "entities": st.lists(ENTITY | st.just([0, 1, "LOC"]), max_size=3) | st.sampled_from([None, "[]", 3, {}]),
+    "output": st.sampled_from(
+        ["体育", "1.0", "0.5", "[体育]", '["体育"]', "nan", "没有找到任何实体", None, 1, "", " 体育 "]
+    ),
+    "category": st.sampled_from(["['体育']", ["体育"], "体育", None]),
+    "label": st.sampled_from(["体育", "军事", None, TAGS]),
+    "Category": st.just("体育"),
+    "options": st.sampled_from([None, ["体育"]]),
+    "data": st.sampled_from([{"text": "甲"}, "甲"]),
+    "messages": st.just([{"role": "user", "content": "甲"}]),
+    "instruction": st.sampled_from(["甲", None]),
+    "answer": st.sampled_from(["accept", "reject", "甲"]),
+    "tokens": st.just(list(TEXT)),
+    "ner_tags": st.just(TAGS),
+    "id": st.just(1),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=FIELDS), st.sampled_from(["label", "entities"]))
+def test_a_row_in_the_original_shape_reads_the_same_the_quick_way(row, answers):
+    def shaped(quick: bool) -> object:
+        with pytest.MonkeyPatch.context() as patch:
+            if not quick:
+                patch.setattr("sft.data.shapes._is_original", lambda fields, answers: False)
+            try:
+                return {name: str(value) for name, value in shape_row(row, answers).items()}
+            except RowError as error:
+                return str(error)
+
+    assert shaped(True) == shaped(False)
