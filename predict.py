@@ -229,17 +229,15 @@ def write_label_studio(arguments: argparse.Namespace, predictor: Predictor) -> N
 
 def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: Findings, tally: Tally) -> None:
     """Write the page that ``--report`` asks for."""
-    from sft.report.page import write_prediction_page
+    from sft.report.page import PredictionFacts, write_prediction_page
 
-    write_prediction_page(
-        arguments.report,
-        findings,
+    facts = PredictionFacts(
         name=arguments.input_file.name if arguments.input_file else "predict.py",
         base=predictor.model.config.name_or_path,
         adapter=predictor.adapter,
         dtype=str(predictor.model.dtype).removeprefix("torch."),
-        tally=tally,
     )
+    write_prediction_page(arguments.report, predictor.task, findings, tally, facts)
 
 
 if __name__ == "__main__":

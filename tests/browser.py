@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pytest
 
 FLAGS = (
@@ -48,6 +52,7 @@ def browser(chromium) -> Iterator:
     """A selenium WebDriver on an empty page: normal window size, light colours, empty logs."""
     chromium.get("about:blank")
     chromium.set_window_size(*WINDOW)
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
     chromium.get_log("browser")
     chromium.get_log("performance")
@@ -75,3 +80,18 @@ def prefer_dark(browser) -> None:
     """Tell pages that the user prefers dark colours, until the next test."""
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": features})
+
+
+def resize(browser, width: int, height: int = 900) -> None:
+    """Give the page this many CSS pixels, also fewer than the window of headless Chromium can have (500)."""
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < WINDOW[0]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def screenshot(browser, path: Path, height: int | None = None) -> np.ndarray:
+    """Write a PNG of the page, all of it or the first ``height`` pixels, and return it, (height, width, channels)."""
+    width, all_of_it = browser.execute_script("return [innerWidth, document.documentElement.scrollHeight]")
+    clip = {"x": 0, "y": 0, "width": width, "height": min(height or all_of_it, all_of_it), "scale": 1}
+    taken = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    path.write_bytes(base64.b64decode(taken["data"]))
+    return matplotlib.image.imread(path)

@@ -9,7 +9,7 @@ import orjson
 
 from sft.data.records import conversion_report_path
 from sft.files import write_json
-from sft.report.run import Lengths, RunData, RunFacts, write_run_report
+from sft.report.run import Kept, Lengths, RunData, RunFacts, write_run_report
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
 
@@ -19,7 +19,7 @@ HOSTILE = (
     "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed=1'>&lt;“\"'`{{7*7}}\u2028\u2029😀"
 )
 CHARACTERS = "昨天国家队在上海赢了比赛，菲律宾总统埃斯特拉达访问南京大学。坦克演习股市上涨"
-FACTS = RunFacts(base_model="qwen/demo", dtype="float32", device_type="cpu", steps=59, resumed=False)
+FACTS = RunFacts(base_model="qwen/demo", dtype="float32", device_type="cpu", steps=59, resumed=False, kept=Kept(59))
 SETTINGS = {
     "learning_rate": 1e-4, "num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_steps": 0, "lora_r": 8, "lora_alpha": 32,
@@ -111,12 +111,15 @@ def write_report(
         dropped_tokens=31 if task.name == "classification" else 0,
     )
     splits = splits or {"train": train, "validation": validation, "test": test[0]}
+    kept = Kept(40, "eval_macro_f1") if task.name == "classification" else Kept(40, "eval_f1", 0.35, after)
+    if not splits["validation"]:
+        kept = Kept(59)
     keywords = {
         "task": task,
         "data": RunData(splits, lengths, folder / "train.jsonl"),
         "predictions": {"before": before, "after": after, "test": test[1]},
         "results": RESULTS,
-        "facts": FACTS,
+        "facts": FACTS._replace(kept=kept),
         "settings": SETTINGS | {"train_file": folder / "train.jsonl"},
     }
     if bare:

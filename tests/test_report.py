@@ -8,6 +8,7 @@ import re
 import tracemalloc
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,18 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from sft.report import page
+from sft.report.charts import line_chart
 from sft.report.findings import findings_of
+from sft.report.intervals import wilson
 from sft.report.labels import BINS, LabelFindings
+from sft.report.run import SCORES, Kept, _scores_by_threshold
 from sft.report.shown_rows import MOST_KEPT, RIGHT, WRONG, ShownRows
 from sft.report.span_errors import KINDS, PAIRED_KINDS, span_errors
 from sft.report.spans import SpanFindings
 from sft.tasks import TASKS
 from sft.tasks.classification import Classification
-from sft.tasks.metrics import count_labels, count_spans, label_metrics, span_metrics
+from sft.tasks.evaluation import Tally
+from sft.tasks.metrics import best_span_threshold, count_labels, count_spans, label_metrics, span_metrics
 from sft.tasks.ner import Ner
 from tests.reports import ENTITY_LABELS, FACTS, HOSTILE, LABELS, label_rows, span_rows, write_report
 
@@ -51,9 +56,9 @@ def test_label_estimates_are_the_scores_of_evaluation(rows):
     for gold, answer in rows:
         findings.add("", {"label": gold}, {"label": answer})
     expected = label_metrics(count_labels(golds, answers))
-    for name, (value, low, high) in findings.estimates().items():
+    for name, (value, low, high, _) in findings.estimates().items():
         assert value == pytest.approx(expected[name], abs=1e-12)
-        assert 0 <= low <= high <= 1
+        assert 0 <= low < high <= 1
 
 
 spans = st.sets(st.tuples(st.integers(0, 6), st.integers(1, 4), st.sampled_from("甲乙")), max_size=4).map(
@@ -67,8 +72,9 @@ def test_span_estimates_are_the_scores_of_evaluation(rows):
     for gold, predicted in rows:
         findings.add("", {"entities": gold}, {"entities": predicted})
     expected = span_metrics(count_spans(*zip(*rows, strict=True)), ("甲", "乙"))
-    for name, (value, _, _) in findings.estimates().items():
+    for name, (value, low, high, _) in findings.estimates().items():
         assert value == pytest.approx(expected[name], abs=1e-12)
+        assert 0 <= low < high <= 1
     for figures in findings.page()["by_label"]:
         assert figures["f1"] == pytest.approx(expected[f"f1_{figures['label']}"])
 
@@ -95,8 +101,42 @@ def test_the_same_rows_give_the_same_intervals_and_more_rows_narrower_ones(task,
     few, many = make(100), make(1600)
     first = found(task, *few).estimates()
     assert first == found(task, *few).estimates()
-    for name, (_, low, high) in found(task, *many).estimates().items():
+    for name, (_, low, high, _) in found(task, *many).estimates().items():
         assert high - low < 0.5 * (first[name].high - first[name].low)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_a_wilson_interval_is_that_of_its_definition(part, others):
+    """Its ends are the shares at which what was seen is 1.96 standard deviations away."""
+    whole = part + others
+    low, high = wilson(part, whole)
+    assert 0 <= low < high <= 1
+    for end in (low, high):
+        if whole and 0 < end < 1:
+            assert abs(part / whole - end) == pytest.approx(1.959964 * (end * (1 - end) / whole) ** 0.5)
+    if whole:
+        assert low <= part / whole <= high
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_rows_that_are_all_right_or_all_wrong_still_have_an_interval(right, rows):
+    labels, spans = LabelFindings(("甲", "乙")), SpanFindings(("甲",))
+    gold = {"entities": [{"start": 0, "end": 2, "label": "甲"}]}
+    for _ in range(rows):
+        labels.add("文", {"label": "甲"}, {"label": "甲" if right else "乙"})
+        spans.add("文本", gold, gold if right else {"entities": [{"start": 1, "end": 2, "label": "甲"}]})
+    expected = wilson(rows * right, rows)
+    accuracy = labels.estimates()["accuracy"]
+    assert accuracy == (right, *expected, True)
+    assert (accuracy.high - accuracy.low < 0.2) == (rows == 20)
+    for estimate in spans.estimates().values():
+        assert estimate[:3] == pytest.approx((float(right), *expected))
+        assert estimate.is_wilson
+
+
+def test_where_resampling_says_something_the_interval_is_not_replaced():
+    assert not any(estimate.is_wilson for estimate in found(NER, *span_rows(100)).estimates().values())
 
 
 def test_rows_without_gold_or_with_an_error_are_counted_and_not_scored():
@@ -313,13 +353,70 @@ def test_what_is_missing_is_said_to_be_missing(tmp_path):
     splits = {"train": train, "validation": [], "test": []}
     keywords = {"predictions": {}, "splits": splits}
     text = Page(write_report(tmp_path / "full", NER, ([], []), **keywords)).text
-    assert "没有：既没有测试集也没有验证集" in text
-    assert "没有可看的行" in text
-    assert "没有转换的记录" not in text
+    assert "验证 0" not in text and "测试 0" not in text
+    assert sections(tmp_path / "full/report.html") == ["summary", "curves", "data", "settings"]
     bare = Page(write_report(tmp_path / "bare", NER, ([], []), bare=True, **keywords)).text
-    assert "没有转换的记录（train.report.json）" in bare
+    assert "没有成绩：既没有测试集也没有验证集" in bare
     assert "没有微调前的成绩" not in bare  # the page says instead that there are no scores at all
-    assert bare.count("没有") > text.count("没有")
+    assert sections(tmp_path / "bare/report.html") == ["summary", "data", "settings"]
+
+
+def sections(path: Path) -> list[str]:
+    """The sections of a page; each has a link to it at the top, and no link leads nowhere."""
+    text = path.read_text(encoding="utf-8")
+    found = re.findall(r'<section id="(\w+)"', text)
+    assert re.findall(r'<a href="#(\w+)">', text.split("<nav")[1].split("</nav>")[0]) == found
+    return found
+
+
+def test_what_is_zero_takes_no_room(tmp_path):
+    records, _ = span_rows(30)
+    text = Page(write_report(tmp_path, NER, (records, [{"entities": row["entities"]} for row in records]))).text
+    assert "没有错误" in text and "错误种类" not in text
+    assert "两边都有的文本" not in text  # 0 in the conversion's report
+    assert "合并的重复行" in text
+    assert "max_steps" not in text  # -1: by epochs
+
+
+def test_the_kept_weights_and_the_threshold_are_told_and_marked(tmp_path):
+    text = Page(write_report(tmp_path / "best", NER, span_rows(30))).text
+    assert "采用的是第 40 步的权重（共 59 步）：各次验证中微平均 F1最好的一次" in " ".join(text.split())
+    assert "概率低于 0.35 的实体不给" in text
+    assert text.count("采用：40") == 2 and text.count("采用：0.35") == 1
+    last = FACTS._replace(kept=Kept(59))
+    text = Page(write_report(tmp_path / "last", CLASSIFICATION, label_rows(30), facts=last)).text
+    assert "采用的是第 59 步的权重（共 59 步），也就是最后一步" in text
+    assert "阈值" not in text
+
+
+def test_the_curve_over_thresholds_is_what_each_threshold_makes_of_the_validation():
+    records, predictions = span_rows(60)
+    curves = _scores_by_threshold(NER, records, Kept(1, "f1", 0.5, predictions))
+    golds = [record["entities"] for record in records]
+    for threshold, f1 in curves["eval_f1"]:
+        above = [[entity for entity in row["entities"] if entity["score"] >= threshold] for row in predictions]
+        assert f1 == span_metrics(count_spans(golds, above), ENTITY_LABELS)["f1"]
+    assert (
+        best_span_threshold(golds, [row["entities"] for row in predictions])
+        == max(curves["eval_f1"], key=lambda point: (point[1], -point[0]))[0]
+    )
+
+
+@given(st.floats(1e-6, 1e6), st.floats(21, 1e9))
+def test_a_logarithmic_axis_covers_its_values_with_few_round_ticks(low, times):
+    chart = line_chart({"loss": [(1, low), (2, low * times)]})
+    assert chart["logarithmic"]
+    assert 2 <= len(chart["y_ticks"]) <= 6
+    first, last = (mark[1] for mark in chart["series"][0]["marks"])
+    assert chart["top"] - 0.01 <= last < first <= chart["bottom"] + 0.01
+    at = [(float(words), y) for y, words in chart["y_ticks"]]
+    for (small, bottom), (large, top) in pairwise(at):
+        assert small < large and bottom > top
+
+
+@pytest.mark.parametrize("values", [(0.0, 5.0), (1.0, 2.0), (-1.0, 50.0)])
+def test_losses_that_reach_zero_or_stay_close_have_a_linear_axis(values):
+    assert not line_chart({"loss": list(enumerate(values))})["logarithmic"]
 
 
 def test_a_resumed_run_shows_the_scores_at_its_start_without_interval(tmp_path):
@@ -328,7 +425,7 @@ def test_a_resumed_run_shows_the_scores_at_its_start_without_interval(tmp_path):
         tmp_path, NER, (records, predictions), predictions={"test": predictions}, facts=FACTS._replace(resumed=True)
     )
     text = " ".join(Page(path).text.split())
-    assert "0.100 （没有区间）" in text
+    assert "验证集，微调前0.100" in text and "0.100 [" not in text
     assert "训练用时（续训后）" in text
 
 
@@ -336,7 +433,8 @@ def test_a_model_that_answers_nan_still_has_a_report(tmp_path):
     records, predictions = label_rows(10)
     for row in predictions:
         row["score"], row["scores"] = float("nan"), dict.fromkeys(row["scores"], float("nan"))
-    assert "没有" in Page(write_report(tmp_path / "labels", CLASSIFICATION, (records, predictions))).text
+    text = Page(write_report(tmp_path / "labels", CLASSIFICATION, (records, predictions))).text
+    assert "混淆矩阵" in text and "校准" not in text
     records, predictions = span_rows(10)
     for row in predictions:
         row["entities"] = [found_entity | {"score": float("inf")} for found_entity in row["entities"]]
@@ -354,6 +452,8 @@ def test_the_strings_table_has_no_word_that_is_not_used():
     sources = [path for path in page.HERE.iterdir() if path.is_file()]
     text = "".join(path.read_text(encoding="utf-8") for path in sources if path.name != "strings.py")
     built = {f"{start}_{kind}" for start in ("rows", "shown_cap") for kind in ("labels", "spans")}
+    built |= {f"rows_{split}" for split in ("train", "validation", "test")}
+    built |= {f"eval_{name}" for name in SCORES}
     built |= {task.title for task in TASKS.values()}
     unused = [key for key in page.STRINGS if not re.search(rf"[\"']{key}[\"']", text) and key not in built]
     assert unused == []
@@ -367,10 +467,13 @@ def test_the_page_about_a_prediction_is_made_of_its_output_lines(tmp_path):
     ]
     lines[5] = orjson.dumps({"error": "不是合法的 JSON"})
     path = tmp_path / "new" / "report.html"
-    findings = findings_of(NER)
+    answers = [prediction | {"problems": {}} for prediction in predictions]
+    findings, tally = findings_of(NER), Tally.of(NER, [NER.gold(record) for record in records], answers)
     page.check_report_path(path)
     page.add_lines(findings, lines)
-    page.write_prediction_page(path, findings, name="test.jsonl", base="qwen/demo", adapter=None, dtype="float32")
+    facts = page.PredictionFacts("test.jsonl", base="qwen/demo", adapter=None, dtype="float32")
+    page.write_prediction_page(path, NER, findings, tally, facts)
+    assert sections(path) == ["summary", "results", "rows"]
     text = Page(path).text
     assert "40 条，其中 1 条无法预测" in text
     assert "微调之前的模型" in text

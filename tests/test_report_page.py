@@ -13,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 from sft.report.span_errors import KINDS, span_errors
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
-from tests.browser import console_messages, prefer_dark, requested_urls
+from tests.browser import console_messages, prefer_dark, requested_urls, resize, screenshot
 from tests.reports import ENTITY_LABELS, HOSTILE, LABELS, label_rows, span_rows, write_report
 
 ROWS = 1300  # a tenth of CCFBDCI
@@ -307,11 +307,100 @@ def test_it_prints_on_white_without_controls(browser, reports):
     assert len(printed) > 20_000
 
 
-def test_nothing_sticks_out_on_a_phone(browser, reports):
-    browser.set_window_size(500, 900)  # the narrowest that headless Chromium allows
-    for path in reports.values():
-        open_page(browser, path)
-        wide = browser.execute_script(
-            "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        )
-        assert wide == 0
+# ---- on a phone and on a large screen ----
+
+# What lies beyond the sides of the screen and cannot be scrolled to inside a box of its own.
+STICKING_OUT = """
+const scrolls = (element) => element && (
+    ["auto", "scroll", "hidden"].includes(getComputedStyle(element).overflowX) || scrolls(element.parentElement));
+return [...document.body.querySelectorAll("*")]
+    .filter((element) => !element.closest(".skip, script, noscript"))
+    .filter((element) => {
+      const box = element.getBoundingClientRect();
+      return box.width > 0 && (box.left < -0.5 || box.right > arguments[0] + 0.5) && !scrolls(element.parentElement);
+    })
+    .map((element) => `${element.tagName}.${element.className} ${element.textContent.slice(0, 40)}`);
+"""
+# Words of the page that are broken over two lines: letters and digits anywhere but in the user's texts, and in tags,
+# heads of tables, buttons and links anything at all.
+BROKEN = """
+const broken = [];
+const lines = (node, start, end) => {
+  const range = document.createRange();
+  range.setStart(node, start);
+  range.setEnd(node, end);
+  return new Set([...range.getClientRects()].filter((box) => box.width > 0).map((box) => Math.round(box.top))).size;
+};
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+while (walker.nextNode()) {
+  const node = walker.currentNode, parent = node.parentElement;
+  if (parent.closest("script, style, noscript, option, svg")) continue;
+  const whole = parent.closest(arguments[0]);
+  if (!whole && parent.closest(".text, .excerpt")) continue;
+  for (const word of node.data.matchAll(whole ? /.+/gs : /[A-Za-z0-9]+/g)) {
+    if (lines(node, word.index, word.index + word[0].length) > 1) broken.push(word[0]);
+  }
+}
+return broken;
+"""
+TAGS = "th, button, nav a, .badge, .legend li, .kinds label, mark small, .number, .interval, .of"
+
+
+@pytest.fixture(scope="module")
+def small_reports(tmp_path_factory) -> dict[str, Path]:
+    """Reports of small runs: some rows, labels of any length, and one of a single row."""
+    folder = tmp_path_factory.mktemp("small")
+    long_names = ("Organisation_or_company", "人名", "一个长得一行放不下的实体类别名称，因为有人就是这样起名的", "LOC")
+    records, predictions = span_rows(40)
+    for row in (*records, *predictions):
+        for found in row["entities"]:
+            found["label"] = long_names[ENTITY_LABELS.index(found["label"])]
+    return {
+        "labels": write_report(folder / "labels", TASKS["labels"], label_rows(40)),
+        "spans": write_report(folder / "spans", TASKS["spans"], span_rows(40)),
+        "long_names": write_report(folder / "news_v2_final", Ner.with_labels(long_names), (records, predictions)),
+        "one_row": write_report(folder / "one_row", TASKS["labels"], label_rows(1)),
+    }
+
+
+@pytest.mark.parametrize("english", [False, True], ids=["chinese", "english"])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("kind", ["labels", "spans", "long_names", "one_row"])
+def test_nothing_leaves_the_screen_and_no_word_is_broken(kind, width, dark, english, browser, small_reports, tmp_path):
+    if dark:
+        prefer_dark(browser)
+    resize(browser, width)
+    open_page(browser, small_reports[kind])
+    if english:
+        browser.execute_script("document.getElementById('language').click()")
+    browser.execute_script(
+        "document.querySelector('#filters [value=all]').click();"
+        "document.querySelectorAll('details').forEach((details, number) => { details.open = number % 2 })"
+    )
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script(STICKING_OUT, width) == []
+    assert browser.execute_script(BROKEN, TAGS) == []
+    assert console_messages(browser) == []
+    picture = screenshot(browser, tmp_path / f"{kind}-{width}.png")
+    assert (picture[0, -1].mean() < 0.5) == dark  # the colours of the page reach its edge
+    text = browser.execute_script("return document.getElementById('list').innerText")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#list > li")) in (1, 25, 40)
+    assert text.count("\n") > len(browser.find_elements(By.CSS_SELECTOR, "#list > li"))
+
+
+def test_the_checks_above_find_what_they_look_for(browser, small_reports):
+    resize(browser, 390)
+    open_page(browser, small_reports["spans"])
+    browser.execute_script("document.querySelector('h1').innerHTML = '<b style=\\'margin-left:380px\\'>out</b>'")
+    assert browser.execute_script(STICKING_OUT, 390)
+    browser.execute_script("document.querySelector('.badge').style = 'display:block;width:1em;white-space:normal'")
+    assert browser.execute_script(BROKEN, TAGS)
+
+
+def test_the_list_of_mistakes_shows_their_text(browser, small_reports):
+    open_page(browser, small_reports["labels"])
+    records, predictions = label_rows(40)
+    wrong = [row["text"] for row, answer in zip(records, predictions, strict=True) if row["label"] != answer["label"]]
+    shown = [line.text for line in browser.find_elements(By.CSS_SELECTOR, "#list .excerpt")]
+    assert sorted(shown) == sorted(wrong)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
-WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 30  # margins
+# About as many units as a chart has pixels on a phone, so that its text is as large there as the text around it.
+WIDTH, HEIGHT = 380, 230
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44  # margins
 SQUARE, SQUARE_MARGIN = 300, 46
 MOST_BARS = 40
 FEW_POINTS = 40  # a curve with at most this many points gets a mark at each
 MOST_POINTS = 600  # a longer curve is thinned to every second, third, … point
+LOGARITHMIC_FROM, LOGARITHMIC_TO = 20.0, 1e12  # largest value over smallest where a linear axis flattens most of them
+MOST_TICKS = 6
 
-Curve = list[tuple[int, float | None]]  # (step, value); None is a gap
+Curve = list[tuple[float, float | None]]  # (step or threshold, value); None is a gap
 Ticks = list[tuple[float, str]]  # (coordinate, label)
 
 
@@ -24,19 +28,35 @@ def curves_of(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Curve]:
     return {name: points for name, points in curves.items() if any(value is not None for _, value in points)}
 
 
-def line_chart(curves: dict[str, Curve], at_least: tuple[float, float] | None = None) -> dict | None:
-    """Axes, paths, marks and hover values of curves over steps; None without a curve.
+def is_better_logarithmic(curves: dict[str, Curve]) -> bool:
+    """Whether the values of the curves differ so much that a linear axis would flatten most of them."""
+    values = [value for points in curves.values() for _, value in points if value is not None]
+    return bool(values) and min(values) > 0 and LOGARITHMIC_FROM <= max(values) / min(values) <= LOGARITHMIC_TO
+
+
+def line_chart(
+    curves: dict[str, Curve],
+    *,
+    over: str = "step",
+    at_least: tuple[float, float] | None = None,
+    chosen: float | None = None,
+) -> dict | None:
+    """Axes, paths, marks and hover values of curves; None without a curve.
 
     Args:
-        at_least: a range that the vertical axis always covers.
+        over: what the horizontal axis shows, a key of the report's strings.
+        at_least: a range that the vertical axis always covers; it is linear then.
+        chosen: where on the horizontal axis to draw a line: what the run keeps.
     """
     if not curves:
         return None
     curves = {name: _thinned(points) for name, points in curves.items()}
     steps = sorted({step for points in curves.values() for step, _ in points})
     values = [value for points in curves.values() for _, value in points if value is not None] + [*(at_least or ())]
-    x_of, x_ticks = _axis(steps[0], steps[-1], LEFT, WIDTH - RIGHT, whole=True, inside=True)
-    y_of, y_ticks = _axis(min(values), max(values), HEIGHT - BOTTOM, TOP)
+    whole = all(step == int(step) for step in steps)
+    logarithmic = at_least is None and is_better_logarithmic(curves)
+    x_of, x_ticks = _axis(steps[0], steps[-1], LEFT, WIDTH - RIGHT, whole=whole, inside=True)
+    y_of, y_ticks = (_log_axis if logarithmic else _axis)(min(values), max(values), HEIGHT - BOTTOM, TOP)
     series = []
     for name, points in curves.items():
         placed = [(x_of(step), None if value is None else y_of(value)) for step, value in points]
@@ -45,11 +65,19 @@ def line_chart(curves: dict[str, Curve], at_least: tuple[float, float] | None = 
                 "name": name,
                 "path": _path(placed),
                 "marks": [place for place in placed if place[1] is not None] if len(points) <= FEW_POINTS else [],
-                "values": {str(step): value for step, value in points},
+                "values": {f"{step:.12g}": value for step, value in points},
             }
         )
     frame = _frame(WIDTH, HEIGHT, LEFT, BOTTOM, x_ticks, y_ticks)
-    return frame | {"steps": steps, "step_x": [x_of(step) for step in steps], "series": series}
+    inside = chosen is not None and steps[0] <= chosen <= steps[-1]
+    return frame | {
+        "over": over,
+        "steps": steps,
+        "step_x": [x_of(step) for step in steps],
+        "series": series,
+        "logarithmic": logarithmic,
+        "chosen": {"x": x_of(chosen), "at": f"{chosen:.6g}"} if inside else None,
+    }
 
 
 def histogram(lengths: Sequence[int], cut: int) -> dict | None:
@@ -134,7 +162,31 @@ def _axis(
     def place(value: float) -> float:
         return round(start + (value - low) / (high - low) * (end - start), 2)
 
-    return place, [(place(tick), f"{tick:.6g}") for tick in ticks]
+    return place, [(place(tick), _tick(tick)) for tick in ticks]
+
+
+def _log_axis(low: float, high: float, start: float, end: float) -> tuple[Callable[[float], float], Ticks]:
+    """As `_axis`, logarithmic; both values are above 0. It ends at the ticks around them."""
+    decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 2)
+    ticks: list[float] = []
+    fewest = -(-len(decades) // (MOST_TICKS - 1))
+    for steps, stride in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), fewest)):
+        all_ticks = [step * 10.0**decade for decade in decades[::stride] for step in steps]
+        below = [tick for tick in all_ticks if tick <= low] or all_ticks[:1]
+        above = [tick for tick in all_ticks if tick >= high] or all_ticks[-1:]
+        ticks = [tick for tick in all_ticks if below[-1] <= tick <= above[0]]
+        if len(ticks) <= MOST_TICKS:
+            break
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+
+    def place(value: float) -> float:
+        return round(start + math.log(value / low) / math.log(high / low) * (end - start), 2)
+
+    return place, [(place(tick), _tick(tick)) for tick in ticks]
+
+
+def _tick(value: float) -> str:
+    return f"{value:.6g}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def _thinned(points: Curve) -> Curve:

@@ -7,7 +7,16 @@ from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sft.report.intervals import Estimate, mean_over, ratio, with_intervals
+from sft.report.intervals import (
+    Estimate,
+    Interval,
+    f1_interval,
+    mean_interval,
+    mean_over,
+    ratio,
+    wilson,
+    with_intervals,
+)
 from sft.report.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
 from sft.tasks.metrics import precision_recall_f1
 
@@ -85,7 +94,25 @@ class LabelFindings:
         """Accuracy and macro-F1, as in `sft.tasks.metrics.label_metrics`, with intervals; empty without gold."""
         if not self.pairs:
             return {}
-        return with_intervals(list(self.pairs.values()), partial(_scores, list(self.pairs), len(self.numbers)))
+        scores = partial(_scores, list(self.pairs), len(self.numbers))
+        return with_intervals(list(self.pairs.values()), scores, self._wilson_intervals())
+
+    def _wilson_intervals(self) -> dict[str, Interval]:
+        right = sum(rows for (gold, answer), rows in self.pairs.items() if gold == answer)
+        of_labels = [
+            f1_interval(self.pairs[number, number], predicted, gold)
+            for number, (predicted, gold) in self._totals().items()
+            if gold
+        ]
+        return {"accuracy": wilson(right, self.pairs.total()), "macro_f1": mean_interval(of_labels)}
+
+    def _totals(self) -> dict[int, tuple[int, int]]:
+        """How often each label was predicted and is gold."""
+        gold, predicted = Counter(), Counter()
+        for (right, answer), rows in self.pairs.items():
+            gold[right] += rows
+            predicted[answer] += rows
+        return {number: (predicted[number], gold[number]) for number in self.numbers.values()}
 
     def page(self) -> dict:
         """What the template shows, except rows and estimates."""
@@ -100,14 +127,11 @@ class LabelFindings:
 
     def _by_label(self) -> list[dict]:
         """Precision, recall, F1 and counts of each label that occurs, the most frequent first."""
-        gold, predicted = Counter(), Counter()
-        for (right, answer), rows in self.pairs.items():
-            gold[right] += rows
-            predicted[answer] += rows
+        totals = self._totals()
         figures = [
-            by_label_figures(label, self.pairs[number, number], predicted[number], gold[number])
+            by_label_figures(label, self.pairs[number, number], *totals[number])
             for label, number in self.numbers.items()
-            if gold[number] or predicted[number]
+            if any(totals[number])
         ]
         return sorted(figures, key=lambda figure: -figure["gold"])
 

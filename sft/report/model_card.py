@@ -38,7 +38,7 @@ python predict.py --adapter {Path(settings["output_dir"]).as_posix()} --text "�
 ```
 
 - 训练数据：{Path(settings["train_file"]).name}，{settings["num_train_epochs"]:g} 轮，\
-一条最多 {settings["max_length"]} 个词元
+一条最多 {settings["max_length"]} 个 token
 - LoRA：r {settings["lora_r"]}，alpha {settings["lora_alpha"]}，dropout {settings["lora_dropout"]}，\
 {"、".join(settings["lora_target_modules"])}
 - 学习率 {settings["learning_rate"]:g}，每步 {settings["rows_a_step"]} 条，种子 {settings["seed"]}，{settings["dtype"]}

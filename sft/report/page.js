@@ -2,13 +2,18 @@
 
 const page = JSON.parse(document.getElementById("for-script").textContent);
 const PAGE_ROWS = page.kind === "spans" ? 50 : 25;
+const EXCERPT_CHARACTERS = 300; // of an article in the list; as much of it is shown as fits into two lines
+const SHORT_CHARACTERS = 12; // a shorter span and its tag stay on one line where they fit
 const HUES = [210, 30, 130, 280, 0, 175, 55, 330]; // label number n has hue n modulo 8
 let language = 0; // 0: Chinese, 1: English
 
 // ---- words ----
 
+// A key that is not in the table is the name of a task's own metric. A value that is itself a key is put into words.
 function words(key, values = {}) {
-  return page.strings[key][language].replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+  if (!(key in page.strings)) return key.replace(/^eval_/, "");
+  const value = (name) => page.strings[values[name]]?.[language] ?? values[name];
+  return page.strings[key][language].replace(/\{(\w+)\}/g, (whole, name) => value(name) ?? whole);
 }
 
 function translate() {
@@ -61,7 +66,7 @@ function followCurve(svg) {
     const values = chart.series
       .filter((series) => step in series.values)
       .map((series) => `${words(series.name)} ${shown(series.values[step])}`);
-    reading.textContent = [`${words("step")} ${step}`, ...values].join(" · ");
+    reading.textContent = [`${words(chart.over)} ${step}`, ...values].join(" · ");
   }
 
   function leave() {
@@ -147,7 +152,13 @@ function showArticle(row) {
     make(
       "details",
       "",
-      make("summary", "", make("span", "number", words("row", { row: row.number })), verdict),
+      make(
+        "summary",
+        "",
+        make("span", "number", words("row", { row: row.number })),
+        verdict,
+        make("span", "excerpt", row.text.slice(0, EXCERPT_CHARACTERS)),
+      ),
       make("p", "text", row.text, ...rest(row, Array.from(row.text))),
       make("p", "chances", chances),
     ),
@@ -163,7 +174,9 @@ function marked(row, spans, kindOf) {
     const [start, end, label, score] = span;
     const kind = kindOf.get(span.slice(0, 3).join());
     line.append(characters.slice(at, Math.max(at, start)).join(""));
-    const mark = make("mark", kind === undefined ? "" : "bad", characters.slice(Math.max(at, start), end).join(""));
+    const surface = characters.slice(Math.max(at, start), end).join("");
+    const mark = make("mark", kind === undefined ? "" : "bad", surface);
+    if (end - start <= SHORT_CHARACTERS && !surface.includes("\n")) mark.classList.add("short");
     mark.style.setProperty("--hue", HUES[label % HUES.length]);
     mark.append(make("small", "", labelName(label) + (kind === undefined ? "" : ` · ${words(page.kinds[kind])}`)));
     if (score !== undefined && score !== null) mark.title = `${words("confidence")} ${score.toFixed(3)}`;
@@ -226,7 +239,9 @@ function browseRows() {
   }
 
   for (const count of form.querySelectorAll("[data-count]")) {
-    count.textContent = rows.filter((row) => hasKind(row, count.dataset.count)).length.toLocaleString("en");
+    const found = rows.filter((row) => hasKind(row, count.dataset.count)).length;
+    count.textContent = found.toLocaleString("en");
+    count.closest("label").hidden = found === 0 && count.dataset.count !== "all";
   }
   form.addEventListener("input", filter);
   form.addEventListener("submit", (event) => event.preventDefault());

@@ -11,18 +11,19 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
 from sft.errors import InputError, one_line
 from sft.files import REPORT_FILE, refuse_folder, whole_file
 from sft.report.charts import reliability
-from sft.report.findings import Findings
+from sft.report.findings import Findings, scores_of
 from sft.report.intervals import RESAMPLES
 from sft.report.labels import BINS
 from sft.report.span_errors import KINDS
@@ -33,8 +34,11 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from sft.tasks.evaluation import Tally
+    from sft.tasks.task import Task
 
-Fact = tuple[str, object]  # (key of STRINGS, value); a value is shown as it is, or is (key of STRINGS, arguments)
+Fact = tuple[
+    str, object
+]  # (key of STRINGS, value); shown as it is, or (key of STRINGS, arguments), or a list of these
 
 logger = logging.getLogger(__name__)
 
@@ -66,48 +70,52 @@ def add_lines(findings: Findings, lines: Iterable[bytes]) -> None:
         findings.add(row.get("text", ""), row.get("gold"), row)
 
 
-def write_prediction_page(
-    path: Path,
-    findings: Findings,
-    *,
-    name: str,
-    base: str,
-    adapter: Path | None,
-    dtype: str,
-    tally: Tally | None = None,
-) -> None:
-    """Write the page about a prediction. A failure is logged, not raised.
+class PredictionFacts(NamedTuple):
+    """What the head of a page about a prediction says.
 
-    Args:
-        findings: of all output lines.
+    Attributes:
         name: of the input.
         base: the base model's name or folder.
         adapter: the adapter's folder; None for the base model alone.
         dtype: of the model's weights, such as ``float32``.
-        tally: of all output lines; says which gold cannot be used.
+    """
+
+    name: str
+    base: str
+    adapter: Path | None
+    dtype: str
+
+
+def write_prediction_page(path: Path, task: Task, findings: Findings, tally: Tally, facts: PredictionFacts) -> None:
+    """Write the page about a prediction. A failure is logged, not raised.
+
+    Args:
+        findings, tally: of all output lines; the tally says which gold cannot be used.
     """
     rows = {"rows": figure(findings.rows), "failed": figure(findings.failed)}
+    scores = scores_of(task, findings, tally.metrics(task))
     page = {
         "kind": "report_prediction",
-        "name": name,
+        "name": facts.name,
         "facts": [
-            ("base", base),
-            ("adapter", ("no_adapter", {}) if adapter is None else str(adapter)),
+            ("base", facts.base),
+            ("adapter", ("no_adapter", {}) if facts.adapter is None else str(facts.adapter)),
             ("data", ("rows_failed" if findings.failed else "rows_predicted", rows)),
-            ("numbers", dtype),
+            ("numbers", facts.dtype),
         ],
-        "scores": {"predicted": estimates} if (estimates := findings.estimates()) else {},
+        "scores": {"predicted": scores} if scores else {},
         "gold_problems": _gold_problems(tally),
-        "charts": None,
+        "charts": {},
+        "kept": [],
         "data": None,
-        "settings": None,
+        "settings": {},
     }
     with logged_not_raised(path):
         write_page(path, page, "predicted", findings)
 
 
-def _gold_problems(tally: Tally | None) -> dict | None:
-    if tally is None or not tally.rows["unusable_gold"]:
+def _gold_problems(tally: Tally) -> dict | None:
+    if not tally.rows["unusable_gold"]:
         return None
     return {"rows": figure(tally.rows["unusable_gold"]), "reasons": tally.describe_gold_problems()}
 
@@ -129,7 +137,7 @@ def write_page(path: Path, page: dict, split: str | None, findings: Findings | N
 
     Args:
         page: what the template shows besides the findings: kind, name, facts, scores, charts, data, settings.
-        split: the key in ``page["scores"]`` of the predictions that the findings are about.
+        split: the key in ``page["scores"]`` of the predictions that the findings are about; None without findings.
 
     Raises:
         InputError: it cannot be written.
@@ -149,6 +157,7 @@ def render(page: dict, split: str | None, findings: Findings | None) -> str:
         rows, shown = findings.shown.chosen(ROWS_BUDGET_BYTES, lambda row: len(embedded(row).encode()) + 1)
     estimates = [estimate for scores in page["scores"].values() for estimate in scores.values()]
     script = _source("page.js")
+    page = page | {"charts": {name: chart for name, chart in page["charts"].items() if chart}}
     return environment.get_template("page.html").render(
         page=page,
         split=split,
@@ -157,7 +166,11 @@ def render(page: dict, split: str | None, findings: Findings | None) -> str:
         capped=any(group["shown"] < group["seen"] for group in shown.values()),
         first_kind="wrong" if shown and shown["wrong"]["shown"] else "all",
         reliability=reliability(found["calibration"]["bins"]) if found and found.get("calibration") else None,
-        point_interval=any(low is not None and low == high for _, low, high in estimates),
+        sections=_sections(page, found, rows),
+        metrics=list(dict.fromkeys(metric for scores in reversed(page["scores"].values()) for metric in scores)),
+        intervals={
+            "wilson" if estimate.is_wilson else "bootstrap" for estimate in estimates if estimate.low is not None
+        },
         written=time.strftime("%Y-%m-%d %H:%M"),
         resamples=RESAMPLES,
         bins=BINS,
@@ -169,9 +182,21 @@ def render(page: dict, split: str | None, findings: Findings | None) -> str:
     )
 
 
+def _sections(page: dict, found: dict | None, rows: list[list]) -> list[str]:
+    """The sections that have something to show, in order."""
+    has = {
+        "summary": True,
+        "curves": page["charts"],
+        "results": found and found["by_label"],
+        "rows": rows,
+        "data": page["data"],
+        "settings": page["settings"],
+    }
+    return [section for section, content in has.items() if content]
+
+
 def _for_script(page: dict, found: dict | None, rows: list[list]) -> dict:
     """The data that the page's script reads."""
-    charts = page["charts"] or {}
     return {
         "strings": STRINGS,
         "kind": found["kind"] if found else None,
@@ -179,9 +204,8 @@ def _for_script(page: dict, found: dict | None, rows: list[list]) -> dict:
         "kinds": KINDS,
         "rows": rows,
         "charts": {
-            name: {"steps": chart["steps"], "step_x": chart["step_x"], "series": _readings(chart)}
-            for name, chart in charts.items()
-            if chart
+            name: {key: chart[key] for key in ("over", "steps", "step_x")} | {"series": _readings(chart)}
+            for name, chart in page["charts"].items()
         },
     }
 
@@ -205,12 +229,19 @@ def _environment() -> Environment:
     environment.filters["figure"] = figure
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}%"
     environment.filters["score"] = lambda score: "–" if score is None or math.isnan(score) else f"{score:.3f}"
+    environment.filters["breakable"] = _breakable
     environment.globals |= {
         "t": _translated,
-        "title": _title,
         "words": lambda key, **arguments: _words(key, arguments),
     }
     return environment
+
+
+def _breakable(text: object) -> Markup:
+    """A name or path that may be broken after a separator, and nowhere else."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"(?<=[\w.])([/_\\.=-])(?=\w)", r"\1<wbr>", str(escape(str(text)))))
 
 
 def _compact_json(value: object) -> str:
@@ -218,22 +249,27 @@ def _compact_json(value: object) -> str:
 
 
 def _translated(key: str, **arguments: object) -> Markup:
-    """A string in Chinese, with what the page's script needs to show it in English."""
+    """A string in Chinese, with what the page's script needs to show it in English.
+
+    A key that is not in the table is the name of a task's own metric, the same in both languages.
+    """
     from markupsafe import Markup
 
+    if key not in STRINGS:
+        return Markup("<span>{}</span>").format(_words(key, {}))
     if not arguments:
         return Markup('<span data-t="{}">{}</span>').format(key, _words(key, arguments))
     packed = _compact_json({name: str(value) for name, value in arguments.items()})
     return Markup('<span data-t="{}" data-a="{}">{}</span>').format(key, packed, _words(key, arguments))
 
 
-def _title(task_title: str) -> str:
-    """A task's name in both languages, if the table has it."""
-    return _translated(task_title) if task_title in STRINGS else task_title
-
-
 def _words(key: str, arguments: dict[str, object]) -> str:
-    return STRINGS[key][0].format_map(arguments)
+    """The Chinese string, or a metric's own name; an argument that is itself a key is put into words."""
+    if key not in STRINGS:
+        return key.removeprefix("eval_")
+    return STRINGS[key][0].format_map(
+        {name: STRINGS[value][0] if value in STRINGS else value for name, value in arguments.items()}
+    )
 
 
 def _source(name: str) -> Markup:

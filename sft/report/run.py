@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from sft.console import clock
 from sft.data.records import conversion_report_path
 from sft.files import METRICS_FILE, REPORT_FILE, read_json
-from sft.report.charts import curves_of, histogram, line_chart
-from sft.report.findings import Findings, findings_of
+from sft.report.charts import Curve, curves_of, histogram, line_chart
+from sft.report.findings import Findings, findings_of, scores_of
+from sft.report.intervals import Estimate
 from sft.report.page import Fact, figure, write_page
+from sft.report.strings import STRINGS
+from sft.tasks.evaluation import at_least
 from sft.tracking.metrics_log import read_metrics
 
 if TYPE_CHECKING:
@@ -24,7 +27,8 @@ SPLIT_OF = {
     "after": "validation",
     "test": "test",
 }  # evaluation → split, in the order of the page
-SCORE_CURVES = ("eval_f1", "eval_accuracy", "eval_macro_f1", "eval_precision", "eval_recall")
+SCORES = ("f1", "accuracy", "macro_f1", "precision", "recall")
+THRESHOLDS = [step / 20 for step in range(20)]
 LINES_NAMED = 20
 # The settings that people compare runs by, under the names of their flags.
 SETTINGS = (
@@ -32,6 +36,7 @@ SETTINGS = (
     "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "max_length", "max_new_tokens", "batching", "seed", "threshold", "version",
 )  # fmt: skip
+UNSET = (None, -1)
 FORMATS = {"learning_rate": "{:g}", "num_train_epochs": "{:g}", "threshold": "{:.3g}"}
 
 
@@ -67,6 +72,23 @@ class RunData(NamedTuple):
     train_file: Path
 
 
+class Kept(NamedTuple):
+    """The weights and the threshold that the run keeps.
+
+    Attributes:
+        step: of the weights.
+        metric: they are the best ones by this metric of the validation, such as ``f1``; None for those of the last
+            step, not chosen by any metric.
+        threshold: below which an entity is left out; None for none.
+        predictions: of the validation records by these weights, before the threshold; empty if there are none.
+    """
+
+    step: int
+    metric: str | None = None
+    threshold: float | None = None
+    predictions: Sequence[dict] = ()
+
+
 class RunFacts(NamedTuple):
     """What the head of the page says beside the results.
 
@@ -76,6 +98,7 @@ class RunFacts(NamedTuple):
         device_type: ``cuda`` or ``cpu``.
         steps: optimizer steps.
         resumed: whether the run went on from a checkpoint.
+        kept: what the run keeps.
     """
 
     base_model: str
@@ -83,6 +106,7 @@ class RunFacts(NamedTuple):
     device_type: str
     steps: int
     resumed: bool
+    kept: Kept
 
 
 def write_run_report(
@@ -112,23 +136,33 @@ def write_run_report(
         for evaluation, split in SPLIT_OF.items()
         if evaluation in predictions
     }
-    scores = {evaluation: found.estimates() for evaluation, found in findings.items()}
+    scores = {
+        evaluation: scores_of(task, found, _metrics(task, data.splits[SPLIT_OF[evaluation]], predictions[evaluation]))
+        for evaluation, found in findings.items()
+    }
     if "before" not in scores and (
-        at_start := _scores_at_start(metrics)
+        at_start := _scores_at_start(metrics, task)
     ):  # a resumed run has no predictions from before
         scores = {"before": at_start} | scores
+    kept = facts.kept
+    curves = [f"eval_{name}" for name in dict.fromkeys((task.metric, *SCORES))]
+    thresholds = _scores_by_threshold(task, data.splits["validation"], kept)
     page = {
         "kind": "report_run",
         "name": output_dir.resolve().name,
         "facts": _facts(data, results, facts),
         "scores": scores,
         "charts": {
-            "chart_loss": line_chart(curves_of(metrics, ("loss", "eval_loss"))),
-            "chart_scores": line_chart(curves_of(metrics, SCORE_CURVES), at_least=(0, 1)),
+            "chart_loss": line_chart(curves_of(metrics, ("loss", "eval_loss")), chosen=kept.step),
+            "chart_scores": line_chart(curves_of(metrics, curves), at_least=(0, 1), chosen=kept.step),
+            "chart_threshold": line_chart(thresholds, over="threshold", at_least=(0, 1), chosen=kept.threshold),
             "chart_learning_rate": line_chart(curves_of(metrics, ("learning_rate",)), at_least=(0, 0)),
         },
+        "kept": _describe_kept(task, kept, facts.steps),
         "data": _describe_data(task, data),
-        "settings": {name: _shown_setting(name, settings.get(name)) for name in SETTINGS},
+        "settings": {
+            name: _shown_setting(name, value) for name in SETTINGS if (value := settings.get(name)) not in UNSET
+        },
     }
     shown = next(reversed(findings), None)
     write_page(output_dir / REPORT_FILE, page, shown, findings[shown] if shown else None)
@@ -141,11 +175,46 @@ def _find(task: Task, records: Sequence[dict], predictions: Sequence[dict]) -> F
     return findings
 
 
-def _scores_at_start(metrics: Sequence[dict]) -> dict[str, tuple[float, None, None]]:
-    """Scores of the evaluation before the first step; (value, None, None), as there is no interval."""
+def _metrics(task: Task, records: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float] | None:
+    """The task's metrics of the rows with gold and without an error; None if there are none."""
+    pairs = zip((task.gold(record) for record in records), predictions, strict=True)
+    judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
+    return task.metrics(task.count(*zip(*judged, strict=True))) if judged else None
+
+
+def _scores_at_start(metrics: Sequence[dict], task: Task) -> dict[str, Estimate]:
+    """Scores of the evaluation before the first step, without intervals."""
     first = next((row for row in metrics if row["step"] == 0 and "eval_loss" in row), {})
-    names = ("f1", "precision", "recall", "accuracy", "macro_f1")
-    return {name: (first[f"eval_{name}"], None, None) for name in names if first.get(f"eval_{name}") is not None}
+    names = dict.fromkeys((task.metric, *SCORES))
+    return {name: Estimate(first[f"eval_{name}"]) for name in names if first.get(f"eval_{name}") is not None}
+
+
+def _scores_by_threshold(task: Task, records: Sequence[dict], kept: Kept) -> dict[str, Curve]:
+    """What each threshold would have made of the validation; empty without a threshold."""
+    if kept.threshold is None or not kept.predictions:
+        return {}
+    rows = []
+    for threshold in THRESHOLDS:
+        metrics = _metrics(task, records, at_least(task, kept.predictions, threshold)) or {}
+        rows.append({"step": threshold} | {f"eval_{name}": value for name, value in metrics.items()})
+    return curves_of(rows, [f"eval_{name}" for name in dict.fromkeys((task.metric, "precision", "recall"))])
+
+
+def _describe_kept(task: Task, kept: Kept, steps: int) -> list[tuple[str, dict[str, object]]]:
+    """What to say about the weights and the threshold: keys of STRINGS and their arguments."""
+    figures = {"step": figure(kept.step), "steps": figure(steps)}
+    lines: list[tuple[str, dict[str, object]]] = [
+        ("kept_last", figures) if kept.metric is None else ("kept_best", figures | {"metric": _named(kept.metric)})
+    ]
+    if kept.threshold is not None:
+        lines.append(("kept_threshold", {"threshold": f"{kept.threshold:g}", "metric": _named(task.metric)}))
+    return lines
+
+
+def _named(metric: str) -> str:
+    """A metric of the validation as a key of STRINGS, or its own name if it is not there."""
+    metric = metric.removeprefix("eval_")
+    return f"eval_{metric}" if f"eval_{metric}" in STRINGS else metric
 
 
 def _facts(data: RunData, results: Mapping[str, float], facts: RunFacts) -> list[Fact]:
@@ -155,7 +224,7 @@ def _facts(data: RunData, results: Mapping[str, float], facts: RunFacts) -> list
     memory = f"{results['peak_memory_bytes'] / 1e9:.2f} GB"
     return [
         ("base", facts.base_model),
-        ("data", ("counts", {split: figure(len(records)) for split, records in data.splits.items()})),
+        ("data", [(f"rows_{split}", {"rows": figure(len(rows))}) for split, rows in data.splits.items() if rows]),
         ("training_time_resumed" if facts.resumed else "training_time", clock(results["train_runtime"])),
         ("steps", ("steps_epochs", {"steps": figure(facts.steps), "epochs": f"{results['epoch']:.4g}"})),
         ("tokens", ("tokens_share", tokens)),
@@ -183,10 +252,10 @@ def _describe_data(task: Task, data: RunData) -> dict:
             "cut": max_length,
         },
         "shortened": _shortened(data.lengths),
+        "splits": [split for split, records in data.splits.items() if records],
         "balance": [{"label": label, **{split: counts[split][label] for split in data.splits}} for label in labels],
         "balance_total": counts["train"].total(),
         "conversion": read_json(report_path) if report_path.is_file() else None,
-        "conversion_path": report_path.name,
     }
 
 

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sft.report.intervals import Estimate, mean_over, ratio, with_intervals
+from sft.report.intervals import (
+    Estimate,
+    Interval,
+    f1_interval,
+    mean_interval,
+    mean_over,
+    ratio,
+    wilson,
+    with_intervals,
+)
 from sft.report.labels import by_label_figures
 from sft.report.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
 from sft.report.span_errors import KINDS, Span, span_errors, span_of, spans_of
@@ -102,9 +111,26 @@ class SpanFindings:
         """The scores of `sft.tasks.metrics.span_metrics` over all labels, with intervals; empty without gold."""
         if not self.row_counts:
             return {}
-        return with_intervals(
-            list(self.row_counts.values()), partial(_scores, list(self.row_counts), max(1, len(self.numbers)))
-        )
+        scores = partial(_scores, list(self.row_counts), max(1, len(self.numbers)))
+        return with_intervals(list(self.row_counts.values()), scores, self._wilson_intervals())
+
+    def _wilson_intervals(self) -> dict[str, Interval]:
+        totals = list(self._totals().values())
+        right, predicted, gold = (sum(figures) for figures in zip(*totals, strict=True)) if totals else (0, 0, 0)
+        return {
+            "f1": f1_interval(right, predicted, gold),
+            "precision": wilson(right, predicted),
+            "recall": wilson(right, gold),
+            "macro_f1": mean_interval([f1_interval(*figures) for figures in totals if any(figures)]),
+        }
+
+    def _totals(self) -> dict[int, list[int]]:
+        """Right, predicted and gold spans of each label."""
+        totals = {number: [0, 0, 0] for number in self.numbers.values()}
+        for counts, rows in self.row_counts.items():
+            for label, *figures in counts:
+                totals[label] = [total + rows * figure for total, figure in zip(totals[label], figures, strict=True)]
+        return totals
 
     def page(self) -> dict:
         """What the template shows, except rows and estimates."""
@@ -118,10 +144,7 @@ class SpanFindings:
 
     def _by_label(self) -> list[dict]:
         """Precision, recall, F1 and counts of each label that occurs, the most frequent first."""
-        totals = {number: [0, 0, 0] for number in self.numbers.values()}
-        for counts, rows in self.row_counts.items():
-            for label, *figures in counts:
-                totals[label] = [total + rows * figure for total, figure in zip(totals[label], figures, strict=True)]
+        totals = self._totals()
         figures = [
             by_label_figures(label, *totals[number]) for label, number in self.numbers.items() if any(totals[number])
         ]

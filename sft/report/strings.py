@@ -21,11 +21,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     "文本分类": ("文本分类", "Text classification"),
     "命名实体识别": ("命名实体识别", "Named entity recognition"),
     "written": ("写于 {time}", "Written {time}"),
-    "not_available": ("没有", "Not available"),
-    "only_of_runs": ("没有：这是预测，不是训练。", "Not available: these are predictions, not a training run."),
     "no_predictions": (
-        "没有：既没有测试集也没有验证集。",
-        "Not available: there was neither a test nor a validation set.",
+        "没有成绩：既没有测试集也没有验证集。",
+        "No scores: there was neither a test nor a validation set.",
     ),
     "no_script": (
         "浏览器没有运行脚本：逐条浏览、筛选和切换语言用不了，其余都在。",
@@ -37,17 +35,16 @@ STRINGS: dict[str, tuple[str, str]] = {
     "adapter": ("适配器", "Adapter"),
     "no_adapter": ("不加载（微调之前的模型）", "None (the model before fine-tuning)"),
     "data": ("数据", "Data"),
-    "counts": (
-        "训练 {train} · 验证 {validation} · 测试 {test} 条",
-        "{train} train · {validation} validation · {test} test rows",
-    ),
+    "rows_train": ("训练 {rows} 条", "{rows} training rows"),
+    "rows_validation": ("验证 {rows} 条", "{rows} validation rows"),
+    "rows_test": ("测试 {rows} 条", "{rows} test rows"),
     "rows_predicted": ("{rows} 条", "{rows} rows"),
     "rows_failed": ("{rows} 条，其中 {failed} 条无法预测", "{rows} rows, {failed} of which could not be predicted"),
     "training_time": ("训练用时", "Training time"),
     "training_time_resumed": ("训练用时（续训后）", "Training time (since it was resumed)"),
     "steps": ("步数", "Steps"),
     "steps_epochs": ("{steps} 步，{epochs} 轮", "{steps} steps, {epochs} epochs"),
-    "tokens": ("词元：实际计算 / 名义", "Tokens: executed / logical"),
+    "tokens": ("token：实际计算 / 名义", "Tokens: executed / logical"),
     "tokens_share": ("{executed} / {logical}（{share}%）", "{executed} / {logical} ({share}%)"),
     "peak_memory": ("内存峰值", "Peak memory"),
     "peak_memory_cuda": ("显存峰值", "Peak GPU memory"),
@@ -57,21 +54,21 @@ STRINGS: dict[str, tuple[str, str]] = {
     "after": ("验证集，微调后", "Validation, after"),
     "test": ("测试集，微调后", "Test, after"),
     "predicted": ("预测", "Predictions"),
-    "interval_note": (
-        "方括号里是 95% 自助法区间：对行有放回重抽 {resamples} 次，种子固定。",
+    "interval_bootstrap": (
+        "方括号里是 95% 区间：自助法，对行有放回重抽 {resamples} 次，种子固定。",
         "In brackets: 95% bootstrap intervals, {resamples} resamples of rows with a fixed seed.",
     ),
-    "interval_point": (
-        "区间缩成一点，只是因为这些行全对或全错：重抽看不到没见过的行。",
-        "An interval of one point only means that all rows were right, or all wrong: resampling sees no new rows.",
+    "interval_wilson": (
+        "行全对、全错或只有一种时，重抽没有差别，带 * 的改用 Wilson 区间（F1 取精确率和召回率两端的调和平均）。",
+        "Where all rows are right, all wrong, or alike, resampling changes nothing: * marks Wilson intervals (for F1, "
+        "harmonic means of the ends for precision and recall).",
     ),
-    "no_interval": ("（没有区间）", "(no interval)"),
     "before_missing": (
         "没有微调前的成绩：没有验证集，或用了 --eval_on_start false。",
         "Scores before fine-tuning: not available (no validation set, or --eval_on_start false).",
     ),
     "gold_problems": (
-        "有 {rows} 行的金标用不上，整行不计入成绩：{reasons}",
+        "有 {rows} 行的标注用不上，整行不计入成绩：{reasons}",
         "The gold of {rows} rows cannot be used, so these rows are not in the scores: {reasons}",
     ),
     "no_scores": ("没有标注，无从评分。", "No gold, so there are no scores."),
@@ -81,12 +78,31 @@ STRINGS: dict[str, tuple[str, str]] = {
     "curves": ("曲线", "Curves"),
     "chart_loss": ("损失", "Loss"),
     "chart_scores": ("验证集成绩", "Validation scores"),
+    "chart_threshold": ("阈值与验证集成绩", "Threshold and validation scores"),
     "chart_learning_rate": ("学习率", "Learning rate"),
     "loss": ("训练损失", "Training loss"),
     "eval_loss": ("验证损失", "Validation loss"),
     **{f"eval_{name}": words for name, words in _SCORES.items()},
     "learning_rate": ("学习率", "Learning rate"),
     "step": ("步", "Step"),
+    "threshold": ("阈值", "Threshold"),
+    "length_tokens": ("一条的 token 数", "Tokens in a row"),
+    "logarithmic": ("对数刻度", "log scale"),
+    "kept": ("采用：{at}", "Kept: {at}"),
+    "kept_best": (
+        "采用的是第 {step} 步的权重（共 {steps} 步）：各次验证中{metric}最好的一次，图中竖线处。",
+        "The weights kept are those of step {step} of {steps}: the best {metric} of all validations, at the vertical "
+        "line.",
+    ),
+    "kept_last": (
+        "采用的是第 {step} 步的权重（共 {steps} 步），也就是最后一步：没有按验证成绩挑选。",
+        "The weights kept are those of step {step} of {steps}, the last one: none were chosen by validation.",
+    ),
+    "kept_threshold": (
+        "概率低于 {threshold} 的实体不给：这个阈值让验证集的{metric}最高，predict.py 默认用它，--threshold 可以改。",
+        "Entities with a probability below {threshold} are left out: this threshold gives the best {metric} on the "
+        "validation rows; predict.py uses it unless told otherwise by --threshold.",
+    ),
     "curve_hint": (
         "指向曲线看数值；键盘用左右方向键。",
         "Point at a curve to read it; with the keyboard, use ← and →.",
@@ -135,6 +151,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "row_by_row": ("逐条看", "Row by row"),
     "rows_labels": ("逐条看：最有把握的错误在前", "Row by row: the most confident mistakes first"),
     "rows_spans": ("逐条看", "Row by row"),
+    "all_right": ("没有错误：每个实体都对。", "No errors: every entity is right."),
     "shown_judged": (
         "这里列出有错的 {wrong} / {wrong_seen} 条，全对的 {right} / {right_seen} 条。",
         "Listed here: {wrong} of {wrong_seen} rows with errors, {right} of {right_seen} right ones.",
@@ -165,7 +182,6 @@ STRINGS: dict[str, tuple[str, str]] = {
     "next": ("下一页", "Next"),
     "page_of": ("第 {first}–{last} 条，共 {total} 条", "{first}–{last} of {total}"),
     "none_match": ("没有符合的行。", "No row matches."),
-    "no_rows": ("没有可看的行。", "There are no rows to show."),
     "row": ("第 {row} 条", "Row {row}"),
     "clipped": ("……（全文 {length} 字）", "… ({length} characters in all)"),
     "gold_line": ("标注", "Gold"),
@@ -176,14 +192,15 @@ STRINGS: dict[str, tuple[str, str]] = {
     # data
     "lengths": ("训练数据的长度", "Lengths of the training rows"),
     "lengths_note": (
-        "一条（提示加答案）的词元数：中位数 {median}，95% 不超过 {most}，最长 {longest}；虚线是 --max_length {cut}。",
+        "一条的 token 数（提示加答案）：中位数 {median}，95% 在 {most} 以内，最长 {longest}；虚线是 "
+        "--max_length {cut}。",
         "Tokens of a row (prompt and answer): median {median}, 95% within {most}, longest {longest}; the dashed line "
         "is --max_length {cut}.",
     ),
     "cut": ("截断", "Cut"),
     "none_cut": ("没有超长的行。", "No row was too long."),
     "rows_cut": (
-        "{rows} 条超长，只截正文，共截去 {tokens} 个词元：训练文件第 {lines} 行。",
+        "{rows} 条超长，只截正文，共截去 {tokens} 个 token：训练文件第 {lines} 行。",
         "{rows} rows were too long; only their text was cut, by {tokens} tokens in all: lines {lines} of the training "
         "file.",
     ),
@@ -197,7 +214,6 @@ STRINGS: dict[str, tuple[str, str]] = {
     "test_split": ("测试", "Test"),
     "share": ("占训练", "Share of train"),
     "conversion": ("转换", "Conversion"),
-    "conversion_missing": ("没有转换的记录（{path}）。", "No record of the conversion ({path})."),
     "read": ("读入", "Read"),
     "converted": ("转换", "Converted"),
     "rejected": ("拒绝", "Rejected"),

@@ -37,11 +37,13 @@ class Evaluation(NamedTuple):
         metrics: the loss, the task's metrics, and the threshold if there is one, by name.
         predictions: one result for each record, in order, without entities that score below the threshold.
         threshold: the lowest score of an entity that is kept; None for no threshold.
+        unfiltered: the predictions with the entities that score below the threshold.
     """
 
     metrics: dict[str, float]
     predictions: list[dict]
     threshold: float | None
+    unfiltered: list[dict]
 
 
 class Evaluator:
@@ -111,7 +113,7 @@ class Evaluator:
         metrics = metrics_of_predictions(self.task, golds, kept) or {}
         if threshold is not None:
             metrics["threshold"] = threshold
-        return Evaluation(metrics | {"loss": loss}, kept, threshold)
+        return Evaluation(metrics | {"loss": loss}, kept, threshold, list(predictions))
 
 
 def named_metrics(evaluation: Evaluation | None, split: str) -> dict[str, float]:

@@ -30,7 +30,7 @@ from sft.model.lora import add_lora
 from sft.report.curves import draw_loss_curve
 from sft.report.model_card import write_model_card
 from sft.report.page import logged_not_raised
-from sft.report.run import Lengths, RunData, RunFacts, write_run_report
+from sft.report.run import Kept, Lengths, RunData, RunFacts, write_run_report
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 from sft.tracking.callbacks import MetricsLog
@@ -86,7 +86,8 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
             results |= named_metrics(best, "eval") | named_metrics(tested, "test")
             if trainer.is_world_process_zero():
                 evaluations = {"before": trainer.before, "after": best, "test": tested}
-                write_down(prepared, run, settings, trainer.state.global_step, results, evaluations)
+                steps, kept = trainer.state.global_step, what_is_kept(trainer, best)
+                write_down(prepared, run, settings, steps, kept, results, evaluations)
             leave_other_processes(trainer)
         return results
 
@@ -236,6 +237,15 @@ def evaluate_test(
     return tested
 
 
+def what_is_kept(trainer: SftTrainer, best: Evaluation | None) -> Kept:
+    """Which step's weights are saved, by which metric they were chosen, and with which threshold."""
+    state, training = trainer.state, trainer.args
+    threshold, predictions = (best.threshold, best.unfiltered) if best else (None, ())
+    if training.load_best_model_at_end and state.best_global_step:
+        return Kept(state.best_global_step, training.metric_for_best_model, threshold, predictions)
+    return Kept(state.global_step, None, threshold, predictions)
+
+
 def write_metrics(output_dir: Path, split: str, evaluation: Evaluation) -> None:
     """``eval_results.json`` and ``test_results.json``."""
     write_json(output_dir / f"{split}_results.json", named_metrics(evaluation, split))
@@ -246,6 +256,7 @@ def write_down(
     run: Run,
     settings: TaskSettings,
     steps: int,
+    kept: Kept,
     results: dict[str, float],
     evaluations: dict[str, Evaluation | None],
 ) -> None:
@@ -253,6 +264,7 @@ def write_down(
 
     Args:
         steps: optimizer steps of the run.
+        kept: the weights and the threshold that the run keeps.
         evaluations: ``before`` and ``after`` training on the validation records, and ``test``, as far as they exist.
     """
     output_dir, lengths = run.output_dir, prepared.lengths
@@ -278,6 +290,7 @@ def write_down(
         device_type=prepared.arguments.training.device.type,
         steps=steps,
         resumed=run.checkpoint is not None,
+        kept=kept,
     )
     predictions = {name: evaluation.predictions for name, evaluation in evaluations.items() if evaluation}
     with logged_not_raised(output_dir / REPORT_FILE):
