@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import swanlab
 import torch
+import yaml
 from transformers import (
     ProgressCallback,
     Qwen2Config,
@@ -157,6 +158,20 @@ def curves(log_dir: Path) -> dict[str, list[tuple[int, object]]]:
         lines = (log_dir / run / "logs" / folder / "1000.log").read_text(encoding="utf-8").splitlines()
         drawn[name] = sorted((row["index"], row["data"]) for row in map(json.loads, lines))
     return drawn
+
+
+def settings(log_dir: Path) -> dict[str, object]:
+    """What the newest run shows beside its curves."""
+    newest = max(log_dir.glob("run-*/files/config.yaml"))
+    return {name: entry["value"] for name, entry in yaml.safe_load(newest.read_text(encoding="utf-8")).items()}
+
+
+def titles(log_dir: Path) -> list[str]:
+    """The charts of the newest run, in the order of the dashboard."""
+    with sqlite3.connect(log_dir / "runs.swanlab") as database:
+        (newest,) = database.execute("SELECT max(id) FROM experiment").fetchone()
+        names = database.execute("SELECT name FROM chart WHERE experiment_id = ? ORDER BY id", [newest])
+        return [name for (name,) in names]
 
 
 def statuses(log_dir: Path) -> list[int]:
@@ -296,6 +311,56 @@ def test_the_local_curve_is_what_was_reported(
     assert connections == [], "nothing is looked up, connected to or listened on"
 
 
+def rows_of_a_run(labels: int = 4, evaluations: int = 3) -> list[dict]:
+    """What training logs: an evaluation before the first step, losses, more evaluations, results."""
+    by_label = {f"eval_{name}_{number}": 0.5 for number in range(labels) for name in ("precision", "recall", "f1")}
+    scores = {"eval_f1": 0.1, "eval_precision": 0.2, "eval_recall": 0.3, "eval_macro_f1": 0.4, **by_label}
+    noise = {"eval_unparsable": 0.0, "eval_threshold": 0.35, "epoch": 1.0}
+    rows = [{"step": 40 * number, **scores, **noise, "eval_loss": 3.0 - number} for number in range(evaluations)]
+    tokens = {"executed_tokens": 10, "logical_tokens": 20, "tokens_per_second": 5.0}
+    rows += [
+        {"step": step, "loss": 2.0, "grad_norm": 1.0, "learning_rate": 1e-4, "epoch": 0.1, **tokens}
+        for step in range(1, 90, 10)
+    ]
+    rows = sorted(rows, key=lambda row: row["step"])
+    rows.append({"step": 90, "train_runtime": 9.0, "train_loss": 1.0, "total_flos": 1e9, "epoch": 1.5, **tokens})
+    return [*rows, {"step": 90, "test_f1": 0.7, **{f"test_f1_{n}": 0.5 for n in range(labels)}}]
+
+
+def test_the_charts_are_few_and_those_that_people_watch_come_first(tmp_path: Path) -> None:
+    tracked = begin("local", tmp_path)
+    tracked.log_texts("预测样例", [("对", "一")], 0, on_top=True)
+    tracked.replay(rows_of_a_run(labels=200))
+    tracked.finish()
+    assert titles(tmp_path / "swanlog") == [
+        *("预测样例", "train/loss", "eval/loss", "eval/f1", "eval/precision", "eval/recall", "eval/macro_f1"),
+        *("train/learning_rate", "train/grad_norm", "train/tokens_per_second"),
+    ]
+    drawn = curves(tmp_path / "swanlog")
+    assert [step for step, _ in drawn["eval/f1"]] == [0, 40, 80]
+    assert min(len(points) for name, points in drawn.items() if "/" in name) > 1, "no chart of a single point"
+    shown = settings(tmp_path / "swanlog")
+    assert shown["test_f1"] == 0.7 and shown["logical_tokens"] == 20 and shown["train_loss"] == 1.0
+    assert not {"test_f1_7", "total_flos", "epoch", "tokens_per_second"} & set(shown)
+
+
+def test_a_task_with_many_metrics_of_its_own_has_at_most_twelve_charts(tmp_path: Path) -> None:
+    own = {f"eval_near_{number}": 0.5 for number in range(50)}
+    tracked = begin("local", tmp_path)
+    tracked.log_texts("预测样例", [("对", "一")], 0, on_top=True)
+    tracked.replay([row | own if "eval_loss" in row else row for row in rows_of_a_run()])
+    tracked.finish()
+    assert len(titles(tmp_path / "swanlog")) <= 12
+
+
+def test_one_evaluation_is_a_figure_beside_the_settings_and_no_chart(tmp_path: Path) -> None:
+    tracked = begin("local", tmp_path)
+    tracked.replay([row for row in rows_of_a_run() if row["step"] != 0 and row["step"] != 80])
+    tracked.finish()
+    assert not [name for name in titles(tmp_path / "swanlog") if name.startswith("eval/")]
+    assert settings(tmp_path / "swanlog").items() >= {("eval_f1", 0.1), ("eval_loss", 2.0)}
+
+
 def test_offline_keeps_every_loss_on_disk(
     tmp_path: Path, capfd: pytest.CaptureFixture, connections: list[object]
 ) -> None:
@@ -337,8 +402,9 @@ def test_nan_is_null_in_the_rows_and_never_sent(tmp_path: Path) -> None:
     }
     drawn = curves(tmp_path / "swanlog")
     assert drawn["eval/accuracy"] == [(1, 0.25)]
-    assert drawn["test/accuracy"] == [(1, 1)]
     assert not {"eval/f1", "test/f1"} & set(drawn)
+    assert settings(tmp_path / "swanlog").items() >= {("test_accuracy", 1)}
+    assert "test_f1" not in settings(tmp_path / "swanlog")
     assert all(math.isfinite(value) for name in drawn for _, value in drawn[name])
 
 

@@ -5,17 +5,15 @@ This module imports transformers, which is slow: import it late.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from sft.files import whole_file
+from sft.tracking.charts import Charts
 from sft.tracking.metrics_log import append_row, keep_rows, log_row, plain_metrics, read_metrics, restore_rows
-
-OF_ONE_LABEL = re.compile(r"(eval|test)_(precision|recall|f1)_")
 
 
 class MetricsLog(TrainerCallback):
@@ -63,59 +61,36 @@ class MetricsLog(TrainerCallback):
 
 
 class TrackingCallback(TrainerCallback):
-    """Passes the Trainer's logs on to SwanLab's own callback, with finite numbers only; it never raises.
-
-    The local dashboard shows charts in the order in which they arrive, so the training loss is sent first.
+    """Passes the Trainer's logs on to SwanLab's charts, with finite numbers only; it never raises.
 
     Args:
-        swanlab_callback: SwanLab's callback for the Trainer.
+        charts: what is sent to SwanLab.
         attempt: calls a function of SwanLab and never raises.
         metrics_path: ``metrics.jsonl``. A resumed run sends its rows again, because SwanLab starts a new experiment.
     """
 
-    def __init__(self, swanlab_callback: TrainerCallback, attempt: Callable[..., None], metrics_path: Path) -> None:
-        self._swanlab = swanlab_callback
+    def __init__(self, charts: Charts, attempt: Callable[..., None], metrics_path: Path) -> None:
+        self._charts = charts
         self._attempt = attempt
         self._metrics_path = metrics_path
-        self._loss_is_first = False
-        self._held: list[dict] = []
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._attempt(self._swanlab.on_train_begin, args, state, control, **kwargs)
         if state.global_step > 0:
             rows = [row for row in read_metrics(self._metrics_path) if row["step"] <= state.global_step]
-            self._attempt(replay_rows, self._swanlab, rows)
-            self._loss_is_first = True
+            self._attempt(add_rows, self._charts, rows)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        row = {"step": state.global_step, **(logs or {})}
-        if self._loss_is_first or "loss" in row:
-            self._loss_is_first = True
-            rows, self._held = [row, *self._held], []
-            self._attempt(replay_rows, self._swanlab, rows)
-        else:  # an evaluation before the first step waits for the first loss
-            self._held.append(row)
+        if state.is_world_process_zero:
+            self._attempt(add_rows, self._charts, [{"step": state.global_step, **(logs or {})}])
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        self._loss_is_first = True
-        rows, self._held = self._held, []
-        self._attempt(replay_rows, self._swanlab, rows)
+        self._attempt(self._charts.end)
 
 
-def replay_rows(swanlab_callback: TrainerCallback, rows: Sequence[dict]) -> None:
-    """Send rows of ``metrics.jsonl`` to SwanLab's callback, each at its own step; a row with the loss goes first."""
-    with_loss = next((row for row in rows if "loss" in row), None)
-    others = [row for row in rows if row is not with_loss]
-    for row in others if with_loss is None else [with_loss, *others]:
-        logs = {name: value for name, value in row.items() if name not in ("step", "time")}
-        state = TrainerState(global_step=row["step"])
-        swanlab_callback.on_log(None, state, None, logs=headline_first(finite_numbers(logs)))
-
-
-def headline_first(metrics: dict[str, int | float]) -> dict[str, int | float]:
-    """The same metrics in the order of the dashboard: losses, scores over all labels, scores of each label."""
-    names = sorted(metrics, key=lambda name: (OF_ONE_LABEL.match(name) is not None, "loss" not in name))
-    return {name: metrics[name] for name in names}
+def add_rows(charts: Charts, rows: Sequence[dict]) -> None:
+    """Add rows of ``metrics.jsonl`` to the charts, each at its own step."""
+    for row in rows:
+        charts.add(row["step"], finite_numbers(row))
 
 
 def finite_numbers(metrics) -> dict[str, int | float]:

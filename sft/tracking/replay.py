@@ -72,10 +72,10 @@ def replay(output_dir: Path, *, mode: str, project: str | None, experiment: str 
         config=settings_of(output_dir),
         metrics_path=path,
     )
-    tracking.replay(rows)
     samples = output_dir / SAMPLES_FILE
-    if samples.is_file():
-        tracking.log_texts(SAMPLES, read_json(samples), rows[-1]["step"])
+    if samples.is_file():  # first, so that they are on top
+        tracking.log_texts(SAMPLES, read_json(samples), rows[-1]["step"], on_top=True)
+    tracking.replay(rows)
     complete = tracking.is_logging
     tracking.finish()
     if not complete:

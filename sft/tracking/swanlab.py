@@ -1,7 +1,7 @@
 """Tracking a run with SwanLab: choose a mode, start, log, finish. An error in SwanLab never stops training.
 
-This uses SwanLab's own Trainer callback; the one in transformers fails with the current SwanLab. Nothing here listens
-on a port, asks for a login, or writes to stdout.
+SwanLab's own Trainer callback makes a chart of everything, epoch and step included, so `sft.tracking.charts` chooses.
+Nothing here listens on a port, asks for a login, or writes to stdout.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from contextlib import redirect_stdout
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sft.errors import InputError, one_line
 from sft.network import reachable
 from sft.processes import is_first_process
+from sft.tracking.charts import Charts
 from sft.tracking.environment import readable_settings, say_overridden, usable_name
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ PROJECT_NAME = re.compile(r"[0-9A-Za-z_\-+.]{1,100}")
 PROBE_SECONDS = 5
 START_SECONDS = 40
 FINISH_SECONDS = 60
+FLUSH_SECONDS = 1  # SwanLab writes after half a second without news; of one batch it writes the texts last
 
 
 class StillRunning(Exception):
@@ -63,9 +66,15 @@ class Tracking:
         self.is_logging = mode != "disabled"
         self._finished = mode == "disabled"
 
-    def log_texts(self, name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
-        """Log ``(caption, text)`` pairs, for example sample predictions, under one name."""
+    def log_texts(self, name: str, texts: Sequence[tuple[str, str]], step: int, *, on_top: bool = False) -> None:
+        """Log ``(caption, text)`` pairs, for example sample predictions, under one name.
+
+        Args:
+            on_top: they come before any figure and stay above all charts. This takes a second.
+        """
         self.attempt(_log_texts, name, texts, step)
+        if on_top and self.is_logging:
+            time.sleep(FLUSH_SECONDS)
 
     def replay(self, rows: Sequence[dict]) -> None:
         """Log rows of ``metrics.jsonl``, each at its own step."""
@@ -207,15 +216,13 @@ def _untracked(log_dir: Path) -> Tracking:
 
 def _start(mode: str, project: str, experiment: str | None, log_dir: Path, config: dict, metrics_path: Path):
     import swanlab
-    from swanlab.integration.transformers import SwanLabCallback
 
     from sft.tracking.callbacks import TrackingCallback
 
     _call_in_thread(_init, START_SECONDS, mode, project, experiment, log_dir, config)
     swanlab.get_run()  # raises if init did not start a run
     tracking = Tracking(mode, log_dir)
-    # Show `config` only: the two hundred settings of transformers would hide it.
-    tracking.callback = TrackingCallback(SwanLabCallback(log_config=False), tracking.attempt, metrics_path)
+    tracking.callback = TrackingCallback(_charts(), tracking.attempt, metrics_path)
     return tracking
 
 
@@ -252,11 +259,19 @@ def _log_texts(name: str, texts: Sequence[tuple[str, str]], step: int) -> None:
 
 
 def _replay(rows: Sequence[dict]) -> None:
-    from swanlab.integration.transformers import SwanLabCallback
+    from sft.tracking.callbacks import add_rows
 
-    from sft.tracking.callbacks import replay_rows
+    charts = _charts()
+    add_rows(charts, rows)
+    charts.end()
 
-    replay_rows(SwanLabCallback(log_config=False), rows)
+
+def _charts() -> Charts:
+    import swanlab
+
+    return Charts(
+        lambda figures, step: swanlab.log(figures, step=step), lambda figures: swanlab.config.update(figures)
+    )
 
 
 def _quiet_stdout(swanlab) -> None:

@@ -14,7 +14,7 @@ import torch
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.errors import RunError
-from sft.tracking.callbacks import OF_ONE_LABEL
+from sft.tracking.charts import is_of_one_label
 from sft.training.progress import EPOCH, STEP
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class ProgressOnStderr(ProgressCallback):
 
 def log_line(state: TrainerState, logs: dict[str, float]) -> str:
     """One log of the Trainer as a line of text, without the metrics of each label."""
-    kept = {name: value for name, value in logs.items() if not OF_ONE_LABEL.match(name) and name != "total_flos"}
+    kept = {name: value for name, value in logs.items() if not is_of_one_label(name) and name != "total_flos"}
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in kept.items()}
     return f"[{state.global_step}/{state.max_steps}] " + "  ".join(f"{name} {value}" for name, value in shown.items())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from sft.decoding.decode import Limits
 from sft.engine.batches import EncodedRow
@@ -155,6 +155,7 @@ def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Track
     resumed = run.resumed
     trainer.add_callback(MetricsLog(run.output_dir / METRICS_FILE, resumed and resumed.step, resumed and resumed.rows))
     trainer.add_callback(tracking.callback)
+    trainer.add_callback(SamplesAtStart(prepared, trainer, tracking))
     state = "crashed"
     try:
         yield tracking
@@ -169,6 +170,20 @@ def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Track
         ) from error
     finally:
         tracking.finish(state)
+
+
+class SamplesAtStart(TrainerCallback):
+    """Sends sample predictions of the model before training to SwanLab, so that the samples are its first chart."""
+
+    def __init__(self, prepared: Prepared, trainer: SftTrainer, tracking: Tracking) -> None:
+        self._prepared, self._trainer, self._tracking = prepared, trainer, tracking
+
+    def on_evaluate(self, args, state, control, **_) -> None:
+        if state.global_step == 0 and state.is_world_process_zero:
+            predictions = self._trainer.evaluations["before"].predictions
+            records, count = self._trainer.validation.records, self._prepared.arguments.data.sample_predictions
+            samples = sample_texts(self._prepared.task, records, predictions, count, args.seed)
+            self._tracking.log_texts(SAMPLES, samples, 0, on_top=True)
 
 
 def training_results(trainer: SftTrainer, metrics: dict[str, float]) -> dict[str, float]:
