@@ -16,7 +16,7 @@ from sft.console import is_watched
 from sft.engine.batches import EncodedRow, batch_tokens, micro_batches
 from sft.engine.loss import frozen_head, supervised_loss
 from sft.errors import InputError, RunError
-from sft.tracking.callbacks import OF_ONE_LABEL
+from sft.tracking.charts import is_of_one_label
 from sft.training.callbacks import LogLines, ProgressOnStderr, StopOnNonFinite, StopOnSignal
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
 from sft.training.run import Run
@@ -169,7 +169,7 @@ class SftTrainer(SavingTrainer):
             self.before = evaluation
         metrics = named_metrics(evaluation, metric_key_prefix)
         if (wanted := self.args.metric_for_best_model) and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
-            known = "、".join(sorted(name for name in metrics if not OF_ONE_LABEL.match(name)))
+            known = "、".join(sorted(name for name in metrics if not is_of_one_label(name)))
             raise InputError(f"--metric_for_best_model：没有 {wanted} 这个指标，可选的有 {known}")
         self.timed_since += time.perf_counter() - started  # tokens per second count only training time
         self.log(metrics)
