@@ -179,3 +179,26 @@ def test_a_list_of_entities_beside_relations_is_not_a_group_of_a_label(tmp_path,
     code, said = converted(transfer_ner_data, tmp_path, capsys, *lines)
     assert code == 2
     assert "却放在 'groups' 下面" in said
+
+
+@pytest.mark.parametrize(
+    ("format", "content", "advice"),
+    [
+        ("xlsx", '{"text": "甲"}\n', "不是 Excel"),
+        ("brat", '{"text": "甲"}\n', "不是 brat"),
+        ("jsonl", "甲\n乙\n", "不像 JSON"),
+        ("doccano", "text,label\n甲,好\n", "不像 JSON"),
+        ("csv", '{"text": "甲", "label": "好"}\n', "不是表格"),
+        ("conll", '{"text": "甲"}\n', "不像带标记"),
+    ],
+)
+def test_a_format_that_the_file_is_not_in_is_refused(tmp_path, format, content, advice):
+    with pytest.raises(InputError, match=advice):
+        recognise(written(tmp_path, "rows.jsonl", content), "entities", ReadOptions(format=format), gold=False)
+
+
+def test_a_text_may_begin_with_a_brace(tmp_path):
+    content = "{{PER:赵一}}走了\n{好}\n{\n"
+    rows = list(read_file(written(tmp_path, "rows.txt", content), "label", ReadOptions(format="lines")))
+    assert [row["text"] for row in rows[:2]] == ["{{PER:赵一}}走了", "{好}"]
+    assert isinstance(rows[2], RowError), "it may be the beginning of an indented object"

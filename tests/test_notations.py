@@ -493,3 +493,17 @@ def test_a_reported_file_has_the_right_gold_in_conversion_and_prediction(name):
             for label in found:
                 counts[label][side] += 1
     assert counts == {label: [count, count] for label, count in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("written", "label"),
+    [("1.0", "1"), ("-1.00", "-1"), ("1.0.2", "1.0.2"), ("nan", None), ("<NA>", None), ("None", "None"),
+     ("{x}", "{x}"), ('{"choices": ["好"]}', "好"), ("第 1.5 版", "第 1.5 版")],
+)  # fmt: skip
+def test_a_label_in_a_cell_reads_as_in_json(written, label):
+    assert shape_row({"text": "甲", "label": written}, "label")["output"] == label
+
+
+@pytest.mark.parametrize("written", ["0.35", '{"PER": ["赵一"]}', '{"label": "好"}', "-0.5", "['a', 'b']"])
+def test_a_score_or_an_object_in_a_cell_is_no_label(written):
+    assert isinstance(shape_row({"text": "甲", "label": written}, "label")["output"], RowError)

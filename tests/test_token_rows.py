@@ -29,10 +29,21 @@ def places(row: dict) -> list[tuple[int, int, str]]:
         {"text": TEXT, "labels": TAGS},
         {"sentence": TEXT, "BIO_label": " ".join(TAGS)},
         {"text": " ".join(TEXT), "label": " ".join(TAGS)},
+        {"text_a": "x", "text": "\x02".join(TEXT), "label": "\x02".join(TAGS)},
         {"text": TEXT, "ner": json.dumps(TAGS)},
         {"text": TEXT, "tokens": list(TEXT), "tags": TAGS},
     ],
-    ids=["lists", "cells", "text as list", "text and tags", "IMCS", "blanks", "JSON in a cell", "text and tokens"],
+    ids=[
+        "lists",
+        "cells",
+        "text as list",
+        "text and tags",
+        "IMCS",
+        "blanks",
+        "x02",
+        "JSON in a cell",
+        "text and tokens",
+    ],
 )
 def test_tokens_and_tags_become_a_text_with_entities(row):
     shaped = shape_row(row, "entities")

@@ -68,6 +68,9 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
         return replace(source, taken=(describe_brat(path, options.encoding),))
     if options.format in ("auto", "xlsx") and is_sheet(path):
         return _as_sheet(Source(path, answers, "xlsx", "sheet", "utf-8"), options, gold)
+    if options.format in ("brat", "xlsx"):
+        what = "brat（旁边没有 .ann，或不是 .ann）" if options.format == "brat" else "Excel 文件（.xlsx）"
+        raise InputError(f"{path}：不是 {what}；请去掉 --format {options.format}")
     encoding = file_encoding(path, options.encoding)
     with path.open(encoding=encoding, newline="\n", errors="replace") as file:
         sample = sample_lines(file)
@@ -287,6 +290,9 @@ def _describe_numbers(columns: Columns) -> str:
 
 def _as_json(source: Source, sample: list[str], options: ReadOptions, gold: bool) -> Source:
     rows = list(islice(_json_objects(sample), _SAMPLE_ROWS))
+    if not rows and options.format in JSON_FORMATS:
+        shown = sample[0].strip()[:40]
+        raise InputError(f"{source.path}:1：不像 JSON（第一行是 {shown!r}）；请去掉 --format {options.format}")
     return _with_notation(source, rows, options, gold)
 
 
@@ -323,7 +329,8 @@ def _has_ccfbdci_labels(rows: Sequence[dict]) -> bool:
         entities = row.get("entities")
         items = entities if type(entities) is list else ()
         labels += [str(item.get("entity_label")) for item in items if type(item) is dict]
-    return sum(label.strip() in CCFBDCI_LABELS for label in labels) >= 0.9 * len(labels)
+    of_ccfbdci = sum(label.strip() in CCFBDCI_LABELS for label in labels)
+    return of_ccfbdci >= 0.9 * len(labels) and any("entities" in row for row in rows)
 
 
 # ---- Columns ----

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sft.data.columns import ALL_TEXT_COLUMNS
+from sft.data.json_rows import json_row
 from sft.data.tables import is_data, looks_like_labels, text_and_label
 from sft.data.tagged_layout import tagging_of
 from sft.data.tagging import token_and_tag
@@ -46,6 +47,8 @@ def table_problem(sample: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     if len(sample) > 1 and "|" in sample[0] and _MARKDOWN_RULE.fullmatch(sample[1].rstrip("\r\n")):
         return "像 Markdown 的表格；请另存为 CSV"
+    if sample and isinstance(json_row(sample[0]), dict):
+        return "是 JSON，不是表格；请去掉 --format，或把文件名改成 .jsonl"
     if has_tag_column(rows):
         return _TAG_COLUMN
     if header := header_below(rows):

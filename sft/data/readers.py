@@ -135,8 +135,8 @@ def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes 
 
 
 def text_row(line: bytes | str) -> dict | RowError:
-    """A line to predict: a JSON object if it begins with ``{``, else a text."""
-    if line.lstrip()[:1] in (b"{", "{"):
+    """A line to predict: a JSON object if it begins like one (``{"`` or ``{}``), else a text."""
+    if line.lstrip()[:1] in (b"{", "{") and line.lstrip()[1:].lstrip()[:1] in (b'"', '"', b"}", "}", b"", ""):
         return json_row(line)
     line = _decoded(line)
     return line if isinstance(line, RowError) else {"text": line.rstrip("\r\n")}

@@ -19,7 +19,8 @@ TAG_COLUMNS = (
 )
 _TOKEN_COLUMNS = ("tokens", "words", "chars")
 _TEXT_COLUMNS = ("text", "sentence", "content", "文本", "句子")  # a list, or a string with blanks between the tokens
-_TAG = re.compile(r"O|[BIEMSLU][-_].+", re.DOTALL)
+_TAG = re.compile(r"O|[BIEMSLU][-_][^\s\x00-\x1f]+")
+_BETWEEN_TOKENS = re.compile(r"[\s\x02]+")
 _WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{2,}")
 _EDGE = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
 
@@ -27,10 +28,14 @@ _EDGE = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
 def tags_in(value: object) -> list[str] | None:
     """The tags that a list or a string says, such as ``B-LOC I-LOC O``; None if it is anything else."""
     if type(value) is str:
-        value = _as_list(value) if value[:1] == "[" else value.split()
+        value = _as_list(value) if value[:1] == "[" else _pieces(value)
     if type(value) is list and value and all(type(tag) is str and _TAG.fullmatch(tag) for tag in value):
         return value
     return None
+
+
+def _pieces(value: str) -> list[str]:
+    return [piece for piece in _BETWEEN_TOKENS.split(value) if piece]
 
 
 def _as_list(value: object) -> object:
@@ -62,8 +67,8 @@ def _tokens_and_tags(row: dict) -> tuple[str, list[str], str | None] | None:
             tokens = _as_list(row.get(column))
             if _is_list_of(tokens, (str,)):
                 return column, tokens, name
-            if type(tokens) is str and len(tokens.split()) == len(tags) > 1:
-                return column, tokens.split(), name
+            if type(tokens) is str and len(pieces := _pieces(tokens)) == len(tags) > 1:
+                return column, pieces, name
     return None
 
 
