@@ -50,7 +50,7 @@ def read(name: str, content: str, answers: str, **options: str) -> tuple:
     with TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content.encode())
-        source = recognise(path, answers, ReadOptions(**options))
+        source = recognise(path, answers, ReadOptions(**{"encoding": "utf-8"} | options))
         return source, list(read_rows(source))
 
 

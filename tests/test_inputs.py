@@ -209,6 +209,7 @@ CELL = st.text(st.characters(blacklist_categories=["Cs", "Cc"])) | st.sampled_fr
 )
 LABEL = st.sampled_from(["体育", "军事", " 体育 ", "[体育]", "体育,军事", "财经", "", " "])
 OPTIONS = st.sampled_from([["体育", "军事"], ["体育", "[体育]"], ["军事"], []])
+UTF8 = ReadOptions(encoding="utf-8")  # a few strange characters do not show an encoding
 SPAN_LABELS = ("LOC", "PER-x", "组织")  # the labels that `annotated` draws
 
 
@@ -222,8 +223,12 @@ def assert_read_the_same(name: str, content: str, task: Classification | Ner, co
     """The same texts and gold both ways; a row that conversion rejects has no gold in prediction."""
     with TemporaryDirectory() as folder:
         path = written(Path(folder), name, content)
-        raw_rows = [row for _, _, row in read_rows(recognise(path, task.answers))]
-        records = [to_record(row, task) for row in read_file(path, task.answers)]
+        raw_rows = [row for _, _, row in read_rows(recognise(path, task.answers, UTF8))]
+        records = [to_record(row, task) for row in read_file(path, task.answers, UTF8)]
+    assert_same(raw_rows, records, task, convert)
+
+
+def assert_same(raw_rows: list, records: list, task: Classification | Ner, convert: Callable[[dict], dict]) -> None:
     assert len(records) == len(raw_rows)
     for raw, record in zip(raw_rows, records, strict=True):
         try:
