@@ -215,6 +215,68 @@ LABEL_EXAMPLES = [
         "652_!_103_!_news_sports_!_球队换了教练_!_教练\n",
         ("昨晚主队客场取胜", "news_sports"),
     ),
+    Example(
+        ("标签编号旁边有名字（TNEWS、IFLYTEK）", "a label's number beside its name (TNEWS, IFLYTEK)"),
+        "tnews.json",
+        _lines(
+            {"label": "103", "label_desc": "news_sports", "sentence": "昨晚主队客场取胜。", "keywords": ""},
+            {"label": "107", "label_desc": "news_car", "sentence": "新车下月上市。", "keywords": ""},
+            {"label": "103", "label_desc": "news_sports", "sentence": "球队换了教练。", "keywords": ""},
+        ),
+        ("昨晚主队客场取胜。", "news_sports"),
+        ("取名字；要编号就加 --label_column label", "the name is taken; --label_column label takes the number"),
+    ),
+    Example(
+        ("Label Studio JSON-MIN", "Label Studio JSON-MIN"),
+        "label-studio-min.json",
+        json.dumps(
+            [
+                {
+                    "text": text,
+                    "id": number,
+                    "sentiment": label,
+                    "annotator": 1,
+                    "annotation_id": number,
+                    "lead_time": 2.5,
+                }
+                for number, (text, label) in enumerate(
+                    (("昨晚主队客场取胜。", "体育"), ("高铁新线下月通车。", "交通"), ("球队换了教练。", "体育"))
+                )
+            ],
+            ensure_ascii=False,
+        ),
+        ("昨晚主队客场取胜。", "体育"),
+        (
+            "标注的名字不常见时用 --label_column 指明；CSV、TSV 导出也认",
+            "--label_column names a tag with an unusual name; CSV and TSV exports, too",
+        ),
+    ),
+    Example(
+        ("Prodigy", "Prodigy"),
+        "prodigy.jsonl",
+        _lines(
+            {
+                "text": "昨晚主队客场取胜。",
+                "options": [{"id": "体育"}, {"id": "交通"}],
+                "accept": ["体育"],
+                "answer": "accept",
+            },
+            {
+                "text": "高铁新线下月通车。",
+                "options": [{"id": "体育"}, {"id": "交通"}],
+                "accept": ["交通"],
+                "answer": "accept",
+            },
+            {
+                "text": "球队换了教练。",
+                "options": [{"id": "体育"}, {"id": "交通"}],
+                "accept": ["体育"],
+                "answer": "accept",
+            },
+        ),
+        ("昨晚主队客场取胜。", "体育"),
+        ("没有接受（reject、ignore）的行不要", "rows that were not accepted are left out"),
+    ),
 ]
 
 _ENTITIES = [(0, 2, "PER"), (3, 5, "LOC")]
@@ -379,6 +441,76 @@ ENTITY_EXAMPLES = [
         (
             "nr、ns、nt、nz 是实体，相邻的姓和名合成一个；--labels nr=人名,ns=地点 给标签起名",
             "nr, ns, nt and nz are entities, a family name and a given name become one; --labels nr=人名,ns=地点 names them",
+        ),
+    ),
+    Example(
+        ("文本旁边的标记（IMCS）", "tags beside the text (IMCS)"),
+        "imcs.jsonl",
+        _lines(
+            {"sentence": "赵一到青湖", "BIO_label": "B-PER I-PER O B-LOC I-LOC"},
+            {"sentence": "今天没课", "BIO_label": "O O O O"},
+            {"sentence": "红山下雨", "BIO_label": "B-LOC I-LOC O O"},
+        ),
+        ("赵一到青湖", _ENTITIES),
+        ("标记写成列表也行，也可以在表格的一列里", "the tags may be a list, and stand in a table's column"),
+    ),
+    Example(
+        ("CMeEE", "CMeEE"),
+        "cmeee.json",
+        json.dumps(
+            [
+                {
+                    "text": text,
+                    "entities": [
+                        {"start_idx": start, "end_idx": end - 1, "type": label, "entity": text[start:end]}
+                        for start, end, label in spans
+                    ],
+                }
+                for text, spans in (("赵一到青湖", _ENTITIES), ("今天没课", []), ("红山下雨", [(0, 2, "LOC")]))
+            ],
+            ensure_ascii=False,
+            indent=1,
+        ),
+        ("赵一到青湖", _ENTITIES),
+        (
+            "终点含不含最后一个字由 entity 看出；嵌套的实体拒绝",
+            "entity shows whether ends are inclusive; nested entities are refused",
+        ),
+    ),
+    Example(
+        ("CCKS 2019", "CCKS 2019"),
+        "ccks.jsonl",
+        _lines(
+            {
+                "originalText": "赵一到青湖",
+                "entities": [
+                    {"label_type": "PER", "overlap": 0, "start_pos": 0, "end_pos": 2},
+                    {"label_type": "LOC", "overlap": 0, "start_pos": 3, "end_pos": 5},
+                ],
+            },
+            {"originalText": "今天没课", "entities": []},
+            {
+                "originalText": "红山下雨",
+                "entities": [{"label_type": "LOC", "overlap": 0, "start_pos": 0, "end_pos": 2}],
+            },
+        ),
+        ("赵一到青湖", _ENTITIES),
+    ),
+    Example(
+        ("spaCy", "spaCy"),
+        "spacy.json",
+        json.dumps(
+            [
+                ["赵一到青湖", {"entities": _ENTITIES}],
+                ["今天没课", {"entities": []}],
+                ["红山下雨", {"entities": [[0, 2, "LOC"]]}],
+            ],
+            ensure_ascii=False,
+        ),
+        ("赵一到青湖", _ENTITIES),
+        (
+            '也认 {"classes": …, "annotations": […]}；brat 的 .txt 和 .ann 给出 .txt 或目录就行，一行是一条',
+            'also {"classes": …, "annotations": […]}; of brat name the .txt beside its .ann, or the folder: each line is a row',
         ),
     ),
 ]
