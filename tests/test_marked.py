@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sft.data.arguments import ReadOptions
+from sft.data.formats import recognise_sample
 from sft.data.marked import ANSWERS, marked_row, marks_of
+from sft.data.source import Source
 from sft.errors import InputError, RowError
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
 from tests.test_formats import annotated, spans_of
 
-PATH = Path("raw.txt")
 WORD = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5), min_size=1, max_size=4)
 LATIN = st.from_regex(r"[A-Za-z][A-Za-z0-9]{0,5}", fullmatch=True)
 
@@ -76,24 +78,24 @@ def entities(format: str, line: str) -> tuple[str, list[tuple[int, int, str]]]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_marks_are_recognised_for_their_task_and_any_and_refused_for_the_other(name):
+def test_marks_are_recognised_and_refused_for_the_other_task(name):
     format, lines = FILES[name]
     lines = [line + "\n" for line in lines]
-    assert marks_of(lines, ANSWERS[format], PATH) == marks_of(lines, None, PATH) == format
+    assert marks_of(lines) == format
     (other,) = {"label", "entities"} - {ANSWERS[format]}
+    source = Source(Path("raw.txt"), other, "", "lines", "utf-8")
     with pytest.raises(InputError, match=r"raw\.txt：是(分类|实体识别)的数据"):
-        marks_of(lines, other, PATH)
+        recognise_sample(source, lines, ReadOptions(), gold=True)
 
 
 @pytest.mark.parametrize("name", PROSE)
-@pytest.mark.parametrize("answers", ["label", "entities", None])
-def test_prose_and_other_formats_are_not_taken_for_marks(name, answers):
-    assert marks_of(PROSE[name], answers, PATH) is None
+def test_prose_and_other_formats_are_not_taken_for_marks(name):
+    assert marks_of(PROSE[name]) is None
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="/_{\r\n"), min_size=1), min_size=1))
 def test_no_text_without_marks_is_taken_for_marked(lines):
-    assert marks_of([line for line in lines if line.strip()], None, PATH) is None
+    assert marks_of([line for line in lines if line.strip()]) is None
 
 
 # ---- fastText ----

@@ -1,7 +1,8 @@
 """Recognise a person's file: its encoding, format and columns. Imports no torch.
 
 `recognise` is the only entrance, for conversion and for prediction alike. To add a format, add a step to
-`recognise_sample` that gives its `Source`, and its reader to `sft.data.readers`.
+`recognise_sample` or `_format_of`, and its reader to `sft.data.readers`. What a file must not be taken for is in
+`sft.data.look_alikes`.
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ def _format_of(source: Source, sample: list[str], ending: str, gold: bool) -> st
         return "document"
     if ending in JSON_ENDINGS:
         return "jsonl"
-    if marks := marked.marks_of(sample, source.answers, source.path):
+    if marks := marked.marks_of(sample):
+        if source.answers != (answers := marked.ANSWERS[marks]):
+            raise other_task(source.path, marks, answers)
         return marks
     first = sample[0].strip()
     if gold and first.startswith("{"):

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from sft.data.tagged_words import are_ltp_words, are_tagged_words, tagged_row
-from sft.errors import InputError, RowError
+from sft.errors import RowError
 
 ANSWERS = {  # what each format holds
     "fasttext": "label",
@@ -45,30 +44,15 @@ _INLINE = re.compile(r"\{\{([^\s{}:/]{1,40}):([^{}]*)\}\}")
 _BRACES = re.compile(r"\{\{|\}\}")
 
 
-def marks_of(sample: Sequence[str], answers: str | None, path: Path) -> str | None:
+def marks_of(sample: Sequence[str]) -> str | None:
     """The format of a file whose lines carry marks; None if it is plainly none of them.
 
     Nearly all lines must fit, so that prose with a slash, a URL or a brace is not taken for one.
 
     Args:
         sample: the first lines of the file, without blank ones.
-        answers: what the task's answers are, ``label`` or ``entities``; None if any will do.
-        path: of the file, for the error.
-
-    Raises:
-        InputError: the marks are those of the other task.
     """
     lines = [line.strip() for line in sample[:_SAMPLE_LINES]]
-    format = _format_of(lines)
-    if format is not None and answers not in (None, ANSWERS[format]):
-        task = {"label": "分类", "entities": "实体识别"}
-        raise InputError(
-            f"{path}：是{task[ANSWERS[format]]}的数据（{format}），不是{task[answers]}的；请换一个文件或换一个任务的脚本"
-        )
-    return format
-
-
-def _format_of(lines: list[str]) -> str | None:
     if _share(_LABEL_AT_EDGE.match(line) for line in lines) >= _ENOUGH:
         return "fasttext"
     if _share(_TOUTIAO.fullmatch(line) for line in lines) >= _ENOUGH:
