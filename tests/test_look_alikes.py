@@ -202,3 +202,16 @@ def test_a_text_may_begin_with_a_brace(tmp_path):
     rows = list(read_file(written(tmp_path, "rows.txt", content), "label", ReadOptions(format="lines")))
     assert [row["text"] for row in rows[:2]] == ["{{PER:赵一}}走了", "{好}"]
     assert isinstance(rows[2], RowError), "it may be the beginning of an indented object"
+
+
+def test_a_number_names_a_column_and_the_header_stays_a_header(tmp_path):
+    path = written(tmp_path, "rows.tsv", "label\ttext_a\n好\t房间很干净\n差\t早餐太差了\n")
+    assert read(path, text_column="2", label_column="1") == [("房间很干净", "好"), ("早餐太差了", "差")]
+
+
+def test_a_table_of_characters_is_refused_even_if_its_columns_are_named(tmp_path):
+    path = written(tmp_path, "rows.csv", "Word,Tag\n" + TAGGED)
+    with pytest.raises(InputError, match=r"\.conll"):
+        recognise(path, "entities", ReadOptions(text_column="Word", label_column="Tag"))
+    codes = written(tmp_path, "codes.csv", "text,label\n甲,B-12\n乙,S-3\n丙,B-12\n")
+    assert read(codes, text_column="text") == [("甲", "B-12"), ("乙", "S-3"), ("丙", "B-12")], "or codes of classes"

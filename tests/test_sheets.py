@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft.data.formats import recognise
 from sft.data.sheets import is_sheet, read_sheet, sheet_cells, sheet_header
 from sft.errors import InputError, RowError
 
@@ -201,3 +202,11 @@ def test_warnings_about_what_is_not_read_stay_away(tmp_path, recwarn):
     assert seen, "openpyxl has nothing to warn of"
     assert rows_of(path) == [(2, {"text": "很好", "label": "好评"})]
     assert not recwarn.list
+
+
+def test_a_title_above_the_header_is_told_and_the_header_again_is_no_row(tmp_path):
+    with pytest.raises(InputError, match="删掉它上面的行"):
+        recognise(workbook(tmp_path / "a.xlsx", [["酒店评论 2024"], ["文本", "标签"], ["房间好", "好"]]), "label")
+    path = workbook(tmp_path / "b.xlsx", [["文本", "标签"], ["房间好", "好"], ["文本", "标签"], ["早餐差", "差"]])
+    rows = [str(row) if isinstance(row, RowError) else row["文本"] for _, row in rows_of(path)]
+    assert rows == ["房间好", "又是一遍表头", "早餐差"]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sft.data.columns import Columns
 from sft.data.shapes import notation_of, shape_row
 from sft.errors import RowError
 from tests.test_formats import annotated, tags
@@ -61,6 +62,12 @@ def test_any_sentence_reads_the_same_from_all_of_them(sentence, scheme, as_list,
     if text.split() == [text] and not (len(written) == 1 and in_string):
         shaped = shape_row(row, "entities")
         assert (shaped["text"], places(shaped)) == (text, spans)
+
+
+def test_the_column_of_the_tokens_can_be_named():
+    row = {"tokens": list(TEXT), "ner_tags": TAGS}
+    shaped = shape_row(row, "entities", Columns("tokens", "ner_tags"))
+    assert (shaped["text"], places(shaped)) == (TEXT, PLACES)
 
 
 def test_tags_that_are_not_as_many_as_the_characters_are_not_guessed_at():

@@ -20,7 +20,7 @@ from sft.data.brat import describe_brat, is_brat
 from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, USUAL_COLUMNS, Columns
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import file_encoding
-from sft.data.look_alikes import doubt_about_texts, foreign, header_below, table_problem
+from sft.data.look_alikes import doubt_about_texts, foreign, has_tag_column, header_below, table_problem
 from sft.data.shapes import column_problem, has_options, notation_of, remarks_on
 from sft.data.sheets import is_sheet, sheet_cells, sheet_header
 from sft.data.source import Source, TableLayout
@@ -220,8 +220,7 @@ def _as_table(source: Source, sample: list[str], options: ReadOptions, gold: boo
     if delimiter != ("\t" if source.format == "tsv" else ","):
         taken += (f"列之间是{'制表符' if delimiter == chr(9) else f' {delimiter} '}",)
     rows = first_rows(sample, layout)
-    if (options.text_column is options.label_column is None) and (problem := table_problem(sample, rows)):
-        raise InputError(f"{source.path}：{problem}")
+    _refuse_look_alikes(source, sample, rows, options)
     return _with_header(replace(source, table=layout, taken=taken), rows, options, gold)
 
 
@@ -232,7 +231,18 @@ def _as_sheet(source: Source, options: ReadOptions, gold: bool) -> Source:
     rows = [row + [""] * (width - len(row)) for row in rows]
     if rows and not all(rows[0]):
         rows[0] = sheet_header(source.path)
+    _refuse_look_alikes(source, (), rows, options)
     return _with_header(replace(source, table=TableLayout()), rows, options, gold)
+
+
+def _refuse_look_alikes(
+    source: Source, sample: Sequence[str], rows: Sequence[Sequence[str]], options: ReadOptions
+) -> None:
+    """Refuse what is no table, unless the user has named its columns; tags of characters are never entities."""
+    is_told = options.text_column or options.label_column
+    problem = table_problem(sample, rows)
+    if problem and (not is_told or (source.answers == "entities" and has_tag_column(rows))):
+        raise InputError(f"{source.path}：{problem}")
 
 
 def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, gold: bool) -> Source:
@@ -241,6 +251,7 @@ def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, go
         raise InputError(f"{source.path}:1：表头读不出来；请检查引号")
     header = rows[0]
     numbers = column_numbers(len(header))
+    options = _with_names(options, header, numbers)
     if _lacks_header(header, rows, options, numbers):
         columns = _columns_by_number(source.path, rows, options, gold)
         taken = (*source.taken, _describe_numbers(columns))
@@ -250,6 +261,15 @@ def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, go
         raise InputError(f"{source.path}:1：表头有重名的列（{'、'.join(names)}）；请改成不同的名字")
     sample = [dict(zip(names, row, strict=False)) for row in rows[1:]] or [dict.fromkeys(names, "")]
     return _with_columns(source, sample, Columns(options.text_column, options.label_column), gold)
+
+
+def _with_names(options: ReadOptions, header: list[str], numbers: Sequence[str]) -> ReadOptions:
+    """The options with the names of columns instead of their numbers, if the table has a header for certain."""
+    if not any(map(_is_usual_name, header)) or is_data(header, [header]):
+        return options
+    names = dict(zip(numbers, header, strict=True))
+    text, label = (names.get(str(column), column) for column in (options.text_column, options.label_column))
+    return options._replace(text_column=text, label_column=label)
 
 
 def _lacks_header(header: list[str], rows: list[list[str]], options: ReadOptions, numbers: Sequence[str]) -> bool:

@@ -110,12 +110,12 @@ def whole_row_reader(row: dict, columns: Columns = USUAL_COLUMNS) -> Reader | No
     """The reader of a row with a shape of its own; None if it has a column of text and a column of gold.
 
     If the user has named the column of the text, it is taken, except in a Label Studio task, whose texts are in
-    ``data``.
+    ``data``, and if it is a list of tokens.
     """
     if is_label_studio(row) and (columns.text is None or columns.text not in row):
         return read_label_studio
     if columns.text is not None:
-        return None
+        return read_tokens if type(row.get(columns.text)) is list and is_tokens(row) else None
     if is_record(row):
         return read_record
     if is_dialogue(row):

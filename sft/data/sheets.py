@@ -59,10 +59,13 @@ def read_sheet(path: Path, names: Sequence[str] | None = None) -> Iterator[Numbe
         InputError: see `sheet_header`.
     """
     rows = sheet_cells(path)
-    header = names or _names(path, *next(rows))
+    first = None if names else next(rows)
+    header = names or _names(path, *first)
     for number, cells in rows:
         if isinstance(cells, RowError):
             yield number, "", cells
+        elif first is not None and cells == first[1]:
+            yield number, ",".join(cells), RowError("", "又是一遍表头")
         elif len(cells) > len(header):
             yield number, ",".join(cells), RowError("", f"有 {len(cells)} 列，表头有 {len(header)} 列")
         else:
