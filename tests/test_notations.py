@@ -504,6 +504,8 @@ def test_a_label_in_a_cell_reads_as_in_json(written, label):
     assert shape_row({"text": "甲", "label": written}, "label")["output"] == label
 
 
-@pytest.mark.parametrize("written", ["0.35", '{"PER": ["赵一"]}', '{"label": "好"}', "-0.5", "['a', 'b']"])
-def test_a_score_or_an_object_in_a_cell_is_no_label(written):
+@pytest.mark.parametrize(
+    "written", ["0.35", '{"PER": ["赵一"]}', '{"label": "好"}', "-0.5", "['a', 'b']", "<think>\n嗯\n</think>\n好"]
+)
+def test_a_score_an_object_or_several_lines_are_no_label(written):
     assert isinstance(shape_row({"text": "甲", "label": written}, "label")["output"], RowError)

@@ -50,8 +50,8 @@ def label_value(value: object, field: str) -> str | None:
 
 
 def is_plain_label(value: object) -> bool:
-    """Whether a value is a label just as it is written: a string that is no number, list or object."""
-    if type(value) is not str or value[:1] in _OPENING or value in _MISSING:
+    """Whether a value is a label just as it is written: a string of one line that is no number, list or object."""
+    if type(value) is not str or value[:1] in _OPENING or value in _MISSING or "\n" in value:
         return False
     return value.strip() != NO_ENTITY and not ("." in value and _FRACTION.fullmatch(value.strip()))
 
@@ -64,6 +64,8 @@ def _in_string(value: str, field: str) -> object:
         raise OtherTask("output", f"答案是“{NO_ENTITY}”，这一行是实体识别的数据，不是文本分类的；请换数据或任务")
     if value.startswith("{") and read_entity(value.split("\n")[0]):
         raise OtherTask("output", "答案是实体，这一行是实体识别的数据，不是文本分类的；请换数据或任务")
+    if "\n" in value.strip() and value[:1] not in _OPENING:
+        raise RowError(field, f"标签里有换行（{value.strip()!r:.40}），不是一个标签")
     if number := _FRACTION.fullmatch(value.strip()):
         return float(value) if number[2].strip("0") else value.strip().partition(".")[0]
     try:
