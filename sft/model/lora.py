@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sft.errors import InputError, one_line
@@ -50,27 +50,53 @@ def add_lora(
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's kind of linear layer
     )
     own = _linear_layers(model)
+    if not everything and len(_unknown(lora_target_modules, model)) == len(lora_target_modules):
+        raise _no_such_layers(lora_target_modules, model)
     try:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
-        raise InputError(
-            f"--lora_target_modules：模型里没有 {'、'.join(lora_target_modules)}（{one_line(error)[:80]}）；"
-            f"它的线性层是 {'、'.join(own)}，全部都要就写 {ALL_LINEAR}"
-        ) from error
+        raise InputError(f"LoRA 加不上（{one_line(error)[:200]}）；请换 --lora_target_modules") from error
     if line := _left_out(adapted, own, [] if everything else lora_target_modules):
         logger.warning("%s", line)
     return adapted
 
 
+def require_target_modules(config: PreTrainedConfig, names: Sequence[str], *, every_one: bool) -> None:
+    """Check ``--lora_target_modules`` by the model's config alone, before its weights are read.
+
+    Args:
+        every_one: whether the model must have every layer; the default names are those of several models.
+
+    Raises:
+        InputError: the model has no such layers.
+    """
+    with torch.device("meta"):  # names and shapes without memory
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    unknown = [] if list(names) == [ALL_LINEAR] else _unknown(names, model)
+    if unknown and (every_one or len(unknown) == len(names)):
+        raise _no_such_layers(unknown, model)
+
+
+def _unknown(names: Sequence[str], model: torch.nn.Module) -> list[str]:
+    """Those of ``names`` that no module has; like PEFT, a name is the end of a module's path."""
+    paths = [f".{path}" for path, _ in model.named_modules()]
+    return [name for name in names if not any(path.endswith(f".{name}") for path in paths)]
+
+
+def _no_such_layers(names: Sequence[str], model: PreTrainedModel) -> InputError:
+    return InputError(
+        f"--lora_target_modules：模型里没有 {'、'.join(names)}；"
+        f"它的线性层是 {'、'.join(_linear_layers(model))}，全部都要就写 --lora_target_modules {ALL_LINEAR}"
+    )
+
+
 def _left_out(adapted: PeftModel, own: Counter[str], wanted: Sequence[str]) -> str | None:
     """What of the model has no adapter, in one line; None if every linear layer has one."""
     missing = own - Counter(name.rpartition(".")[2] for name in adapted.targeted_module_names)
-    names = {name.rpartition(".")[2] for name, _ in adapted.get_base_model().named_modules()}
     parts = []
     if missing:
         parts.append("没有适配器的线性层：" + "、".join(f"{name}（{count} 层）" for name, count in missing.items()))
-        unknown = [name for name in wanted if name.rpartition(".")[2] not in names]
-        if unknown:
+        if unknown := _unknown(wanted, adapted.get_base_model()):
             parts.append(f"模型里没有 {'、'.join(unknown)}")
         parts.append(f"要全部都有，加 --lora_target_modules {ALL_LINEAR}")
     if experts := _expert_weights(adapted):

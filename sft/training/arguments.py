@@ -17,6 +17,7 @@ from sft.training.flags import (
     ModelArguments,
     TrackingArguments,
 )
+from sft.training.ranges import check_ranges
 
 if TYPE_CHECKING:
     from sft.training.trainer_arguments import SftTrainingArguments
@@ -36,8 +37,8 @@ class Arguments(NamedTuple):
 def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -> Arguments:
     """Parse the command line of a training script.
 
-    Exits with 2 and one line if a flag is unknown or abbreviated, or if its value has the wrong type. ``--help``
-    answers before transformers is imported.
+    Exits with 2 and one line if a flag is unknown, abbreviated or not for this project, or if its value has the wrong
+    type or is out of range. ``--help`` answers before transformers is imported.
 
     Args:
         description: the title of the help text.
@@ -55,6 +56,7 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
         *groups, unknown = parser.parse_args_into_dataclasses(
             args=list(argv), return_remaining_strings=True, look_for_args_file=False
         )
+        check_ranges(groups)
     except (ValueError, TypeError, ImportError) as error:  # from the checks of TrainingArguments
         parser.error(one_line(error))
     refuse_unknown(parser, unknown)

@@ -5,6 +5,7 @@ Imports neither torch nor transformers, so that ``--help`` does not wait for tor
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from sft.model.hub import DEFAULT_MODEL
@@ -50,6 +51,9 @@ RENAMED_FLAGS = {
     "save_dir": "--output_dir",
     "save_path": "--output_dir",
     "resume": "--resume_from_checkpoint true",
+    "load_in_4bit": "--gradient_checkpointing 和 --dtype（不支持量化训练）",
+    "load_in_8bit": "--gradient_checkpointing 和 --dtype（不支持量化训练）",
+    "quantization_bit": "--gradient_checkpointing 和 --dtype（不支持量化训练）",
     "adapter": "--init_adapter",
     "adapter_name_or_path": "--init_adapter",
     "checkpoint_dir": "--init_adapter",
@@ -84,9 +88,14 @@ class LoraArguments:
     lora_alpha: int = _flag(32, "LoRA 的缩放系数 alpha")
     lora_dropout: float = _flag(0.0, "LoRA 的 dropout")
     lora_target_modules: list[str] = field(
-        default_factory=lambda: list(LINEAR_PROJECTIONS), metadata={"help": "加适配器的线性层；默认全部七种"}
+        default_factory=lambda: list(LINEAR_PROJECTIONS),
+        metadata={"help": "加适配器的线性层；默认全部七种；all-linear：模型的全部线性层"},
     )
     use_rslora: bool = _flag(False, "用 rsLoRA 的缩放（alpha/√r）")
+
+    def __post_init__(self) -> None:
+        names = [name for words in self.lora_target_modules for name in re.split(r"[,，、\s]+", words) if name]
+        self.lora_target_modules = ["all-linear" if name.lower() == "all_linear" else name for name in names]
 
 
 @dataclass

@@ -24,6 +24,7 @@ from sft.errors import InputError
 from sft.model.encoding import LengthReport, encode_rows, terminator_id
 from sft.model.hub import lasting_name, resolve_model
 from sft.model.loading import load_config, load_tokenizer, resolve_dtype
+from sft.model.lora import require_target_modules
 from sft.model.template import prompt_date
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
@@ -105,6 +106,9 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     else:
         base_folder = resolve_model(arguments.model.model_name_or_path)
     config = load_config(base_folder)  # first of all: says which kinds of models cannot be trained
+    if not arguments.model.init_adapter:
+        every_one = "lora_target_modules" in arguments.given
+        require_target_modules(config, arguments.lora.lora_target_modules, every_one=every_one)
     tokenizer = load_tokenizer(Path(arguments.model.init_adapter or base_folder))
     rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
     require_supervision(rows, data.train_file)

@@ -51,7 +51,9 @@ class SftTrainer(SavingTrainer):
         self.timed_tokens, self.timed_since = 0, time.perf_counter()
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if frozen_head(self.model) is None or self.args.torch_compile:
-            logger.info("输出层由模型自己计算（它带适配器、模型被编译，或不是普通的线性层）：显存随学习的词元数增加")
+            logger.info(
+                "输出层由模型自己计算（它带适配器、模型被编译，或这种模型的输出不只是一个线性层）：显存随学习的词元数增加"
+            )
         self._set_callbacks()
 
     def _set_callbacks(self) -> None:

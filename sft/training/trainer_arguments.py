@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
 from huggingface_hub import get_token
 from huggingface_hub.constants import ENDPOINT
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils.hub import is_offline_mode
 
@@ -31,6 +33,18 @@ PACKAGES = {
     "dagshub": "dagshub",
     "trackio": "trackio",
 }
+# Flags of transformers that would do nothing here, or the wrong thing unseen, and why.
+NOT_FOR_THIS_PROJECT = {
+    "bf16": "数值类型请用 --dtype bfloat16",
+    "fp16": "数值类型请用 --dtype float16",
+    "bf16_full_eval": "数值类型请用 --dtype bfloat16",
+    "fp16_full_eval": "数值类型请用 --dtype float16",
+    "label_smoothing_factor": "本项目的损失没有标签平滑；请去掉它",
+    "neftune_noise_alpha": "一批数据共有的开头只算一次，不能各加各的噪声；请去掉它",
+    "use_liger_kernel": "本项目自己算损失，用不上它；请去掉它",
+    "fsdp": "不支持；多卡请用 torchrun --nproc_per_node",
+    "deepspeed": "不支持；多卡请用 torchrun --nproc_per_node",
+}
 
 
 @dataclass
@@ -43,6 +57,9 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "由本项目的批处理决定，不要改"})
 
     def __post_init__(self) -> None:
+        for name, reason in NOT_FOR_THIS_PROJECT.items():
+            if getattr(self, name):
+                raise ValueError(f"--{name}：{reason}")
         if has_launcher() and not torch.cuda.is_available():
             self.use_cpu = True  # without this, accelerate does not connect the processes that torchrun started
         if self.ddp_find_unused_parameters is None:
@@ -55,14 +72,17 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             self.metric_for_best_model = "loss"
         # transformers refuses most combinations of evaluating and saving, and allows some in which the best step has
         # no checkpoint. Here the trainer saves a step when it becomes the best.
-        if isinstance(self.report_to, str) and "," in self.report_to:
-            self.report_to = self.report_to.split(",")
+        named = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        named = [name for words in named for name in words.replace(",", " ").split()]
+        self.report_to = named[0] if len(named) == 1 else named  # "none" and "all" mean something as a single word
         self.load_best_model_at_end = False
         super().__post_init__()
         self.load_best_model_at_end = best
         self.report_to = settled_reporters(self.report_to)
         if self.push_to_hub:
             require_hub()
+        with suppress(ValueError):  # some optimizers want to see the model first
+            Trainer.get_optimizer_cls_and_kwargs(self)  # an ImportError if it needs a package that is not installed
 
 
 def settled_reporters(report_to: list[str]) -> list[str]:
@@ -107,5 +127,10 @@ def build_parser(description: str) -> HfArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
+    for action in parser._actions:
+        if action.type is string_to_bool and action.nargs is None:  # a bare flag means true, as with the other ones
+            action.nargs, action.const = "?", True
+        if action.dest == "report_to":
+            action.nargs = "+"
     parser.add_argument("--help_all", action="help", help="列出所有参数")
     return parser

@@ -1,0 +1,132 @@
+"""The flags of training: what is typed does what it says, or is refused in one line before a model is read."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import SIZES
+from transformers import GPT2Config, Phi3Config, Qwen2Config
+
+from sft.errors import InputError
+from sft.model.lora import require_target_modules
+from sft.training.arguments import parse_arguments
+from sft.training.flags import LINEAR_PROJECTIONS
+from sft.training.ranges import RANGES
+
+CONFIGS = {
+    "qwen2": Qwen2Config(**SIZES),
+    "phi3": Phi3Config(**SIZES | {"pad_token_id": 0}),
+    "gpt2": GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4),
+}
+
+
+def parsed(*words: str):
+    return parse_arguments("", words)
+
+
+def refusal(words: list[str], capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments("", words)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+class TestBareFlags:
+    @pytest.mark.parametrize("flag", ["gradient_checkpointing", "load_best_model_at_end", "eval_on_start"])
+    def test_a_flag_for_yes_or_no_means_yes_when_it_stands_alone(self, flag, tmp_path):
+        for words in ([f"--{flag}"], [f"--{flag}", "--seed", "3"], [f"--{flag}", "true"]):
+            assert getattr(parsed(*words, "--output_dir", str(tmp_path)).training, flag) is True
+        assert getattr(parsed(f"--{flag}", "false").training, flag) is False
+
+    @pytest.mark.parametrize("words", [["--report_to", "none"], ["--report_to", "swanlab"], []])
+    def test_no_tools_besides_swanlab(self, words):
+        assert parsed(*words).training.report_to == []
+
+    def test_several_tools_are_read_with_commas_or_blanks(self, capsys):
+        for words in (["swanlab", "nosuchtool"], ["swanlab,nosuchtool"], ["swanlab nosuchtool"]):
+            assert "--report_to nosuchtool：没有这个工具" in refusal(["--report_to", *words], capsys)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "words, advice",
+        [
+            (["--bf16"], "--dtype bfloat16"),
+            (["--fp16", "true"], "--dtype float16"),
+            (["--label_smoothing_factor", "0.1"], "标签平滑"),
+            (["--neftune_noise_alpha", "5"], "噪声"),
+            (["--use_liger_kernel"], "自己算损失"),
+            (["--fsdp", "full_shard"], "torchrun"),
+            (["--deepspeed", "ds.json"], "torchrun"),
+            (["--load_in_4bit"], "不支持量化训练"),
+        ],
+    )
+    def test_what_would_do_nothing_is_refused_and_the_right_flag_is_named(self, words, advice, capsys):
+        line = refusal(words, capsys)
+        assert words[0] in line
+        assert advice in line
+
+    def test_what_is_refused_can_be_switched_off(self):
+        training = parsed("--bf16", "false", "--fp16", "false", "--label_smoothing_factor", "0").training
+        assert not training.bf16
+        assert not training.fp16
+
+    def test_an_optimizer_whose_package_is_missing_is_named_before_training(self, capsys):
+        assert "bitsandbytes" in refusal(["--optim", "adamw_bnb_8bit"], capsys)
+
+    @pytest.mark.parametrize(
+        "flag, value",
+        [
+            ("per_device_train_batch_size", "0"), ("learning_rate", "-1"), ("learning_rate", "nan"),
+            ("max_steps", "0"), ("max_steps", "-2"), ("num_train_epochs", "0"), ("num_train_epochs", "inf"),
+            ("max_train_samples", "-5"), ("validation_ratio", "1.5"), ("lora_r", "0"), ("lora_dropout", "1"),
+            ("lora_alpha", "0"), ("max_length", "-1"), ("preview", "-1"),
+        ],
+    )  # fmt: skip
+    def test_a_number_out_of_range_is_named_with_the_range(self, flag, value, capsys):
+        line = refusal([f"--{flag}", value], capsys)
+        assert f"--{flag} 应是" in line
+        assert line.count("实际是") == 1
+
+    @given(name=st.sampled_from(sorted(RANGES)), value=st.integers(-3, 3))
+    def test_a_range_says_exactly_what_it_takes(self, name, value):
+        limits = RANGES[name]
+        beyond = value == limits.least if limits.above else False
+        inside = value >= limits.least and not beyond and (limits.below is None or value < limits.below)
+        assert limits.has(value) == (inside or value == limits.besides)
+        assert not any(limits.has(float(word)) for word in ("nan", "inf", "-inf"))
+
+    def test_the_defaults_are_in_range(self):
+        assert parsed().lora.lora_r == 8
+
+
+class TestTargetModules:
+    @pytest.mark.parametrize(
+        "words",
+        [["q_proj,v_proj"], ["q_proj", "v_proj"], ["q_proj，v_proj"], ["q_proj、", "v_proj"], ["q_proj v_proj"]],
+    )
+    def test_names_are_separated_by_blanks_or_commas(self, words):
+        assert parsed("--lora_target_modules", *words).lora.lora_target_modules == ["q_proj", "v_proj"]
+
+    def test_all_linear_can_be_written_with_either_line(self):
+        for word in ("all-linear", "all_linear"):
+            assert parsed("--lora_target_modules", word).lora.lora_target_modules == ["all-linear"]
+
+    @pytest.mark.parametrize("names", [["q_prj", "v_proj"], ["query"], ["proj"], ["all-linear", "q_proj"]])
+    def test_a_name_that_the_model_does_not_have_is_refused_with_the_names_that_it_has(self, names):
+        with pytest.raises(
+            InputError, match=r"模型里没有 .*q_proj、k_proj.*--lora_target_modules all-linear"
+        ) as refused:
+            require_target_modules(CONFIGS["qwen2"], names, every_one=True)
+        assert "v_proj" not in str(refused.value).partition("；")[0]
+
+    @pytest.mark.parametrize("names", [["all-linear"], ["q_proj"], ["self_attn.q_proj"], ["layers.1.mlp.up_proj"]])
+    def test_a_name_can_be_the_end_of_a_path(self, names):
+        require_target_modules(CONFIGS["qwen2"], names, every_one=True)
+
+    def test_of_the_default_names_some_are_enough(self):
+        require_target_modules(CONFIGS["phi3"], LINEAR_PROJECTIONS, every_one=False)
+        with pytest.raises(InputError, match="c_attn"):
+            require_target_modules(CONFIGS["gpt2"], LINEAR_PROJECTIONS, every_one=False)
