@@ -100,6 +100,17 @@ def test_a_moved_and_renamed_copy_of_the_base_is_the_same(adapter, tmp_path, cap
     assert predicted(capsys, *words)[:2] == (0, expected)
 
 
+def test_the_model_before_fine_tuning_is_the_adapters_own_base(adapter, tokenizer, tmp_path, capsys, monkeypatch):
+    words = ("--base_only", "--adapter", str(adapter))
+    _, expected, _ = predicted(capsys, *words)
+    remember(adapter, base_model="./base")
+    monkeypatch.chdir(tmp_path)
+    assert predicted(capsys, *words)[:2] == (0, expected)
+    other = shutil.copytree(tmp_path / "project" / "base", tmp_path / "other")
+    other_values(other, tokenizer)
+    assert predicted(capsys, *words, "--model_name_or_path", str(other))[0] == 2
+
+
 def test_an_adapter_of_an_older_version_still_works(adapter, tokenizer, tmp_path, capsys):
     remember(adapter, base_hash=None)
     other_values(tmp_path / "project" / "base", tokenizer)

@@ -83,14 +83,15 @@ class Predictor:
         if row_settings.options is not None and settings.task.options({}) is None:
             raise InputError("--options：只用于分类；实体识别的标签在训练时就定下了")
         adapter = None if choice.base_only else choice.adapter
-        if adapter is None:
+        if choice.adapter is None:
             base_hash = None
             base_folder = resolve_model(choice.model_name_or_path or settings.base_model or DEFAULT_MODEL)
         else:
-            require_adapter(adapter)
+            if adapter is not None:
+                require_adapter(adapter)
             allow_other = choice.allow_other_base
             base_folder, _, base_hash = find_base(
-                adapter, settings, choice.model_name_or_path, allow_other=allow_other
+                choice.adapter, settings, choice.model_name_or_path, allow_other=allow_other
             )
         load_config(base_folder)  # first of all: says which kinds of models cannot be read
         tokenizer = load_tokenizer(choice.adapter or base_folder)
