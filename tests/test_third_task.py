@@ -193,3 +193,8 @@ def test_a_third_task_goes_from_raw_rows_to_a_report(tmp_path, tokenizer, monkey
         text = html.read_text(encoding="utf-8")
         assert lines[0]["text"] in text
         assert "评分" in text and "文本分类</" not in text
+        head = text.split('class="scores"')[1].split("</table>")[0]
+        assert re.search(r'<th scope="row"><span>near</span></th>', head), "its own metric, first in the table"
+        assert f"<b>{metrics['near']:.3f}</b>" in head
+    curves = (tmp_path / "run/report.html").read_text(encoding="utf-8").split('id="curves"')[1].split("</section>")[0]
+    assert "<span>near</span>" in curves

@@ -283,7 +283,7 @@ def write_down(
         evaluations: ``before`` and ``after`` training on the validation records, and ``test``, as far as they exist.
     """
     output_dir, lengths = run.output_dir, prepared.lengths
-    draw_loss_curve(output_dir / METRICS_FILE, output_dir / LOSS_CURVE_FILE)
+    draw_loss_curve(output_dir / METRICS_FILE, output_dir / LOSS_CURVE_FILE, kept.step)
     rows = {"rows_a_step": rows_a_step(prepared.arguments.training)}
     base_model = shown_path(settings.base_model)
     shown = shown_settings(prepared, run) | settings.to_json() | rows | {"base_model": base_model}
