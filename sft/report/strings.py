@@ -99,9 +99,9 @@ STRINGS: dict[str, tuple[str, str]] = {
         "The weights kept are those of step {step} of {steps}, the last one: none were chosen by validation.",
     ),
     "kept_threshold": (
-        "概率低于 {threshold} 的实体不给：这个阈值让验证集的{metric}最高，predict.py 默认用它，--threshold 可以改。",
+        "概率低于 {threshold} 的实体不给：这个阈值让验证集的{metric}最高，predict.py 默认用它。",
         "Entities with a probability below {threshold} are left out: this threshold gives the best {metric} on the "
-        "validation rows; predict.py uses it unless told otherwise by --threshold.",
+        "validation rows, and predict.py uses it unless told otherwise.",
     ),
     "curve_hint": (
         "指向曲线看数值；键盘用左右方向键。",
@@ -192,7 +192,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     # data
     "lengths": ("训练数据的长度", "Lengths of the training rows"),
     "lengths_note": (
-        "一条的 token 数（提示加答案）：中位数 {median}，95% 在 {most} 以内，最长 {longest}；虚线是 "
+        "一条的 token 数（提示加答案）：中位数 {median}，95% 在 {most} 以内，最长 {longest}；虚线是 max_length"
         "--max_length {cut}。",
         "Tokens of a row (prompt and answer): median {median}, 95% within {most}, longest {longest}; the dashed line "
         "is --max_length {cut}.",
