@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from tests.browser import FLAGS  # noqa: E402
 
+DASHBOARD_SECONDS = 15  # until its charts are drawn
 COLOURS = 96  # of a picture's palette: text and flat areas need no more
-REPORT_WIDTH, REPORT_HEIGHT, REPORT_SCALE = 500, 900, 1.6  # readable at half the width of a page
+REPORT_WIDTH, REPORT_HEIGHT, REPORT_SCALE = 500, 1090, 1.6  # readable at half the width of a page
 # The rows come first, a few of them, and what a picture cannot use is left out.
 ARRANGE = """
 const main = document.querySelector("main");
@@ -37,7 +38,8 @@ const numberOf = (row) => row.querySelector(".number").textContent.match(/[0-9]+
 for (const row of [...rows.querySelectorAll("#list > li")]) {
   if (!arguments[1].includes(numberOf(row))) row.remove();
 }
-hide("nav, #filters, .pager, .note, .facts, #data, #settings, footer, #language, .screen");
+hide(".scores tbody tr:nth-child(n+2)");
+hide("nav, #filters, .pager, .note, .facts, #curves, #data, #settings, footer, #language, .screen");
 if (arguments[0] === "cls") {
   document.querySelector("main").insertBefore(document.getElementById("confusion").closest("div.pair"), summary);
   hide("#results, #calibration-title, .square, .pair details");
@@ -64,7 +66,7 @@ def open_browser():
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or "chromium"
-    for flag in (*FLAGS, f"--user-data-dir={tempfile.mkdtemp()}"):
+    for flag in (*FLAGS, "--lang=zh-CN", "--accept-lang=zh-CN", f"--user-data-dir={tempfile.mkdtemp()}"):
         options.add_argument(flag)
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
     return webdriver.Chrome(options=options, service=service)
@@ -85,7 +87,8 @@ def chosen_rows(driver, task: str) -> list[str]:
         """
         const rows = page.rows.map(read);
         const brief = (row) => row.length >= 18 && row.length <= 46 && row.predicted.length >= 2;
-        const taken = arguments[0] === "cls" ? rows.filter((row) => row.wrong).slice(0, 3)
+        const surest = rows.filter((row) => row.wrong).sort((a, b) => b.score - a.score);
+        const taken = arguments[0] === "cls" ? surest.slice(0, 3)
           : [...rows.filter((row) => !row.wrong && brief(row)).slice(0, 2),
              ...rows.filter((row) => row.wrong && brief(row)).slice(0, 2)];
         return taken.map((row) => String(row.number));
@@ -95,7 +98,7 @@ def chosen_rows(driver, task: str) -> list[str]:
 
 
 def draw_dashboard(driver, log_dir: Path) -> None:
-    """The newest experiment in the local dashboard: the charts, and the sample predictions."""
+    """The first experiment in the local dashboard: the sample predictions and the charts."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = Path(sys.executable).with_name("swanlab")
@@ -103,10 +106,10 @@ def draw_dashboard(driver, log_dir: Path) -> None:
     try:
         while not answers(port):
             time.sleep(0.3)
-        resize(driver, 1160, 1.0)
-        driver.get(f"http://127.0.0.1:{port}/experiment/2/chart")
-        time.sleep(15)
-        shrink(capture(driver, 1160, 1000), ROOT / "img" / "swanlab-charts.png")
+        resize(driver, 1300, 1.0, height=1350)
+        driver.get(f"http://127.0.0.1:{port}/experiment/1/chart")
+        time.sleep(DASHBOARD_SECONDS)
+        shrink(capture(driver, 1300, 1300), ROOT / "img" / "swanlab-charts.png")
     finally:
         process.terminate()
         process.wait(10)
@@ -118,9 +121,9 @@ def answers(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def resize(driver, width: int, scale: float) -> None:
+def resize(driver, width: int, scale: float, height: int = 1000) -> None:
     """A window of this many CSS pixels."""
-    size = {"width": width, "height": 1000, "deviceScaleFactor": scale, "mobile": False}
+    size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 

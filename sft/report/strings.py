@@ -192,10 +192,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     # data
     "lengths": ("训练数据的长度", "Lengths of the training rows"),
     "lengths_note": (
-        "一条的 token 数（提示加答案）：中位数 {median}，95% 在 {most} 以内，最长 {longest}；虚线是 max_length"
-        "--max_length {cut}。",
+        "一条的 token 数（提示加答案）：中位数 {median}，95% 在 {most} 以内，最长 {longest}；虚线是 "
+        "max_length {cut}。",
         "Tokens of a row (prompt and answer): median {median}, 95% within {most}, longest {longest}; the dashed line "
-        "is --max_length {cut}.",
+        "is max_length {cut}.",
     ),
     "cut": ("截断", "Cut"),
     "none_cut": ("没有超长的行。", "No row was too long."),
