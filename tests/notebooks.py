@@ -27,6 +27,7 @@ figures = {"predictions": predictions, "before": before, "errors": len(errors), 
 print(json.dumps(figures))
 """
 PLACE_OF_PARAMETERS = "parameters"
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory
 
 
 def execute(path: Path, cwd: Path, parameters: str | None = None) -> tuple[nbformat.NotebookNode, dict]:
@@ -72,6 +73,8 @@ def clean(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNod
             else:
                 kept.append(output)
         for output in kept:
+            if "text/html" in output.get("data", {}):
+                output.data["text/plain"] = ADDRESS.sub("", output.data["text/plain"])
             if output.output_type == "stream":
                 output.text = re.sub(r"[^\n]*\r", "", output.text).replace(f"{folder}/", "")
         cell.outputs = kept
