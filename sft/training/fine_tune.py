@@ -180,7 +180,7 @@ class SamplesAtStart(TrainerCallback):
 
     def on_evaluate(self, args, state, control, **_) -> None:
         if state.global_step == 0 and state.is_world_process_zero:
-            predictions = self._trainer.evaluations["before"].predictions
+            predictions = self._trainer.before.predictions
             records, count = self._trainer.validation.records, self._prepared.arguments.data.sample_predictions
             samples = sample_texts(self._prepared.task, records, predictions, count, args.seed)
             self._tracking.log_texts(SAMPLES, samples, 0, on_top=True)
