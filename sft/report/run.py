@@ -32,6 +32,7 @@ THRESHOLDS = [step / 20 for step in range(20)]
 LINES_NAMED = 20
 # The settings that people compare runs by, under the names of their flags.
 SETTINGS = (
+    "config",
     "train_file", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "max_length", "max_new_tokens", "batching", "seed", "threshold", "version",

@@ -8,7 +8,8 @@ from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 from sft.cli import Parser, refuse_slips, refuse_unknown
-from sft.errors import one_line
+from sft.errors import InputError, one_line
+from sft.training.config import with_config
 from sft.training.flags import (
     GROUPS,
     RENAMED_FLAGS,
@@ -31,7 +32,7 @@ class Arguments(NamedTuple):
     data: DataArguments
     tracking: TrackingArguments
     training: SftTrainingArguments  # transformers' TrainingArguments
-    given: frozenset[str] = frozenset()  # names of the flags that were on the command line
+    given: frozenset[str] = frozenset()  # names of the flags on the command line or in the file of --config
 
 
 def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -> Arguments:
@@ -45,16 +46,20 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
         argv: the words of the command line.
         defaults: the defaults of this script, by flag name.
     """
-    if {"-h", "--help"} & set(argv):
-        _short_help(description, defaults).parse_args(["--help"])
+    for flag in {"-h", "--help", "--version"}.intersection(argv):
+        _short_help(description, defaults).parse_args([flag])
     from sft.training.trainer_arguments import build_parser
 
     parser = build_parser(description)
     parser.set_defaults(**defaults)
     refuse_slips(parser, argv, RENAMED_FLAGS)
     try:
+        argv = with_config(parser, argv, RENAMED_FLAGS)
+    except InputError as error:
+        parser.error(str(error))
+    try:
         *groups, unknown = parser.parse_args_into_dataclasses(
-            args=list(argv), return_remaining_strings=True, look_for_args_file=False
+            args=argv, return_remaining_strings=True, look_for_args_file=False
         )
         check_ranges(groups)
     except (ValueError, TypeError, ImportError) as error:  # from the checks of TrainingArguments

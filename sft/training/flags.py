@@ -124,6 +124,9 @@ class DataArguments:
     overwrite_output_dir: bool = _flag(False, "覆盖已经训练完成的输出文件夹")
     preview: int = _flag(0, "打印前 N 条数据在模型眼中的样子，然后退出")
     dry_run: bool = _flag(False, "检查所有输入，打印步数、词元数、预计内存和时间，然后退出")
+    config: str | None = _flag(
+        None, "从这个 YAML 或 JSON 文件读参数（键是参数名，如 learning_rate: 1e-4）；命令行优先"
+    )
 
 
 @dataclass

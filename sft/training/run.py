@@ -45,7 +45,7 @@ NOT_COMPARED |= {
 # Of this project's flags for data; files are compared by their hash:
 NOT_COMPARED |= {
     "train_file", "validation_file", "test_file", "max_tokens_per_micro_batch", "sample_predictions",
-    "overwrite_output_dir", "preview", "dry_run",
+    "overwrite_output_dir", "preview", "dry_run", "config",
 }  # fmt: skip
 OF_VALIDATION = {"validation_ratio", "max_validation_rows", "early_stopping_patience"}
 LOCK = ".training.lock"
@@ -166,6 +166,8 @@ def shown_settings(prepared: Prepared, run: Run) -> dict:
     names = {"train_file": data.train_file, "validation_file": data.validation_file}
     if prepared.arguments.model.init_adapter:
         names["init_adapter"] = prepared.arguments.model.init_adapter
+    if data.config:
+        names["config"] = data.config
     names |= {"model": prepared.arguments.model.model_name_or_path, "output_dir": training.output_dir}
     shown = {name: shown_path(path) for name, path in names.items()}
     return run.identity | {checkpoints.MICRO_BATCH: run.max_tokens} | shown
