@@ -55,12 +55,14 @@ def convert(arguments: argparse.Namespace) -> None:
     """
     from sft.data.conversion import convert_files, summary
     from sft.data.formats import recognise
+    from sft.data.instructions import with_instructions
     from sft.data.recipes import ner_recipe
     from sft.tasks.ner import Ner
 
     options, conversion = ReadOptions.from_arguments(arguments), Conversion.from_arguments(arguments)
     sources = [recognise(path, Ner.answers, options) for path in input_files(arguments) if path]
     recipe = ner_recipe(sources, arguments.labels, arguments.other_labels)
+    recipe = with_instructions(recipe, arguments.system_prompt, arguments.label_descriptions)
     report = convert_files(recipe, sources, conversion)
     for line in summary(report, conversion):
         print(line, file=sys.stderr)

@@ -130,6 +130,11 @@ def conversion_parser(
     reading.add_argument("--label_column", help="标签所在的列名或字段名（默认自动识别）")
     reading.add_argument("--labels", help=labels)
     reading.add_argument("--other_labels", choices=("error", "drop"), default="error", help=other_labels)
+    reading.add_argument("--system_prompt", help="换掉给模型的指令：写在这里，或 @文件；存进 *.task.json")
+    reading.add_argument(
+        "--label_descriptions",
+        help="接在指令后面的标签说明，如 产品=家用电器的名字；故障=哪里坏了，或 @文件，一行一个；存进 *.task.json",
+    )
     reading.add_argument(
         "--on_bad_row",
         choices=("skip", "error"),
