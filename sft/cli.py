@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
+from sft import __version__
 from sft.errors import InputError, RunError, Stopped
 from sft.processes import is_first_on_machine
 
@@ -55,6 +56,9 @@ class Parser(OneLineErrors, argparse.ArgumentParser):
 
     def __init__(self, **keywords) -> None:
         super().__init__(allow_abbrev=False, **keywords)
+        self.add_argument(
+            "--version", action="version", version=f"chinese-llm-sft {__version__}", help="打印版本，然后退出"
+        )
 
 
 def parse(

@@ -1,5 +1,7 @@
 """A stand-in for the ModelScope hub on 127.0.0.1: serves folders as models and data sets to the real client.
 
+It also serves single files of data sets as Hugging Face does: ``/datasets/{id}/resolve/main/{path}``.
+
 ``GET /api/v1/models/{id}/repo/files`` and ``/api/v1/datasets/{id}/repo/tree`` list the files;
 ``…/repo?FilePath=`` returns the bytes of one.
 """
@@ -16,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+HUGGING_FACE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/main/(.+)")
 REPOSITORY = re.compile(r"/api/v1/(models|datasets)/([^/]+/[^/]+)(/repo/files|/repo/tree|/repo|/revisions)?")
 
 
@@ -23,7 +26,8 @@ class StubHub:
     """The files that the hub serves, and the requests it has received.
 
     Attributes:
-        repositories: ``("models", "Owner/Name")`` or ``("datasets", …)`` → the folder with its files.
+        repositories: ``("models", "Owner/Name")`` or ``("datasets", …)`` → the folder with its files; ``("hf", …)``
+            is a data set of Hugging Face.
         wrong_bytes: paths of files to serve with a wrong first byte.
         requests: the requested paths, oldest first.
     """
@@ -48,6 +52,9 @@ class StubHub:
     def respond(self, path: str) -> tuple[int, bytes, str]:
         """Status, body and content type for one GET."""
         address = urlsplit(path)
+        if one := HUGGING_FACE.fullmatch(address.path):
+            folder = self.repositories.get(("hf", one[1]))
+            return self._file(folder, one[2]) if folder else _json(404, {})
         match = REPOSITORY.fullmatch(address.path)
         folder = self.repositories.get((match[1], match[2])) if match else None
         if folder is None:
@@ -107,6 +114,9 @@ def stub_hub() -> Iterator[StubHub]:
                 self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(end - start))
+            if HUGGING_FACE.match(self.path):  # what its client wants to know of a file
+                self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+                self.send_header("X-Repo-Commit", "0" * 40)
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body[start:end])

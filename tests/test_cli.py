@@ -7,6 +7,7 @@ import errno
 import pytest
 
 import predict
+import sft
 import train_qwen2_classification
 import train_qwen2_ner
 import transfer_classification_data
@@ -42,6 +43,14 @@ def test_an_unknown_flag_is_answered_with_the_closest_one(command, capsys):
     _, wrong, right = COMMANDS[command]
     words = ["output"] if command == "replay" else []
     assert f"不认识的参数 {wrong}（是不是 {right}？）" in line_of(command, [*words, f"{wrong}=1"], capsys)
+
+
+@ALL
+def test_the_version_is_printed(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS[command][0](["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"chinese-llm-sft {sft.__version__}\n"
 
 
 @ALL

@@ -22,6 +22,10 @@ OTHERS_FLAGS = {
     "--model": "modelscope",
     "--dataset": "modelscope",
     "--local_dir": "modelscope",
+    "--repo": "hf",  # --repo-type
+    "--local": "hf",  # --local-dir
+    "--rm": "docker",
+    "--help_all": "the training scripts",
     "--nproc_per_node": "torchrun",
     "--evaluation_strategy": "transformers before 4.46",
     "--all": "test.sh",
@@ -76,7 +80,7 @@ def test_help_explains_every_flag_of_its_own(help_texts, script):
 
 def test_help_names_every_flag_of_the_readme(help_texts):
     known = set(re.findall(r"--\w+", "".join(help_texts.values())))
-    for name in ("readme.md", "readme_en.md", "docs/guide.md"):
+    for name in ("readme.md", "readme_en.md", "docs/guide.md", "docs/guide_en.md"):
         named = set(re.findall(r"--\w+", (REPOSITORY / name).read_text(encoding="utf-8")))
         assert named - known - OTHERS_FLAGS.keys() == set()
 
