@@ -29,7 +29,7 @@ from sft.tasks.ner import CCFBDCI_LABELS, Ner
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 
-GUIDE = Path(predict.__file__).parent / "docs/guide.md"
+ORDERS = Path(predict.__file__).parent / "data/sample/orders.jsonl"  # those of the guide
 NER = Ner.with_labels(["产品", "故障"], {"PROD": "产品", "FAULT": "故障"})
 CLS = Classification(("好评", "差评"), names={"1": "好评", "0": "差评"})
 
@@ -54,18 +54,16 @@ def span(label: object, start: object = 0, end: object = 2) -> dict:
 class TestNames:
     def test_every_row_of_the_guides_orders_is_judged(self, tmp_path, tokenizer):
         """A model that says what is right has the best scores, whichever names the gold has."""
-        orders = re.search(r"^存为 `data/orders.jsonl`.*?```json\n(.*?)^```", GUIDE.read_text("utf-8"), re.M | re.S)[1]
-        raw = tmp_path / "orders.jsonl"
-        raw.write_text(orders, encoding="utf-8")
-        command = [f"--input_file={raw}", "--labels=PROD=产品,FAULT=故障", f"--output_file={tmp_path / 'train.jsonl'}"]
-        assert transfer_ner_data.main([*command, "--test_ratio=0.25"]) == 0
+        labels = "PROD=产品,FAULT=故障,TIME=时间"
+        command = [f"--input_file={ORDERS}", f"--labels={labels}", f"--output_file={tmp_path / 'train.jsonl'}"]
+        assert transfer_ner_data.main([*command, "--test_ratio=0.2"]) == 0
         task = TaskSettings.read(tmp_path / "train.task.json").task
-        rows = [json.loads(line) for line in orders.splitlines()]
+        rows = [json.loads(line) for line in ORDERS.read_text(encoding="utf-8").splitlines()]
         golds = [gold_of(row, task) for row in rows]
-        assert len(golds) == 8 and None not in golds
-        assert {entity["label"] for gold in golds for entity in gold["entities"]} == {"产品", "故障"}
+        assert len(golds) == 600 and None not in golds
+        assert {entity["label"] for gold in golds for entity in gold["entities"]} == {"产品", "故障", "时间"}
         tally = Tally.of(task, golds, [gold | {"unparsable": False, "problems": {}} for gold in golds])
-        assert tally.rows["judged"] == 8 and tally.metrics(task)["f1"] == 1.0
+        assert tally.rows["judged"] == 600 and tally.metrics(task)["f1"] == 1.0
 
         records = [json.loads(line) for side in ("train", "test") for line in (tmp_path / f"{side}.jsonl").open()]
         assert sorted(map(str, (gold_of(record, task) for record in records))) == sorted(map(str, golds))

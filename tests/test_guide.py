@@ -1,4 +1,4 @@
-"""docs/guide.md as a new user follows it: its data, its commands in order, its memory tables."""
+"""docs/guide.md as a new user follows it, in both languages: data, commands in order, what it says comes out."""
 
 from __future__ import annotations
 
@@ -10,52 +10,86 @@ from pathlib import Path
 
 import pytest
 from checkout import REPOSITORY
-from test_readme import Workspace, all_commands, fenced_commands, flag_value, hub, workspace  # noqa: F401  fixtures
+from test_readme import (  # noqa: F401  hub and workspace are fixtures
+    Workspace,
+    all_commands,
+    blocks,
+    fenced_commands,
+    flag_value,
+    hub,
+    inline_commands,
+    workspace,
+)
 
-GUIDE = REPOSITORY / "docs/guide.md"
+GUIDE, ENGLISH = REPOSITORY / "docs/guide.md", REPOSITORY / "docs/guide_en.md"
 CONFIG = REPOSITORY.parent / "shared/qwen/Qwen2.5-1.5B-Instruct"
 COMMANDS = fenced_commands(GUIDE, "bash")
-DOWNLOAD = next(command for command in all_commands(GUIDE) if command.startswith("modelscope download"))
-
-
-def files_of_the_guide() -> dict[str, str]:
-    """The files that the guide tells the reader to save: name → content."""
-    text = GUIDE.read_text(encoding="utf-8")
-    return dict(re.findall(r"^存为 `(data/\S+?)`.*?：\n\n```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+SAMPLES = REPOSITORY / "data/sample"
+LEAST = {"output/reviews": ("test_accuracy", 0.8), "output/orders": ("test_f1", 0.6)}
 
 
 @pytest.fixture(scope="module")
 def followed(workspace: Workspace) -> Workspace:  # noqa: F811
-    files = files_of_the_guide()
-    assert set(files) == {"data/reviews.csv", "data/orders.jsonl"}
-    for name, content in files.items():
-        workspace.path(name).write_text(content, encoding="utf-8")
     return workspace
 
 
+@pytest.mark.parametrize("path", [GUIDE, ENGLISH], ids=lambda path: path.name)
+def test_the_rows_it_shows_are_in_its_files(path):
+    for language, name in (("csv", "reviews.csv"), ("json", "orders.jsonl")):
+        rows = (SAMPLES / name).read_text(encoding="utf-8").splitlines()
+        assert len(rows) > 200
+        shown = blocks(path, language)[0].splitlines()
+        assert len(shown) >= 2
+        assert [line for line in shown if line not in rows] == []
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python transfer_")])
-def test_its_data_converts_without_a_rejected_row(followed, command):
-    rows = len(files_of_the_guide()[flag_value(command, "--input_file")].splitlines()) - ("csv" in command)
-    followed.run(command)
-    report = json.loads(followed.path(flag_value(command, "--output_file")).with_suffix(".report.json").read_text())
-    assert (report["read"], report["converted"]) == (rows, rows)
+def test_converting_prints_what_it_says(followed, command):
+    expected = blocks(GUIDE, "text")[0 if "classification" in command else 1]
+    assert expected in followed.run(command).stderr
 
 
 @pytest.mark.slow
-def test_its_commands_lead_from_the_data_to_predictions(followed):
-    followed.run(DOWNLOAD)
+def test_its_commands_lead_from_the_data_to_a_model_that_works(followed):
     done = {command: followed.run(command) for command in COMMANDS}
-    shown = next(done[command].stdout for command in COMMANDS if "--text" in command)
-    assert set(json.loads(shown)["scores"]) == {"好评", "中评", "差评"}
+    shown = re.findall(r"^\| (?:分类|NER) \| \S+?(?: F1)? \| ([\d.]+) \|$", GUIDE.read_text("utf-8"), re.MULTILINE)
+    for (folder, (metric, least)), figure in zip(LEAST.items(), shown, strict=True):
+        result = json.loads(followed.path(f"{folder}/all_results.json").read_text(encoding="utf-8"))[metric]
+        assert result >= least
+        assert abs(result - float(figure)) < 0.08, "what the guide tells the reader to expect"
+    reviews, orders = (json.loads(done[command].stdout) for command in COMMANDS if "--text" in command)
+    assert set(reviews["scores"]) == {"价格", "服务", "物流", "质量"}
+    assert reviews["label"] == "物流"
+    assert without_scores(orders) == without_scores(json.loads(blocks(GUIDE, "json")[-1]))
     last = COMMANDS[-1]
     assert followed.path(flag_value(last, "--report")).stat().st_size > 0
     predictions = followed.path(flag_value(last, "--output_file")).read_text(encoding="utf-8").splitlines()
-    assert {entity["label"] for line in predictions for entity in json.loads(line)["gold"]["entities"]} <= {
-        "产品",
-        "故障",
-    }
+    assert len(predictions) == 119
     replay = next(command for command in all_commands(GUIDE) if "sft.tracking.replay" in command)
     assert "SwanLab 记录在本机" in followed.run(replay).stderr
+
+
+def without_scores(result: dict) -> list[tuple]:
+    return [(one["start"], one["end"], one["text"], one["label"]) for one in result["entities"]]
+
+
+def test_both_languages_have_the_same_commands_flags_and_figures():
+    for languages in (("bash",), ("text",), ("csv",), ("json",)):
+        assert blocks(GUIDE, *languages) == blocks(ENGLISH, *languages)
+    chinese, english = (path.read_text(encoding="utf-8") for path in (GUIDE, ENGLISH))
+    assert set(inline_commands(GUIDE)) == set(inline_commands(ENGLISH))
+    assert set(re.findall(r"--\w+", chinese)) == set(re.findall(r"--\w+", english))
+    assert table_rows(chinese) == table_rows(english)
+
+
+def test_the_readmes_input_and_output_are_the_guides():
+    example = blocks(GUIDE, "json")[-1]
+    for name in ("readme.md", "readme_en.md"):
+        assert blocks(REPOSITORY / name, "json") == [example]
+    picture = (REPOSITORY / "img/input_output.svg").read_text(encoding="utf-8")
+    for entity in json.loads(example)["entities"]:
+        assert f">{entity['text']}</text>" in picture
+        assert f">{entity['label']} {entity['score']:.2f}</text>" in picture
 
 
 def test_its_memory_tables_are_what_the_estimator_says():
@@ -88,7 +122,13 @@ def test_every_command_of_the_guide_is_one_of_those(tmp_path: Path):
         assert command in COMMANDS or any(re.fullmatch(pattern, command) for pattern in elsewhere), command
 
 
-def test_its_links_lead_somewhere():
-    targets = re.findall(r"\]\(([^)\s]+)\)", GUIDE.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", [GUIDE, ENGLISH], ids=lambda path: path.name)
+def test_its_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    headings = {heading.lower().replace(".", "").replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)}
     assert targets
-    assert [target for target in targets if not (GUIDE.parent / target.split("#")[0]).exists()] == []
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        assert (path.parent / name).exists(), target
+        assert name or anchor in headings, target

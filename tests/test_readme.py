@@ -26,7 +26,7 @@ from stub_hub import StubHub, stub_hub
 CHINESE, ENGLISH = REPOSITORY / "readme.md", REPOSITORY / "readme_en.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAMS = ("bash", "python", "py", "pip", "modelscope", "swanlab", "torchrun", "jupyter")
-PROGRAMS += ("set", "apt", "curl", "conda")
+PROGRAMS += ("set", "apt", "curl", "conda", "git", "source", "docker", "hf")
 TRAIN_ROWS, TEST_ROWS = 24, 6
 
 
@@ -61,6 +61,7 @@ def all_commands(path: Path) -> list[str]:
 
 
 STORY = fenced_commands(CHINESE, "bash")
+FIRST_BLOCK = commands_of(blocks(CHINESE, "bash")[0])
 WINDOWS = fenced_commands(CHINESE, "bat")
 
 
@@ -150,6 +151,28 @@ def downloads_the_data(workspace: Workspace, hub: StubHub, command: str) -> None
     workspace.run_after(command, STORY)
     for path in hub.repositories["datasets", "swift/zh_cls_fudan-news"].iterdir():
         assert (workspace.path("data") / path.name).read_bytes() == path.read_bytes()
+
+
+def downloads_one_file(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """Into the place where the conversion looks for it; the file that is there already is put back."""
+    hub.repositories["hf", flag_of_the_hub(command)] = served = workspace.home / "served_by_hf"
+    path = served / command.split()[3]
+    path.parent.mkdir(parents=True)
+    path.write_text("downloaded\n", encoding="utf-8")
+    target = workspace.path(command.split()[3])
+    before = target.read_bytes()
+    target.unlink()
+    here = command.replace("hf ", "python -m huggingface_hub.cli.hf ", 1)  # what the program hf runs
+    assert any(entry.name == "hf" for entry in metadata.entry_points(group="console_scripts"))
+    workspace.run(f"HF_HUB_OFFLINE=0 HF_ENDPOINT={hub.endpoint} {here}")
+    assert target.read_text(encoding="utf-8") == "downloaded\n"
+    target.write_bytes(before)
+
+
+def flag_of_the_hub(command: str) -> str:
+    """The data set that ``hf download`` names."""
+    assert flag_value(command, "--repo-type") == "dataset"
+    return command.split()[2]
 
 
 def converts(workspace: Workspace, hub: StubHub, command: str) -> None:
@@ -352,6 +375,20 @@ def sets_utf8(workspace: Workspace, hub: StubHub, command: str) -> None:
     assert workspace.run(f"LC_ALL=C python -c '{code}'").stdout.strip() == "1"
 
 
+def is_the_first_block(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """`test_the_first_block_...` below really runs it."""
+    assert command in FIRST_BLOCK
+
+
+def builds_and_runs_the_container(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """There is no Docker here: check the image's name and folder against the Dockerfile."""
+    assert "chinese-llm-sft" in command
+    dockerfile = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
+    assert command in dockerfile
+    if "-v" in command:
+        assert f"{command.split(':')[1].split('/output')[0]}" == re.search(r"^WORKDIR (.*)$", dockerfile, re.M)[1]
+
+
 def is_quickstart(workspace: Workspace, hub: StubHub, command: str) -> None:
     """`test_quickstart_...` below really runs it."""
     assert command.split()[-1] == "quickstart.sh"
@@ -385,6 +422,10 @@ class Rule:
 
 RULES = [
     Rule(r"bash quickstart\.sh", is_quickstart),
+    Rule(r"git clone URL \S+ && cd \S+", is_the_first_block),
+    Rule(r"source \.venv/bin/activate", is_the_first_block),
+    Rule(r"docker (build|run) .*", builds_and_runs_the_container),
+    Rule(r"hf download \S+ \S+ --repo-type dataset --local-dir \.", downloads_one_file),
     Rule(r"bash test\.sh", runs_what_test_sh_should),
     Rule(r"py -3\.\d+ -m venv \.venv", makes_an_environment),
     Rule(r"\.venv\\Scripts\\activate", activates),
@@ -554,6 +595,34 @@ def test_quickstart_teaches_the_demo_model_both_tasks(tmp_path: Path) -> None:
         assert before <= 0.20
         assert after >= 0.80
     assert seconds[1] < 60
+
+
+@pytest.mark.slow
+def test_the_first_block_and_what_quickstart_says_next_work_in_a_fresh_shell(tmp_path: Path) -> None:
+    """From a clone, with small samples; only the packages are there already."""
+    source = copy_checkout(tmp_path / "source")
+    shorten_samples(source, TRAIN_ROWS)
+    (source / ".venv").mkdir()
+    (source / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    mark_installed(source)
+    environment = stranger(tmp_path / "home")
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    for words in (("init", "-q"), ("add", "--force", "."), (*identity, "commit", "-q", "-m", "all")):
+        subprocess.run(["git", *words], cwd=source, env=environment, check=True)
+
+    def typed(*lines: str, cwd: Path) -> subprocess.CompletedProcess:
+        script = "\n".join(("set -e", *lines))
+        words = ["bash", "-c", script]
+        return subprocess.run(words, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", timeout=900)
+
+    first = [command.replace("URL", shlex.quote(str(source))) for command in FIRST_BLOCK]
+    done = typed(*first, "python -c 'import torch'", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "chinese-llm-sft"
+    said = done.stdout[done.stdout.index("微调前") :]
+    following = re.findall(r"^\s*(?:Linux[^：]*：)?((?:source|python) [^（]*)", said, re.MULTILINE)
+    next_steps = typed("source .venv/bin/activate", *following, cwd=folder)
+    assert next_steps.returncode == 0, f"{following}\n{next_steps.stderr[-3000:]}"
 
 
 @pytest.mark.slow
