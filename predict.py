@@ -18,11 +18,13 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sft.cli import one_line_errors, readable_streams
+from sft.cli import one_line_errors, readable_streams, run_script
 from sft.prediction.arguments import parse_arguments
 from sft.processes import is_first_process, process_count, process_index
+from sft.terminal import columns_of, folded, has_colour
 
 if TYPE_CHECKING:
+    from collections import Counter
     from pathlib import Path
 
     from sft.errors import RowError
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Predict as the command line says.
 
     The predictions go to stdout or into ``--output_file``. If rows have gold answers, the metrics are printed: to
-    stdout if the predictions go into a file, else to stderr.
+    stdout if the predictions go into a file, else to stderr. All this is JSON in a file or a pipe; on a terminal a
+    person reads marked sentences and a line of metrics.
 
     Returns:
         0 done, 1 the run failed, 2 wrong usage or input, 130 Ctrl-C, 141 the reader of stdout has gone.
@@ -46,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sft.console import log_to_stderr, quiet_libraries
 
     if __name__ == "__main__":  # write UTF-8 even on a GBK console; a notebook's stdout is UTF-8 already
-        if sys.stdout is not None:  # closed
+        if sys.stdout is not None and not sys.stdout.isatty():  # None: closed
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
         quiet_libraries()
     log_to_stderr(logging.INFO if is_first_process() else logging.ERROR)
@@ -55,8 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics = predict(arguments)
         if metrics is not None:
             where = sys.stdout if arguments.output_file else sys.stderr
-            print(json.dumps(metrics, ensure_ascii=False, indent=2), file=where, flush=True)
+            print(metrics_text(metrics, columns_of(where)), file=where, flush=True)
     return outcome.code
+
+
+def metrics_text(metrics: dict[str, float], columns: int | None) -> str:
+    """The metrics: as JSON, but in a line for a terminal of so many columns."""
+    if columns is None:
+        return json.dumps(metrics, ensure_ascii=False, indent=2)
+    from sft.prediction.shown import figures
+
+    return folded(figures(metrics), columns)
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
@@ -75,6 +87,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
     from sft.console import with_progress
     from sft.prediction.output import finished_lines
     from sft.prediction.predictor import metrics_of, warn_of_unusable_gold
+    from sft.prediction.shown import count_labels
     from sft.prediction.turns import predict_in_turns
     from sft.processes import broadcast, choose_device, process_group
     from sft.report.findings import findings_of
@@ -85,11 +98,13 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
     findings = None if arguments.report is None else findings_of(predictor.task)
     with open_output(arguments, predictor) as output, process_group() as group:
         done = broadcast(output.rows, group)
+        counts = count_labels(finished_lines(lines_path(arguments), done))
         if findings is not None:
             add_lines(findings, finished_lines(lines_path(arguments), done))
         windows = predict_in_turns(predictor, islice(rows, done, None), group)
         for lines, tally in with_progress(windows, done, total):
             output.add(lines, tally)
+            counts += count_labels(lines)
             if findings is not None:
                 add_lines(findings, lines)
         output.finish()
@@ -100,7 +115,27 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
         write_label_studio(arguments, predictor)
     if findings is not None:
         write_report(arguments, predictor, findings, output.tally)
-    return metrics_of(predictor, output.tally)
+    metrics = metrics_of(predictor, output.tally)
+    if arguments.output_file is not None or metrics is None or sys.stderr.isatty():  # else stderr is for the metrics
+        tell_what_was_done(arguments, predictor, output.tally, counts)
+    return metrics
+
+
+def tell_what_was_done(
+    arguments: argparse.Namespace, predictor: Predictor, tally: Tally, counts: Counter[str]
+) -> None:
+    """Log how many rows and entities there are, with which threshold, and where they and the report went.
+
+    Args:
+        counts: entities or rows of each label.
+    """
+    from sft.prediction.shown import what_was_done
+
+    threshold = predictor.row_settings.threshold
+    done = what_was_done(tally.rows["read"], tally.rows["error"], counts, predictor.task.answers, threshold)
+    where = "" if arguments.output_file is None else f"；写在 {arguments.output_file}"
+    report = "" if arguments.report is None else f"；报告 {arguments.report}"
+    logging.info("%s%s%s", done, where, report)
 
 
 def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError], int | None]:
@@ -128,6 +163,8 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
         if options.text_column is options.label_column is None:
             refuse_rows_of_another_task(source, task)
         return islice(rows_of(source), arguments.max_rows), count_rows(source, arguments.max_rows)
+    if sys.stdin.isatty():
+        logging.info("从键盘读：每行一段文本，最后按 %s", "Ctrl-Z 和回车" if sys.platform == "win32" else "Ctrl-D")
     return islice(read_stream(sys.stdin.buffer, task.answers, options), arguments.max_rows), None
 
 
@@ -206,10 +243,15 @@ def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingF
     from sft.data.arguments import ReadOptions
     from sft.prediction.output import GrowingFile, Stream
     from sft.prediction.predictor import prediction_identity
+    from sft.prediction.shown import ShownRows, look_of
 
     path = lines_path(arguments)
     if path is None or process_index() > 0:
-        return Stream(sys.stdout)
+        columns = columns_of(sys.stdout)
+        if columns is None:
+            return Stream(sys.stdout)
+        look = look_of(columns, predictor.task.labels, coloured=has_colour(sys.stdout))
+        return Stream(sys.stdout, ShownRows(look))
     if path.exists() and not path.is_file():  # a pipe, /dev/null
         return Stream(path.open("w", encoding="utf-8", newline="\n"))
     reading = ReadOptions.from_arguments(arguments)._asdict()
@@ -219,12 +261,13 @@ def open_output(arguments: argparse.Namespace, predictor: Predictor) -> GrowingF
 
 def write_label_studio(arguments: argparse.Namespace, predictor: Predictor) -> None:
     """Write the finished lines as Label Studio's tasks, and tell which labelling interface they need."""
+    from sft.console import say
     from sft.prediction.label_studio import described, write_tasks
 
     model_version = "base" if predictor.adapter is None else predictor.adapter.resolve().name
     exported = write_tasks(arguments.output_file, model_version)
     for line in described(arguments.output_file, exported, predictor.task.answers, predictor.task.labels):
-        print(line, file=sys.stderr)
+        say(line)
 
 
 def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: Findings, tally: Tally) -> None:
@@ -242,4 +285,4 @@ def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: 
 
 if __name__ == "__main__":
     readable_streams()
-    sys.exit(main())
+    run_script(main)

@@ -11,16 +11,16 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from sft.cli import one_line_errors, readable_streams
-from sft.tasks.classification import Classification
+from sft.cli import one_line_errors, readable_streams, run_script
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says, and print the results as JSON on stdout.
+    """Train as the command line says, and print the results on stdout: as JSON, but a table on a terminal.
 
     Returns:
         0 done, 1 the run failed, 2 wrong usage or input, 128 + n stopped by signal n.
     """
+    from sft.tasks.classification import Classification
     from sft.training.arguments import parse_arguments
 
     arguments = parse_arguments(
@@ -39,10 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         results = fine_tune(Classification, arguments)
         if results is not None and arguments.training.process_index == 0:  # only one process reports
-            if __name__ == "__main__":  # write UTF-8 even on a GBK console; a notebook's stdout is UTF-8 already
-                sys.stdout.reconfigure(encoding="utf-8")
-            print(json.dumps(results, ensure_ascii=False, indent=2))
-            logging.info(after_training(results, arguments))
+            told = after_training(results, arguments)
+            if sys.stdout.isatty():  # for a person
+                print(told)
+            else:  # for a program
+                if __name__ == "__main__":  # UTF-8 whatever the code page is; a notebook's stdout is UTF-8 already
+                    sys.stdout.reconfigure(encoding="utf-8")
+                print(json.dumps(results, ensure_ascii=False, indent=2))
+                logging.info(told)
     return outcome.code
 
 
@@ -51,4 +55,4 @@ if __name__ == "__main__":
 
     quiet_libraries()
     readable_streams()  # --preview can print what a GBK console cannot: emoji, parts of characters
-    sys.exit(main())
+    run_script(main)

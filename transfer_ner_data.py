@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from sft.cli import one_line_errors, parse, readable_streams
+from sft.cli import one_line_errors, parse, readable_streams, run_script
 from sft.data.arguments import ENTITY_FORMATS, Conversion, ReadOptions, conversion_parser
 
 DESCRIPTION = """把实体识别的原始数据转换成训练用的记录，分成训练集和测试集。
@@ -53,7 +53,8 @@ def convert(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: a file, a row or a flag is wrong.
     """
-    from sft.data.conversion import convert_files, summary
+    from sft.console import say
+    from sft.data.conversion import convert_files, next_command, summary
     from sft.data.formats import recognise
     from sft.data.instructions import with_instructions
     from sft.data.recipes import ner_recipe
@@ -64,8 +65,8 @@ def convert(arguments: argparse.Namespace) -> None:
     recipe = ner_recipe(sources, arguments.labels, arguments.other_labels)
     recipe = with_instructions(recipe, arguments.system_prompt, arguments.label_descriptions)
     report = convert_files(recipe, sources, conversion)
-    for line in summary(report, conversion):
-        print(line, file=sys.stderr)
+    for line in (*summary(report, conversion), *next_command("train_qwen2_ner.py", conversion.output_file)):
+        say(line)
 
 
 def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
@@ -87,4 +88,4 @@ def input_files(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, so that temporary files are removed
     readable_streams()
-    sys.exit(main())
+    run_script(main)

@@ -11,19 +11,23 @@ import io
 import logging
 import os
 import re
+import shlex
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from sft import __version__
 from sft.errors import InputError, RunError, Stopped
 from sft.processes import is_first_on_machine
+from sft.terminal import shown_path
 
 logger = logging.getLogger(__name__)
 
+OLDEST_PYTHON = (3, 11)
 DONE, FAILED, WRONG_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 # argparse writes its messages in English. These are the common ones in Chinese.
@@ -195,6 +199,41 @@ def readable_streams() -> None:
         else:
             if stream is sys.stdout:  # stderr writes an escape by itself
                 stream.reconfigure(errors="replace")
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run a script's ``main`` and exit with its code. A package that is not installed is one line and exit code 2."""
+    if sys.version_info < OLDEST_PYTHON:
+        _print_error(f"需要 Python 3.11 以上，这里是 {sys.version.split()[0]}；{how_to_get_packages()}")
+        sys.exit(WRONG_INPUT)
+    try:
+        code = main()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or package == __package__ or _is_installed(package):
+            raise  # a bug in this program or in that package
+        _print_error(f"没有装 {package}（用的是 {sys.executable}）；{how_to_get_packages()}")
+        code = WRONG_INPUT
+    sys.exit(code)
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.util import find_spec  # slow to import
+
+    return find_spec(package) is not None
+
+
+def how_to_get_packages() -> str:
+    """What to type so that Python finds the packages: activate ``.venv``, or install them."""
+    folder = Path(__file__).resolve().parents[1]
+    venv = folder / ".venv"
+    if Path(sys.prefix).resolve() != venv.resolve():
+        if (venv / "bin/activate").is_file():
+            return f"请先运行 source {shlex.quote(shown_path(venv / 'bin/activate'))}"
+        if (venv / "Scripts/activate").is_file():
+            return f"请先运行 {shown_path(venv / 'Scripts' / 'activate')}"
+    pip = f"{Path(sys.executable).name} -m pip install -r {shlex.quote(shown_path(folder / 'requirements.txt'))}"
+    return f"请先运行 {pip}，或 bash {shlex.quote(shown_path(folder / 'quickstart.sh'))}"
 
 
 @dataclass

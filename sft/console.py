@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sft.processes import is_first_process
+from sft.terminal import columns_of, folded
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -27,10 +30,38 @@ ONLY_IF_LONG = {"delay": BAR_AFTER_SECONDS, "leave": False}  # quick work shows 
 SECONDS_BETWEEN_LINES = 30.0
 
 
+class LinesOnStderr(logging.StreamHandler):
+    """Writes messages as they are. On a terminal, long lines are broken, and bars stand below the messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return folded(super().format(record), columns_of(self.stream))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with bars_cleared():
+            super().emit(record)
+
+
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Send log messages of at least ``level`` to stderr without a prefix, and hide FutureWarnings of libraries."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[LinesOnStderr(sys.stderr)])
+
+
+def say(line: str) -> None:
+    """Write a line for a person to stderr. On a terminal it is broken where it is too long."""
+    sys.stderr.write(folded(line, columns_of(sys.stderr)) + "\n")
+
+
+@contextmanager
+def bars_cleared() -> Iterator[None]:
+    """Inside this context no bar is on the terminal, so that something else can be written; then they come back."""
+    if "tqdm" not in sys.modules:
+        yield
+        return
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file=sys.stderr):
+        yield
 
 
 def log_level(training: TrainingArguments) -> int:
@@ -52,10 +83,14 @@ def is_watched() -> bool:
 
 
 def quiet_libraries() -> None:
-    """Switch off the progress bars of libraries unless stderr is a terminal. Call this before importing them.
+    """Switch off what libraries write besides this project's own lines. Call this before importing them.
 
-    Only for a script: in a notebook these settings belong to the user.
+    Their bars go unless stderr is a terminal; warnings for programmers go always (TRANSFORMERS_VERBOSITY=warning
+    brings those of transformers back). Only for a script: in a notebook these settings belong to the user.
     """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module="(transformers|peft|accelerate|datasets)")
     if not is_watched():
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -113,9 +148,10 @@ def with_progress(windows: Iterable[Window], done: int, total: int | None) -> It
     if not is_watched():
         yield from _in_lines(windows, done, total)
         return
-    with _bar("预测", "条", total=total, initial=done, disable=total == 1) as bar:
+    with _bar("预测", "条", total=total, initial=done, disable=total == 1, leave=False) as bar:
         for window in windows:
-            yield window
+            with bars_cleared():  # its rows may go to the same terminal
+                yield window
             bar.update(len(window[0]))
 
 
@@ -146,6 +182,14 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} 小时 {minutes} 分"
     return f"{minutes} 分 {seconds} 秒" if minutes else f"{seconds} 秒"
+
+
+def time_left(seconds: float) -> str:
+    """``100`` → ``2 分``: rounded up, in the largest unit that says enough."""
+    if seconds < 60:
+        return f"{max(1, math.ceil(seconds))} 秒"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours} 小时 {minutes} 分" if hours else f"{minutes} 分"
 
 
 def clock(seconds: float) -> str:

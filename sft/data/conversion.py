@@ -5,6 +5,8 @@ The output files appear together and whole, or not at all.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +26,7 @@ from sft.errors import InputError
 from sft.files import json_bytes, refuse_folder, same_file, whole_file
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
+from sft.terminal import command, hints_wanted, script_path, terminal_columns
 
 
 def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Conversion) -> dict:
@@ -139,6 +142,23 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
         f"两边都有的文本：{report['texts_on_both_sides']}"
     )
     yield f"写好了 {conversion.output_file} 和 {conversion.test_file}"
+
+
+def next_command(script: str, train_file: Path) -> Iterator[str]:
+    """The command that trains on the records, line by line. It names an output folder that is not there yet.
+
+    Args:
+        script: the training script's name.
+    """
+    if not hints_wanted():
+        return
+    words = re.split(r"[^\w]+|_+", train_file.stem)
+    name = "-".join(word for word in words if word and word.lower() != "train") or "model"
+    folders = (Path("output", f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
+    output_dir = next(folder for folder in folders if not folder.exists())
+    flags = ["--train_file", train_file, "--output_dir", output_dir]
+    yield "下一步，训练（先加 --dry_run 可以只检查）："
+    yield command(["python", script_path(script), *flags], terminal_columns())
 
 
 def _listed(items: Iterable[str]) -> str:

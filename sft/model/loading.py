@@ -144,8 +144,9 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         InputError: the folder has no causal language model that transformers knows, or some weights are missing.
     """
-    if not is_watched():
-        disable_progress_bar()
+    disable_progress_bar()
+    if is_watched():
+        logger.info("读入模型 %s", folder)
     packed = load_config(folder).model_type in ARCHITECTURES
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(

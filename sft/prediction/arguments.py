@@ -85,6 +85,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     answers.add_argument(
         "--constrained",
         type=_boolean,
+        nargs="?",
+        const=True,
         default=True,
         metavar="{true,false}",
         help="true（默认）只产生合法的答案；false 让模型随便说，原话在 answer 里，指标里有各种毛病的个数",

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -100,10 +100,15 @@ def finished_lines(path: Path | None, rows: int) -> Iterator[bytes]:
 
 
 class Stream:
-    """Writes JSON lines to a stream and adds up their counts. A stream cannot be resumed."""
+    """Writes JSON lines to a stream and adds up their counts. A stream cannot be resumed.
 
-    def __init__(self, file: IO[str]) -> None:
-        self.file = file
+    Args:
+        file: the stream.
+        shape: what is written for a line, without the newline at its end; by default the line itself.
+    """
+
+    def __init__(self, file: IO[str], shape: Callable[[bytes], str] = bytes.decode) -> None:
+        self.file, self.shape = file, shape
         self.rows, self.tally = 0, Tally()
 
     def add(self, lines: Sequence[bytes], tally: Tally) -> None:
@@ -113,7 +118,7 @@ class Stream:
             RunError: they cannot be written.
         """
         try:
-            self.file.writelines(line.decode() + "\n" for line in lines)
+            self.file.writelines(self.shape(line) + "\n" for line in lines)
             self.file.flush()
         except BrokenPipeError:  # the reader has stopped reading, as `head` does
             raise

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ class Tracking:
         self.mode = mode
         self.where = {
             "cloud": "SwanLab 云端",
-            "local": f"SwanLab 记录在本机，用 swanlab watch {log_dir} 查看",
+            "local": f"SwanLab 记录在本机，用 swanlab watch {shlex.quote(str(log_dir))} 查看",
             "offline": f"SwanLab 存盘在 {log_dir}，以后用 swanlab sync 上传",
             "disabled": "只记 metrics.jsonl",
         }[mode]
@@ -222,6 +223,8 @@ def _start(mode: str, project: str, experiment: str | None, log_dir: Path, confi
     _call_in_thread(_init, START_SECONDS, mode, project, experiment, log_dir, config)
     swanlab.get_run()  # raises if init did not start a run
     tracking = Tracking(mode, log_dir)
+    if mode == "cloud":
+        tracking.where = f"SwanLab 云端 {swanlab.get_run().url or ''}".rstrip()
     tracking.callback = TrackingCallback(_charts(), tracking.attempt, metrics_path)
     return tracking
 
@@ -234,21 +237,34 @@ def _init(mode: str, project: str, experiment: str | None, log_dir: Path, config
         terminal={"proxy_type": "stderr"},  # logs go to stderr; stdout is for results
         probe={"git": False},  # a git remote's URL can contain a password
     )
-    swanlab.init(
-        mode=mode,
-        project=project,
-        experiment_name=experiment,
-        log_dir=str(log_dir),
-        config={name: value for name, value in config.items() if value is not None},  # else "[object Object]"
-        settings=settings,
-        reinit=True,
-    )
+    with _without_greeting(swanlab):
+        swanlab.init(
+            mode=mode,
+            project=project,
+            experiment_name=experiment,
+            log_dir=str(log_dir),
+            config={name: value for name, value in config.items() if value is not None},  # else "[object Object]"
+            settings=settings,
+            reinit=True,
+        )
 
 
 def _finish(state: str, reason: str | None) -> None:
     import swanlab
 
-    swanlab.finish(state=state, error=reason)
+    with _without_greeting(swanlab):
+        swanlab.finish(state=state, error=reason)
+
+
+@contextmanager
+def _without_greeting(swanlab) -> Iterator[None]:
+    """Keep SwanLab from printing where the run is: `Tracking.where` says it. Errors are raised all the same."""
+    console = swanlab.pkg.console.c
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = False
 
 
 def _log_texts(name: str, texts: Sequence[tuple[str, str]], step: int) -> None:

@@ -1,63 +1,24 @@
-"""This project's callbacks for the Trainer: log lines, the progress bar, and reasons to stop a run."""
+"""This project's callbacks for the Trainer that stop a run."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from types import FrameType
 from typing import NamedTuple
 
 import torch
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.errors import RunError
-from sft.tracking.charts import is_of_one_label
 from sft.training.progress import EPOCH, STEP
 
 logger = logging.getLogger(__name__)
 
 MOST_LINES_NAMED = 20
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
-
-
-class LogLines(TrainerCallback):
-    """Writes one line for each log of the Trainer."""
-
-    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
-        if state.is_world_process_zero and logs:
-            logger.info("%s", log_line(state, logs))
-
-
-class ProgressOnStderr(ProgressCallback):
-    """transformers' progress bar with rows per second. Log lines go above it, to stderr: stdout is for results."""
-
-    def on_train_begin(self, args, state: TrainerState, control, **kwargs) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("训练", refresh=False)
-            self.training_bar.unit = "步"
-            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step  # not 0 if resumed
-
-    def on_step_end(self, args, state: TrainerState, control, **kwargs) -> None:
-        if self.training_bar is not None:
-            steps_a_second = self.training_bar.format_dict["rate"] or 0
-            rows_a_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            self.training_bar.set_postfix_str(f"{steps_a_second * rows_a_step:.1f}条/s", refresh=False)
-        super().on_step_end(args, state, control, **kwargs)
-
-    def on_log(self, args, state: TrainerState, control, logs: dict | None = None, **_) -> None:
-        if self.training_bar is not None and logs and logger.isEnabledFor(logging.INFO):
-            self.training_bar.write(log_line(state, logs), file=sys.stderr)
-
-
-def log_line(state: TrainerState, logs: dict[str, float]) -> str:
-    """One log of the Trainer as a line of text, without the metrics of each label."""
-    kept = {name: value for name, value in logs.items() if not is_of_one_label(name) and name != "total_flos"}
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in kept.items()}
-    return f"[{state.global_step}/{state.max_steps}] " + "  ".join(f"{name} {value}" for name, value in shown.items())
 
 
 class StopOnNonFinite(TrainerCallback):

@@ -41,8 +41,9 @@ from sft.training.continuing import ResumedTrainer
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
 from sft.training.memory import peak_memory_bytes
 from sft.training.prepare import Numbered, Prepared, prepare
-from sft.training.preview import rows_a_step, show_plan, show_rows
+from sft.training.preview import show_plan, show_rows
 from sft.training.run import Run, open_run, own_folder, shown_path, shown_settings
+from sft.training.steps import rows_a_step
 from sft.training.summary import before_training, sample_texts
 from sft.training.trainer import SftTrainer
 

@@ -153,7 +153,7 @@ class TrainerDefaults:
     per_device_eval_batch_size: int = _flag(16, "验证和预测时每批多少条")
     learning_rate: float = _flag(1e-4, "学习率")
     num_train_epochs: float = _flag(2, "训练多少轮")
-    logging_steps: float = _flag(10, "每多少步记录一次")
+    logging_steps: float = _flag(10, "每多少步记录一次；不给时短的训练记得更密，至少 20 个点")
     logging_nan_inf_filter: bool = _flag(False, "不掩盖 NaN：损失或梯度出现 NaN 会立刻停止")
     eval_strategy: str = _flag("epoch", "何时验证：no、steps 或 epoch")
     eval_on_start: bool = _flag(True, "训练前先验证一次：微调前的成绩，写进 report.html")

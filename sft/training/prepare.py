@@ -30,6 +30,7 @@ from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.start import start_from_adapter
+from sft.training.steps import fitting_logging_steps, planned_steps
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     longest_tokens = max(len(row) for row in rows)
     batching = choose_batching(config, data.batching, longest_tokens, tokenizer.pad_token_id)
     validates = training.eval_strategy != "no"
-    settle_training_arguments(arguments, dtype, bool(splits.validation))
+    settle_training_arguments(arguments, dtype, len(rows), bool(splits.validation))
     return Prepared(
         settings=settings,
         splits=splits,
@@ -284,15 +285,20 @@ def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int
     return PaddedBatching(pad_id)
 
 
-def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, has_validation: bool) -> None:
+def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, rows: int, has_validation: bool) -> None:
     """Set those of transformers' arguments that follow from the others.
 
     Only this function changes parsed flags before the run is opened.
+
+    Args:
+        rows: encoded training rows.
 
     Raises:
         InputError: the best step's weights are wanted, and no checkpoints.
     """
     training = arguments.training
+    if "logging_steps" not in arguments.given:
+        training.logging_steps = fitting_logging_steps(planned_steps(rows, training)[0])
     training.fp16 = dtype == torch.float16  # autocast and loss scaling; bfloat16 and float32 need neither
     training.dataloader_pin_memory = training.device.type == "cuda"
     training.length_column_name = "length"

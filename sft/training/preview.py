@@ -8,12 +8,17 @@ import sys
 import time
 from collections.abc import Sequence
 
+import psutil
 import torch
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from sft.engine.batches import Batching, EncodedRow, split_rows
+from sft.terminal import columns_of, display_width, folded
 from sft.training.memory import estimate_memory_bytes, fitting_tokens, shape_of, step_kind
 from sft.training.prepare import Prepared
+from sft.training.steps import planned_steps, rows_a_step
+
+NAME_COLUMNS = 10  # of the plan
 
 
 def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -42,30 +47,40 @@ def show_plan(prepared: Prepared) -> None:
     seconds = flops / (
         0.5 * measure_flops(training.device, prepared.dtype)
     )  # training reaches half the speed of a matrix product
-    sys.stdout.write(
-        f"数据      {len(rows)} 条，{sum(len(row) for row in rows)} 个词元，"
-        f"其中学习 {sum(len(row.answer_ids) for row in rows)} 个\n"
-        f"步数      {steps}（每步 {rows_a_step(training)} 条）\n"
-        f"批处理    {batching.description}，"
-        f"实际计算的词元是数据的 {share:.0%}，一次前向最多 {max_tokens} 个\n"
-        f"数值      {prepared.settings.dtype}，{training.device}\n"
-        f"内存估计  {memory / 1e9:.1f} GB\n"
-        f"时间估计  {seconds / 60:.1f} 分钟（按本机矩阵乘法速度的一半估算，不含验证）\n"
-        "检查通过，没有开始训练\n"
-    )
+    lines = {
+        "数据": f"{len(rows):,} 条，{sum(len(row) for row in rows):,} 个词元，"
+        f"其中学习 {sum(len(row.answer_ids) for row in rows):,} 个",
+        "步数": f"{steps:,}（每步 {rows_a_step(training)} 条）",
+        "批处理": f"{batching.description}，实际计算的词元是数据的 {share:.0%}，一次前向最多 {max_tokens} 个",
+        "数值": f"{prepared.settings.dtype}，{training.device}",
+        "内存估计": memory_text(memory, training.device),
+        "时间估计": f"{time_text(seconds)}（按本机矩阵乘法速度的一半估算，不含验证）",
+    }
+    columns = columns_of(sys.stdout)
+    for name, text in lines.items():
+        padding = " " * (NAME_COLUMNS - display_width(name))
+        sys.stdout.write(folded(f"{name}{padding}{text}", columns, NAME_COLUMNS) + "\n")
+    sys.stdout.write("检查通过，没有开始训练\n")
 
 
-def rows_a_step(training: TrainingArguments) -> int:
-    """Rows in one optimizer step, over accumulation and all processes."""
-    return training.per_device_train_batch_size * training.world_size * training.gradient_accumulation_steps
+def memory_text(model_bytes: float, device: torch.device) -> str:
+    """The memory that the run will need; on a CPU that of this process now, before the model is loaded, is part of it.
+
+    Args:
+        model_bytes: for the weights, the activations and the logits.
+    """
+    if device.type != "cpu":
+        return f"{model_bytes / 1e9:.1f} GB 显存（不含 {device.type.upper()} 自己占的）"
+    process_bytes = psutil.Process().memory_info().rss
+    return f"{(model_bytes + process_bytes) / 1e9:.1f} GB（其中程序本身 {process_bytes / 1e9:.1f} GB）"
 
 
-def planned_steps(rows: int, training: TrainingArguments) -> tuple[int, float]:
-    """``(optimizer steps, epochs)`` of a run over ``rows`` rows, as the Trainer will count them."""
-    micro_batches = math.ceil(rows / (training.per_device_train_batch_size * training.world_size))
-    steps_an_epoch = math.ceil(micro_batches / training.gradient_accumulation_steps)
-    steps = training.max_steps if training.max_steps > 0 else math.ceil(steps_an_epoch * training.num_train_epochs)
-    return steps, steps / steps_an_epoch
+def time_text(seconds: float) -> str:
+    """``400`` → ``约 7 分钟``; nothing is said to take no time."""
+    if seconds < 60:
+        return "不到 1 分钟"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"约 {hours} 小时 {minutes} 分钟" if hours else f"约 {minutes} 分钟"
 
 
 def executed_share(rows: Sequence[EncodedRow], batch_rows: int, batching: Batching, seed: int) -> float:

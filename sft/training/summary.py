@@ -11,13 +11,16 @@ import torch
 from peft import PeftModel
 
 from sft.console import duration
-from sft.files import ADAPTER_FILE, LOSS_CURVE_FILE, METRICS_FILE, REPORT_FILE
+from sft.files import ADAPTER_FILE, LOSS_CURVE_FILE, METRICS_FILE, REPORT_FILE, TASK_FILE
 from sft.tasks.metrics import METRIC_NAMES
+from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
+from sft.terminal import command, folded, hints_wanted, script_path, terminal_columns
 from sft.training.arguments import Arguments
+from sft.training.examples import example_of, options_for_flag
 from sft.training.prepare import Prepared
-from sft.training.preview import planned_steps, rows_a_step
 from sft.training.run import Run
+from sft.training.steps import planned_steps, rows_a_step
 
 # The main metrics of both tasks, in the order in which they are shown.
 FIGURES = {name: chinese for name, (chinese, _) in METRIC_NAMES.items()} | {"f1": "F1"}
@@ -67,8 +70,14 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
             lines[name] = "，".join(parts)
     written = [name for name in (ADAPTER_FILE, REPORT_FILE, LOSS_CURVE_FILE) if (output_dir / name).is_file()]
     lines["产物"] = f"{output_dir}：{'、'.join([*written, METRICS_FILE])} 等"
-    lines["下一步"] = f'python predict.py --adapter {output_dir} --text "……"'
-    return table("训练完成", lines)
+    told = table("训练完成", lines)
+    example = example_of(arguments)
+    if example is None or not hints_wanted():
+        return told
+    own_options = example.options and not TaskSettings.read(output_dir / TASK_FILE).task.labels
+    options = ["--options", options_for_flag(example.options)] if own_options else []
+    words = ["python", script_path("predict.py"), "--adapter", output_dir, "--text", example.text, *options]
+    return f"{told}\n下一步，试一句测试集里的：\n{command(words, terminal_columns())}"
 
 
 def shown_labels(labels: Sequence[str]) -> str:
@@ -79,8 +88,12 @@ def shown_labels(labels: Sequence[str]) -> str:
 
 
 def table(title: str, lines: dict[str, str]) -> str:
-    """A title, and lines that each begin with a name of up to three characters, aligned with full-width spaces."""
-    rows = [f"{name}{'　' * (3 - len(name))} {text}" for name, text in lines.items()]
+    """A title, and lines that each begin with a name of up to three characters, aligned with full-width spaces.
+
+    On a terminal, long lines are broken.
+    """
+    columns = terminal_columns()
+    rows = [folded(f"{name}{'　' * (3 - len(name))} {text}", columns, 7) for name, text in lines.items()]
     return "\n".join([f"{LINE} {title} {LINE}", *rows])
 
 

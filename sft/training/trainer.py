@@ -17,8 +17,9 @@ from sft.engine.batches import EncodedRow, batch_tokens, micro_batches
 from sft.engine.loss import frozen_head, supervised_loss
 from sft.errors import InputError, RunError
 from sft.tracking.charts import is_of_one_label
-from sft.training.callbacks import LogLines, ProgressOnStderr, StopOnNonFinite, StopOnSignal
+from sft.training.callbacks import StopOnNonFinite, StopOnSignal
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
+from sft.training.log_lines import LogLines, ProgressOnStderr
 from sft.training.run import Run
 from sft.training.saving import SavingTrainer
 
@@ -48,7 +49,8 @@ class SftTrainer(SavingTrainer):
         self.executed_tokens = self.logical_tokens = 0
         self.batch_tokens = 0  # executed tokens of the last batch
         self.flops_a_token: int | None = None
-        self.timed_tokens, self.timed_since = 0, time.perf_counter()
+        self.timed_tokens = 0
+        self.timed_since: float | None = None  # the first step begins
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if frozen_head(self.model) is None or self.args.torch_compile:
             logger.info(
@@ -61,8 +63,8 @@ class SftTrainer(SavingTrainer):
             self.remove_callback(callback)
         self.stop_on_signal = StopOnSignal()
         self.stop_on_non_finite = StopOnNonFinite(self.adapter)
-        progress = ProgressOnStderr() if is_watched() and not self.args.disable_tqdm else LogLines()
-        for callback in (self.stop_on_signal, self.stop_on_non_finite, progress):
+        shown = [ProgressOnStderr(), LogLines()] if is_watched() and not self.args.disable_tqdm else [LogLines()]
+        for callback in (self.stop_on_signal, self.stop_on_non_finite, *shown):
             self.add_callback(callback)
 
     # ---- loss ----
@@ -75,6 +77,8 @@ class SftTrainer(SavingTrainer):
         Raises:
             RunError: the loss is NaN or Inf, or one of several processes is out of memory.
         """
+        if self.timed_since is None:
+            self.timed_since = time.perf_counter()
         gradients = _copies([parameter.grad for parameter in self.adapter])  # from earlier batches of the step
         while True:
             batches = micro_batches(inputs["rows"], self.max_tokens, self.evaluator.batching)
@@ -173,7 +177,8 @@ class SftTrainer(SavingTrainer):
         if (wanted := self.args.metric_for_best_model) and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
             known = "、".join(sorted(name for name in metrics if not is_of_one_label(name)))
             raise InputError(f"--metric_for_best_model：没有 {wanted} 这个指标，可选的有 {known}")
-        self.timed_since += time.perf_counter() - started  # tokens per second count only training time
+        if self.timed_since is not None:
+            self.timed_since += time.perf_counter() - started  # tokens per second count only training time
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -119,7 +119,7 @@ class _Parser(OneLineErrors, HfArgumentParser):
 
 
 def build_parser(description: str) -> HfArgumentParser:
-    """The parser of all flags of a training script; ``--help_all`` lists them."""
+    """The parser of all flags of a training script; ``--help_all`` lists them. A flag alone means true."""
     parser = _Parser(
         [ModelArguments, LoraArguments, DataArguments, TrackingArguments, SftTrainingArguments],
         description=description,
@@ -128,9 +128,11 @@ def build_parser(description: str) -> HfArgumentParser:
         add_help=False,
     )
     for action in parser._actions:
-        if action.type is string_to_bool and action.nargs is None:  # a bare flag means true, as with the other ones
+        if action.type is string_to_bool:  # transformers wants a value for those whose default is None
             action.nargs, action.const = "?", True
-        if action.dest == "report_to":
+        elif action.dest == "report_to":
             action.nargs = "+"
+        elif action.dest == "resume_from_checkpoint":
+            action.nargs, action.const = "?", "true"
     parser.add_argument("--help_all", action="help", help="列出所有参数")
     return parser

@@ -1,0 +1,29 @@
+"""How many steps a run has, and how often its loss is logged."""
+
+from __future__ import annotations
+
+import math
+
+from transformers import TrainingArguments
+
+# How often to log: as seldom as possible, if that gives at least so many points of the loss.
+LOGGING_STEPS = (10, 5, 2, 1)
+LEAST_POINTS = 20
+
+
+def rows_a_step(training: TrainingArguments) -> int:
+    """Rows in one optimizer step, over accumulation and all processes."""
+    return training.per_device_train_batch_size * training.world_size * training.gradient_accumulation_steps
+
+
+def planned_steps(rows: int, training: TrainingArguments) -> tuple[int, float]:
+    """``(optimizer steps, epochs)`` of a run over ``rows`` rows, as the Trainer will count them."""
+    micro_batches = math.ceil(rows / (training.per_device_train_batch_size * training.world_size))
+    steps_an_epoch = math.ceil(micro_batches / training.gradient_accumulation_steps)
+    steps = training.max_steps if training.max_steps > 0 else math.ceil(steps_an_epoch * training.num_train_epochs)
+    return steps, steps / steps_an_epoch
+
+
+def fitting_logging_steps(steps: int) -> int:
+    """How often a run of ``steps`` steps logs its loss, in steps. A run of fewer than 20 steps logs each of them."""
+    return next((every for every in LOGGING_STEPS if steps // every >= LEAST_POINTS), 1)
