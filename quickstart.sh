@@ -7,6 +7,8 @@ source ./setup.sh
 set_up requirements.txt
 activate
 started=$SECONDS
+called_from=$OLDPWD
+export SFT_HINTS=no # 下一步由本脚本最后说
 
 data=data/quickstart
 output=output/quickstart
@@ -39,7 +41,10 @@ run_task ner transfer_ner_data.py train_qwen2_ner.py \
     data/sample/ner_train.jsonl data/sample/ner_test.jsonl \
     --learning_rate 2e-3 --lora_r 16 --num_train_epochs 1.5
 
-python predict.py --adapter "$output/ner" --input_file "$data/test_ner.jsonl" --max_rows 3
+ner_text=和河市总统阿诺夫下周将出访河闽镇。
+cls_text=在海益省，种子已经成为合作社社员最关心的话题之一。
+echo >&2
+python predict.py --adapter "$output/ner" --text "$ner_text"
 
 python - "$output" "$((SECONDS - started))" <<'PYTHON'
 import json
@@ -59,10 +64,24 @@ print(f"文本分类 准确率           {figure('cls-before.json', 'accuracy'):
       f"{figure('cls/all_results.json', 'test_accuracy'):.3f}")
 print(f"命名实体识别 实体 F1      {figure('ner-before.json', 'f1'):.3f}    "
       f"{figure('ner/all_results.json', 'test_f1'):.3f}")
-print(f"用时 {seconds} 秒（不含安装）；适配器和曲线在 {output}/，看板：swanlab watch swanlog")
-print(f"用浏览器打开报告：{output}/cls/report.html、{output}/ner/report.html")
-print()
-print("下一步，换成真正的模型（约 3 GB）：")
-print("  modelscope download --model Qwen/Qwen2.5-1.5B-Instruct --local_dir ./qwen/Qwen2.5-1.5B-Instruct")
-print("  然后按 readme.md 的「训练」一节运行 train_qwen2_*.py")
+print(f"用时 {seconds} 秒（不含安装）。错在哪里，用浏览器打开看：")
+print(f"{output}/cls/report.html、{output}/ner/report.html")
 PYTHON
+
+# 以下每一条都能在新开的终端里原样运行；tests/test_quickstart.py 就是这样做的。
+echo
+echo "接着用。每开一个终端，先激活环境（Windows 的 cmd、PowerShell：.venv\Scripts\activate）："
+[ "$called_from" = "$PWD" ] || echo "    cd $(printf %q "$PWD")"
+if [ -f .venv/Scripts/activate ]; then echo "    source .venv/Scripts/activate"; else echo "    source .venv/bin/activate"; fi
+cat <<COMMANDS
+    python predict.py --adapter $output/ner \\
+        --text '$ner_text'
+    python predict.py --adapter $output/cls \\
+        --text '$cls_text'
+    swanlab watch swanlog
+换成真正的模型（下载约 3 GB），数据也可以换成自己的：
+    modelscope download --model Qwen/Qwen2.5-1.5B-Instruct \\
+        --local_dir qwen/Qwen2.5-1.5B-Instruct
+    python train_qwen2_ner.py --train_file $data/train_ner.jsonl \\
+        --output_dir output/Qwen2.5-NER
+COMMANDS

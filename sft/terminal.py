@@ -160,7 +160,12 @@ def command(words: Sequence[str | Path], columns: int | None = None) -> str:
     line = AS_WRITTEN + shlex.join(words)
     if columns is None or display_width(line) <= columns:
         return line
-    flags = [index for index, word in enumerate(words) if word.startswith("--")]
-    starts = [0, *flags[1:]] if flags else [0]
-    parts = [shlex.join(words[start:end]) for start, end in zip(starts, [*starts[1:], None], strict=True)]
-    return AS_WRITTEN + f" \\\n{AS_WRITTEN * 2}".join(parts)
+    starts = [0, *(index for index, word in enumerate(words) if index and word.startswith("--"))]
+    lines = [""]
+    for start, end in zip(starts, [*starts[1:], None], strict=True):
+        part = shlex.join(words[start:end])
+        if lines[-1] and display_width(f"{AS_WRITTEN * 2}{lines[-1]} {part} \\") > columns:
+            lines.append(part)
+        else:
+            lines[-1] = f"{lines[-1]} {part}".lstrip()
+    return AS_WRITTEN + f" \\\n{AS_WRITTEN * 2}".join(lines)

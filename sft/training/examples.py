@@ -11,12 +11,12 @@ from typing import NamedTuple
 from sft.data.records import read_records
 from sft.errors import InputError
 from sft.tasks.ner import SENTENCE_END
-from sft.terminal import display_width
+from sft.terminal import display_width, folds
 from sft.training.arguments import Arguments
 from sft.training.prepare import find_test_file
 
 RECORDS = 100  # how many are looked at
-MOST_COLUMNS = 48
+MOST_COLUMNS = 56
 LEAST_COLUMNS = 8
 AWKWARD = frozenset("\"'`$%!\\^&|<>")  # mean something to one shell or another, even quoted
 
@@ -48,17 +48,20 @@ def _examples(records: Sequence[dict]) -> Iterator[tuple[int, Example]]:
         plain = text.isprintable() and not AWKWARD & set(text)
         fitting = LEAST_COLUMNS <= display_width(text) <= MOST_COLUMNS
         telling = "entities" not in record or any(entity["end"] <= len(text) for entity in record["entities"])
-        yield 4 * plain + 2 * fitting + telling, Example(text, list(record.get("options") or ()))
+        example = Example(cut(text, MOST_COLUMNS), list(record.get("options") or ()))
+        yield 4 * plain + 2 * fitting + telling, example
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of a text on one line, cut if it is long."""
+    """The first sentence of a text, on one line."""
     text = text.strip()
     end = SENTENCE_END.search(text)
-    sentence = " ".join(text[: end.end() if end else None].split())
-    while display_width(sentence) > MOST_COLUMNS:
-        sentence = sentence[:-1]
-    return sentence
+    return " ".join(text[: end.end() if end else None].split())
+
+
+def cut(text: str, columns: int) -> str:
+    """The beginning of ``text`` that takes at most so many columns."""
+    return text[: next(folds(text, columns, split_words=True), (0, 0))[1]].rstrip()
 
 
 def options_for_flag(options: Sequence[str]) -> str:

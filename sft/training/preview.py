@@ -19,6 +19,7 @@ from sft.training.prepare import Prepared
 from sft.training.steps import planned_steps, rows_a_step
 
 NAME_COLUMNS = 10  # of the plan
+IMPORTED_LATER_BYTES = 10**8  # SwanLab, scikit-learn and matplotlib
 
 
 def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -71,7 +72,7 @@ def memory_text(model_bytes: float, device: torch.device) -> str:
     """
     if device.type != "cpu":
         return f"{model_bytes / 1e9:.1f} GB 显存（不含 {device.type.upper()} 自己占的）"
-    process_bytes = psutil.Process().memory_info().rss
+    process_bytes = psutil.Process().memory_info().rss + IMPORTED_LATER_BYTES
     return f"{(model_bytes + process_bytes) / 1e9:.1f} GB（其中程序本身 {process_bytes / 1e9:.1f} GB）"
 
 
