@@ -186,7 +186,7 @@ def duration(seconds: float) -> str:
 
 def time_left(seconds: float) -> str:
     """``100`` → ``2 分``: rounded up, in the largest unit that says enough."""
-    if seconds < 60:
+    if math.ceil(seconds) < 60:
         return f"{max(1, math.ceil(seconds))} 秒"
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     return f"{hours} 小时 {minutes} 分" if hours else f"{minutes} 分"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
-import pty
-import struct
+import re
+import shlex
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from sft.tasks.classification import Classification
 from sft.training import summary
 from sft.training.trainer_arguments import SftTrainingArguments
 from tests.models import save_model, tiny_model
+from tests.terminal import Screen, on_a_terminal, screen_of
 from tests.test_training import LABELS, articles, write_records
 
 GBK = {"PYTHONIOENCODING": "cp936", "PYTHONUTF8": "0"}  # the name on Windows
@@ -56,23 +54,6 @@ def environment(inputs: Path, **more: str) -> dict[str, str]:
     return stranger(inputs / "home") | {"PYTHONPATH": str(REPOSITORY)} | more
 
 
-def on_a_terminal(command: list[str], **keywords) -> bytes:
-    """The output of a command on a terminal, stdout and stderr together."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, **keywords)
-    os.close(theirs)
-    written = b""
-    while True:
-        try:
-            written += os.read(ours, 1 << 16)
-        except OSError:  # the process has closed the terminal
-            break
-    os.close(ours)
-    assert process.wait(60) == 0, written[-3000:].decode("utf-8", "replace")
-    return written
-
-
 # ---- a training run ----
 
 
@@ -94,7 +75,14 @@ def test_a_run_on_a_gbk_console_speaks_gbk_and_its_results_are_utf8(inputs):
     before, after = told.index("将要训练"), told.index("训练完成")
     for word in ("任务", "模型", "数据", "计划", "数值", "输出", "swanlab watch"):
         assert word in told[before:after], word
-    for word in ("用时", "验证", "测试", "产物", "report.html", f"python predict.py --adapter {inputs / 'run'}"):
+    for word in (
+        "用时",
+        "验证",
+        "测试",
+        "产物",
+        "report.html",
+        f"predict.py --adapter {shlex.quote(str(inputs / 'run'))} ",
+    ):
         assert word in told[after:], word
 
 
@@ -112,12 +100,107 @@ def test_someone_who_watches_sees_training_move(inputs):
     assert "Traceback" not in written
     assert "训练: 100%" in written
     assert "条/s" in written
-    assert "[2/2] loss" in written, "reports stand above the bar"
+    assert "[2/2] 损失" in written, "reports stand above the bar"
 
 
 @pytest.mark.parametrize(("level", "expected"), [("passive", logging.INFO), ("error", 40), ("debug", 10)])
 def test_log_level_is_transformers_own_flag(level, expected, tmp_path):
     assert console.log_level(SftTrainingArguments(output_dir=str(tmp_path), log_level=level)) == expected
+
+
+# ---- what a person sees at 80 columns ----
+
+SMALL = ("--model_name_or_path", "tiny", "--train_file", "train_cls.jsonl", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def watched(inputs) -> Screen:
+    """A run of 6 steps on a terminal, as a user starts it: with SwanLab, validation and test."""
+    command = [sys.executable, str(REPOSITORY / "train_qwen2_classification.py"), *SMALL, "--output_dir", "我的 run"]
+    command += ["--max_steps", "6", "--validation_ratio", "0.2", "--swanlab_mode", "local"]
+    return screen_of(on_a_terminal(command, 80, cwd=inputs, env=environment(inputs)).decode(), 80)
+
+
+def test_training_is_one_short_line_a_step_and_one_a_validation(watched):
+    steps = [line for line in watched.lines if re.match(r"\[\d+/6\] ", line)]
+    first = re.fullmatch(r"\[1/6\] 损失 [\d.]+  学习率 1e-4  [\d,]+ token/秒  剩 \d+ (秒|分)", steps[0])
+    assert first, steps[0]
+    assert len(steps) == 6, "short runs log every step"
+    assert "剩" not in steps[-1]
+    scores = r"验证 损失 [\d.]+  准确率 [\d.]+  宏平均 F1 [\d.]+"
+    validations = [line for line in watched.lines if re.fullmatch(f"(训练前)?{scores}", line)]
+    assert validations[0].startswith("训练前")
+    assert len(validations) >= 2
+
+
+def test_training_leaves_no_json_no_chatter_and_no_bar_on_the_terminal(watched):
+    assert watched.too_long == []
+    for line in watched.lines:
+        assert not line.startswith(("{", "}", '  "')), line
+        assert "swanlab:" not in line
+        assert "Warning" not in line
+        assert "[transformers]" not in line
+        assert "%|" not in line
+    assert sum("训练完成" in line for line in watched.lines) == 1
+
+
+def test_the_command_that_training_recommends_works_as_typed(watched, inputs):
+    start = next(number for number, line in enumerate(watched.lines) if line.startswith("    python "))
+    command = "\n".join(watched.lines[start:]).strip()
+    done = subprocess.run(["bash", "-c", command], cwd=inputs, env=environment(inputs), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    texts = [json.loads(line)["text"] for line in (inputs / "test_cls.jsonl").read_text("utf-8").splitlines()]
+    said = json.loads(done.stdout.decode())["text"]
+    assert any(said in text for text in texts), "a real sentence of the test set"
+
+
+def test_predictions_on_a_terminal_are_marked_rows_and_a_closing_line(watched, inputs):
+    command = [sys.executable, str(REPOSITORY / "predict.py"), "--adapter", "我的 run", "--batch_size", "1"]
+    command += ["--input_file", "train_cls.jsonl"]
+    for variables, coloured in (({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False)):
+        written = on_a_terminal(command, 80, cwd=inputs, env=environment(inputs, **variables)).decode()
+        screen = screen_of(written, 80)
+        rows = [line for line in screen.lines if re.match(rf"\[({'|'.join(LABELS)}) \d\.\d{{4}}\]", line)]
+        assert len(rows) == 12
+        assert screen.colours == coloured
+        assert screen.too_long == []
+        assert not any("%|" in line or "{" in line for line in screen.lines), "bar and rows apart, no JSON"
+        closing = next(number for number, line in enumerate(screen.lines) if line.startswith("预测了 12 条（"))
+        assert screen.lines[closing + 1].startswith("成绩（12 条有金标）：准确率 "), "the metrics in a line"
+
+
+def test_predictions_into_a_file_are_never_silent(watched, inputs):
+    command = [sys.executable, str(REPOSITORY / "predict.py"), "--adapter", "我的 run", "--report", "看.html"]
+    (inputs / "texts.txt").write_text("国家队赢了。\n", encoding="utf-8")
+    command += ["--input_file", "texts.txt", "--output_file", "predictions.jsonl"]
+    done = subprocess.run(command, cwd=inputs, env=environment(inputs), capture_output=True, check=True)
+    assert done.stdout == b"", "no gold, no metrics"
+    assert re.fullmatch(r"预测了 1 条（\w+ 1）；写在 predictions.jsonl；报告 看.html\n", done.stderr.decode())
+
+
+def test_a_dry_run_fits_the_terminal_and_promises_no_zero_minutes(inputs):
+    command = [sys.executable, str(REPOSITORY / "train_qwen2_classification.py"), *SMALL, "--dry_run"]
+    screen = screen_of(on_a_terminal(command, 80, cwd=inputs, env=environment(inputs)).decode(), 80)
+    assert screen.too_long == []
+    assert any(line.startswith("时间估计  不到 1 分钟") for line in screen.lines)
+    memory = next(line for line in screen.lines if line.startswith("内存估计"))
+    whole, program = map(float, re.search(r"([\d.]+) GB（其中程序本身 ([\d.]+) GB）", memory).groups())
+    assert whole >= program > 0.2
+
+
+def test_conversion_fits_the_terminal_and_ends_with_the_command_to_train(inputs, tmp_path):
+    rows = [f"第 {number} 篇文章讲的是{label}的事情,{label}" for number in range(20) for label in LABELS]
+    (tmp_path / "我的 文章.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    converting = [sys.executable, str(REPOSITORY / "transfer_classification_data.py")]
+    converting += ["--input_file", "我的 文章.csv", "--output_file", "data/我的 文章_train.jsonl"]
+    screen = screen_of(on_a_terminal(converting, 80, cwd=tmp_path, env=environment(inputs)).decode(), 80)
+    assert screen.too_long == []
+    start = next(number for number, line in enumerate(screen.lines) if line.startswith("    python "))
+    command = "\n".join(screen.lines[start:]).strip()
+    more = f" --dry_run --dtype float32 --model_name_or_path {inputs / 'tiny'}"
+    done = subprocess.run(["bash", "-c", command + more], cwd=tmp_path, env=environment(inputs), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert "检查通过" in done.stdout.decode()
 
 
 # ---- bars ----
@@ -166,6 +249,14 @@ with ConversionProgress() as progress:
 )
 def test_counts_are_told_in_chinese_units(number, shown):
     assert summary.count(number) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "1 秒"), (59.2, "1 分"), (59, "59 秒"), (61, "2 分"), (3599, "1 小时 0 分"), (3725, "1 小时 3 分")],
+)
+def test_the_time_left_is_one_unit_rounded_up(seconds, shown):
+    assert console.time_left(seconds) == shown
 
 
 @pytest.mark.parametrize(
