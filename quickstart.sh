@@ -68,9 +68,9 @@ print(f"用时 {seconds} 秒（不含安装）。错在哪里，用浏览器打�
 print(f"{output}/cls/report.html、{output}/ner/report.html")
 PYTHON
 
-# 以下每一条都能在新开的终端里原样运行；tests/test_quickstart.py 就是这样做的。
+# 以下每一条都能在新开的终端里原样运行；tests/test_first_minutes.py 就是这样做的。
 echo
-echo "接着用。每开一个终端，先激活环境（Windows 的 cmd、PowerShell：.venv\Scripts\activate）："
+echo "接着用。每开一个终端先激活环境（Windows 的 cmd 里是 .venv\Scripts\activate）："
 [ "$called_from" = "$PWD" ] || echo "    cd $(printf %q "$PWD")"
 if [ -f .venv/Scripts/activate ]; then echo "    source .venv/Scripts/activate"; else echo "    source .venv/bin/activate"; fi
 cat <<COMMANDS
