@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sft"
-GROUND = {"errors", "files", "cli", "text", "console", "network", "processes"}
+GROUND = {"errors", "files", "cli", "text", "console", "network", "processes", "terminal"}
 ROOMS = {
     "tasks": set(),
     "data": {"tasks"},

@@ -64,6 +64,8 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             self.use_cpu = True  # without this, accelerate does not connect the processes that torchrun started
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every adapter weight has a gradient
+        if self.disable_tqdm is None:
+            self.disable_tqdm = False  # transformers would go by its verbosity, which the scripts lower
         evaluates = self.eval_strategy != "no"
         best = evaluates if self.load_best_model_at_end is None else self.load_best_model_at_end
         if best and not evaluates:
