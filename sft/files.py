@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -45,12 +46,16 @@ def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[I
     Raises:
         InputError: the temporary file cannot be created.
     """
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    if is_device(path):  # it must stay what it is
+        with path.open(mode, **text) as file:
+            yield file
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
         # The default buffer of 8 KB makes a million records seconds slower.
-        file = temporary.open(mode, buffering=1 << 20, **text)
+        file = os.fdopen(_create(temporary, like=path), mode, buffering=1 << 20, **text)
     except OSError as error:
         raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
     try:
@@ -64,6 +69,35 @@ def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[I
             sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_device(path: Path) -> bool:
+    """Whether ``path`` is neither a file nor a folder: a device such as ``/dev/null``, or a pipe."""
+    try:
+        return path.exists() and not path.is_file() and not path.is_dir()
+    except OSError:  # what it is cannot be seen; to open it says why
+        return False
+
+
+def _create(path: Path, like: Path) -> int:
+    """Create a file, and give it the permissions of ``like`` if that exists; returns the open descriptor.
+
+    A link that somebody has put there is removed and never followed.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    permissions = stat.S_IMODE(like.stat().st_mode) if like.is_file() else None  # also through a link
+    first = 0o666 if permissions is None else permissions & 0o666
+    try:
+        descriptor = os.open(path, flags, first)
+    except FileExistsError:  # left behind by a killed process of the same number
+        path.unlink()
+        descriptor = os.open(path, flags, first)
+    if permissions is not None and os.name == "posix":
+        os.fchmod(descriptor, permissions)  # the umask has nothing to say about a file that was there before
+    return descriptor
 
 
 def patiently(action: Callable[..., object], *arguments: object) -> None:

@@ -23,7 +23,7 @@ from sft.data.rejections import SHOWN
 from sft.data.source import Source
 from sft.data.splitter import TEST, TRAIN, Splitter
 from sft.errors import InputError
-from sft.files import json_bytes, refuse_folder, same_file, whole_file
+from sft.files import is_device, json_bytes, refuse_folder, same_file, whole_file
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
 from sft.terminal import command, hints_wanted, script_path, terminal_columns
@@ -45,6 +45,8 @@ def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Convers
     record_files = (output_file, test_file)
     for path in record_files:
         refuse_folder(path, str(path / "train.jsonl"))
+        if is_device(path):
+            raise InputError(f"{path}：是一个设备或管道；旁边还要写别的文件，请给出文件名，如 data/train.jsonl")
     report_file, rejected_file = conversion_report_path(output_file), rejected_path(output_file)
     outputs = [*record_files, *map(settings_path, record_files), report_file, rejected_file]
     _check_places(outputs, [source.path for source in sources])
