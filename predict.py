@@ -210,6 +210,7 @@ def model_choice(arguments: argparse.Namespace) -> ModelChoice:
         model_name_or_path=arguments.model_name_or_path,
         dtype=arguments.dtype,
         allow_other_base=arguments.allow_other_base,
+        verify=not arguments.no_verify,
     )
 
 

@@ -55,7 +55,7 @@ def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[I
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The default buffer of 8 KB makes a million records seconds slower.
-        file = os.fdopen(_create(temporary, like=path), mode, buffering=1 << 20, **text)
+        file = open(temporary, mode, buffering=1 << 20, opener=lambda *_: _create(temporary, like=path), **text)  # noqa: SIM115
     except OSError as error:
         raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
     try:

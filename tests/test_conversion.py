@@ -175,6 +175,8 @@ def test_records_are_what_the_task_renders(tmp_path):
             path = tmp_path / f"{side}.jsonl"
             kept = json.loads(settings_path(path).read_bytes())
             assert kept.pop("format_version") == FORMAT_VERSION
+            assert kept.pop("conversion")["with"] == f"{'test' if side == 'train' else 'train'}.jsonl"
+            assert len(kept.pop("sha256")) == 16
             task = of_settings(kept)
             assert task.settings() == kept
             read_task_records(path, task)

@@ -20,6 +20,10 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 @posix
 class TestWholeFile:
     def test_a_link_planted_at_the_temporary_name_is_not_followed(self, tmp_path):
@@ -29,13 +33,13 @@ class TestWholeFile:
         write_json(path, {"a": 1})
         assert victim.read_text() == "precious"
         assert not path.is_symlink()
-        assert sorted(os.listdir(tmp_path)) == ["report.html", "victim"]
+        assert names_in(tmp_path) == ["report.html", "victim"]
 
     def test_a_link_to_nothing_planted_there_creates_nothing(self, tmp_path):
         path = tmp_path / "report.html"
         temporary_of(path).symlink_to(tmp_path / "made")
         write_json(path, {"a": 1})
-        assert os.listdir(tmp_path) == ["report.html"]
+        assert names_in(tmp_path) == ["report.html"]
 
     @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
     def test_a_file_that_is_replaced_keeps_its_permissions(self, mode, tmp_path):
@@ -82,5 +86,5 @@ class TestDevices:
         flags = ["--input_file", str(raw), "--test_file", str(tmp_path / "test.jsonl")]
         assert script.main([*flags, "--output_file", str(pipe)]) == 2
         assert "设备" in capsys.readouterr().err
-        assert sorted(os.listdir(tmp_path)) == ["pipe", "raw.jsonl"]
+        assert names_in(tmp_path) == ["pipe", "raw.jsonl"]
         assert stat.S_ISFIFO(pipe.stat().st_mode)

@@ -148,9 +148,10 @@ def test_a_relative_base_is_found_from_another_working_directory(
     if "models" in remembered:
         (tmp_path / "project/models").mkdir()
         (tmp_path / "project/base").rename(tmp_path / "project/models/base")
-    remember(adapter, base_model=remembered)
     path = adapter / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": remembered}))
+    settings = TaskSettings.read(adapter / "task.json")
+    settings.replace(base_model=remembered).write(adapter / "task.json")  # after the file that it has a hash of
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

@@ -24,7 +24,7 @@ from sft.data.source import Source
 from sft.data.splitter import TEST, TRAIN, Splitter
 from sft.errors import InputError
 from sft.files import is_device, json_bytes, refuse_folder, same_file, whole_file
-from sft.tasks.settings import TaskSettings, settings_path
+from sft.tasks.settings import converted_settings, settings_path
 from sft.tasks.task import Task
 from sft.terminal import command, hints_wanted, script_path, terminal_columns
 
@@ -51,8 +51,11 @@ def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Convers
     outputs = [*record_files, *map(settings_path, record_files), report_file, rejected_file]
     _check_places(outputs, [source.path for source in sources])
 
-    with ExitStack() as stack:  # renames all files when it ends, the records last
-        files = {path: stack.enter_context(whole_file(path, sync=False)) for path in outputs}
+    # Renamed one after the other when the block ends, the last one first: a conversion that is killed meanwhile
+    # leaves settings that are no pair (see `require_pair`).
+    in_order = [settings_path(test_file), *record_files, report_file, rejected_file, settings_path(output_file)]
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(whole_file(path, sync=False)) for path in in_order}
         finished = [files[path] for path in record_files]
         spools = finished
         if recipe.task is None:  # the messages can be written only when all labels are known
@@ -66,13 +69,15 @@ def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Convers
         if recipe.task is None:
             for spool, file in zip(spools, finished, strict=True):
                 _render_spool(recipe, task, spool, file)
-        for path in record_files:
-            files[settings_path(path)].write(TaskSettings(task).to_bytes())
         test_ratio = None if official_test else conversion.test_ratio
         report = splitter.report(task) | {"seed": conversion.seed, "test_ratio": test_ratio}
         files[report_file].write(json_bytes(report))
         for file in files.values():  # a full disk fails here, before any file is renamed
             file.flush()
+        written = {path: Path(files[path].name) for path in record_files}
+        for path, settings in zip(record_files, converted_settings(task, written), strict=True):
+            files[settings_path(path)].write(settings.to_bytes())
+            files[settings_path(path)].flush()
     if not report["rejected"]:
         rejected_file.unlink()
     return report

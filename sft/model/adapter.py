@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sft.errors import InputError
 from sft.files import ADAPTER_FILE, TASK_FILE, read_json
 from sft.model.hub import MODELS_DIR, is_hub_id, model_hash, problem, resolve_model
+from sft.tasks.sealed import WAIVER, check_files
 from sft.tasks.settings import TaskSettings
 
 logger = logging.getLogger(__name__)
@@ -74,20 +75,27 @@ def _best_of(checkpoint: Path) -> Path | None:
     return checkpoint.with_name(f"checkpoint-{step}") if step else None
 
 
-def settings_of_adapter(folder: Path) -> TaskSettings:
+def settings_of_adapter(folder: Path, *, verify: bool = True, waiver: str = WAIVER) -> TaskSettings:
     """What an adapter remembers, its ``task.json``. A checkpoint of an older version has that of its run.
 
+    Args:
+        verify: compare the files with their hashes in ``task.json``.
+        waiver: what the user can do to use changed files on purpose, for the message.
+
     Raises:
-        InputError: the folder has no adapter or no ``task.json``, or it is damaged.
+        InputError: the folder has no adapter or no ``task.json``, it is damaged, or a file beside it was changed.
     """
     path = folder / TASK_FILE
     if path.is_file():
-        return TaskSettings.read(path)
+        settings = TaskSettings.read(path, verify=verify)
+        if verify:
+            check_files(path, settings.files, waiver)
+        return settings
     require_adapter(folder)
     of_run = folder.absolute().parent / TASK_FILE
     if CHECKPOINT.fullmatch(folder.name) and of_run.is_file():
         logger.warning("%s：没有 %s，用这次训练的 %s（不用它的阈值）", folder, TASK_FILE, of_run)
-        return TaskSettings.read(of_run).replace(threshold=None)
+        return TaskSettings.read(of_run, verify=verify).replace(threshold=None)
     raise InputError(f"{path}：没有这个文件；请用 --task_file 给出训练数据旁边的 *.task.json")
 
 

@@ -39,6 +39,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--allow_other_base", action="store_true", help="允许底座与训练时的不同（形状相同、权重不同），结果自负"
     )
+    parser.add_argument(
+        "--no_verify", action="store_true", help="不核对适配器、分词器和 task.json 是否还是训练写下的样子，结果自负"
+    )
 
     reading = parser.add_argument_group("输入")
     source = reading.add_mutually_exclusive_group()

@@ -10,6 +10,8 @@ from sft.files import TASK_FILE
 from sft.model.adapter import settings_of_adapter
 from sft.tasks.settings import TaskSettings, settings_path
 
+WAIVER = "加 --no_verify"
+
 
 @dataclass(frozen=True)
 class ModelChoice:
@@ -23,6 +25,7 @@ class ModelChoice:
         model_name_or_path: folder or hub id of the base model.
         dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
         allow_other_base: accept another base model than the one that the adapter was trained on.
+        verify: refuse an adapter whose files are not those that training wrote.
     """
 
     adapter: Path | None = None
@@ -32,6 +35,7 @@ class ModelChoice:
     model_name_or_path: str | None = None
     dtype: str | None = None
     allow_other_base: bool = False
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ def read_settings(choice: ModelChoice) -> TaskSettings:
     """The task, and what training has added to it; ``--task_file`` replaces only the task of an adapter.
 
     Raises:
-        InputError: there is no such file, it is damaged, or it belongs to another task than the adapter.
+        InputError: there is no such file, it or a file beside it was changed, or it belongs to another task than the
+            adapter.
     """
     path = choice.task_file
     if path is None and choice.adapter is None:
@@ -60,13 +65,13 @@ def read_settings(choice: ModelChoice) -> TaskSettings:
             raise InputError("不知道是什么任务：请用 --task_file 给出 data/*.task.json，或用 --adapter")
         path = settings_path(choice.input_file)
     if path is None:
-        return settings_of_adapter(choice.adapter)
+        return settings_of_adapter(choice.adapter, verify=choice.verify, waiver=WAIVER)
     if not path.is_file():
         raise InputError(f"{path}：没有这个文件；请用 --task_file 给出 data/*.task.json")
-    settings = TaskSettings.read(path)
+    settings = TaskSettings.read(path, verify=choice.verify)
     if choice.adapter is None or not (choice.adapter / TASK_FILE).is_file():
         return settings
-    trained = TaskSettings.read(choice.adapter / TASK_FILE)
+    trained = settings_of_adapter(choice.adapter, verify=choice.verify, waiver=WAIVER)
     if trained.task.name != settings.task.name:
         raise InputError(
             f"{path}：这是 {settings.task.name} 的任务，{choice.adapter} 训练的是 {trained.task.name}；"

@@ -3,21 +3,26 @@
 Only this module interprets and writes it.
 
 Conversion writes it beside the records: the task. Training checks it, adds the base model, numbers and lengths, and
-puts it into the adapter's folder; prediction needs nothing else.
+puts it into the adapter's folder; prediction needs nothing else. Hashes in it say whether it, and the files beside it,
+are still what was written (`sft.tasks.sealed`).
 """
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, fields, replace
+import os
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Self
 
-from sft.errors import InputError
-from sft.files import json_bytes, read_json, whole_file
+from sft.errors import InputError, one_line
+from sft.files import TASK_FILE, read_json, whole_file
 from sft.tasks import TASKS
+from sft.tasks.sealed import CONVERSION, FILES, hashes_beside, is_sealed, pair_id, sealed_bytes
 from sft.tasks.task import Task
 
 FORMAT_VERSION = 1
+DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class TaskSettings:
         base_hash: the hash of the base model's config and weights; None in files of older versions.
         end_token: the token that ends an answer, such as ``<|im_end|>``.
         prompt_date: the day that the chat template shows as today, such as ``2024-07-26``; None if it shows none.
+        files: the hashes of the files beside an adapter's ``task.json``, by name. `write` takes them anew.
+        conversion: of the settings beside records: the ``id`` of the conversion, and ``with``, the other file of
+            records that it wrote, as seen from this one.
     """
 
     task: Task
@@ -46,14 +54,19 @@ class TaskSettings:
     base_hash: str | None = None
     end_token: str | None = None
     prompt_date: str | None = None
+    files: Mapping[str, str] | None = field(default=None, compare=False)
+    conversion: Mapping[str, str] | None = field(default=None, compare=False)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, *, verify: bool = True) -> Self:
         """Read a ``*.task.json``.
 
+        Args:
+            verify: refuse a file that was changed after it was written.
+
         Raises:
-            InputError: it cannot be read, is of another format version or an unknown task, or a field is missing or
-                of another type.
+            InputError: it cannot be read, is of another format version or an unknown task, a field is missing or of
+                another type, or it was changed.
         """
         content = read_json(path)
         name = content.get("task") if isinstance(content, dict) else content
@@ -66,17 +79,30 @@ class TaskSettings:
         try:
             settings = cls(TASKS[name].from_settings(content), **added)
         except (KeyError, TypeError) as error:
-            raise InputError(f"{path}：缺少字段或类型不对（{error}）；请重新转换或训练") from error
+            raise InputError(f"{path}：缺少字段或类型不对（{one_line(error)}）；请重新转换或训练") from error
         settings._check_types(path)
+        if verify and not is_sealed(content):
+            raise InputError(f"{path}：写好之后被改过或损坏了（sha256 不符）；{_how_to_change(path)}")
         return settings
 
     def _check_types(self, path: Path) -> None:
         wanted = {"base_model": str, "base_hash": str, "dtype": str, "max_length": int, "max_new_tokens": int}
-        wanted |= {"threshold": int | float, "end_token": str, "prompt_date": str}
+        wanted |= {"threshold": int | float, "end_token": str, "prompt_date": str, "version": str}
+        wanted |= {FILES: dict, CONVERSION: dict}
         for name, kind in wanted.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise InputError(f"{path}：{name} 的类型不对（{str(value)[:60]!r}）；请重新转换或训练")
+        for name in ("max_length", "max_new_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{path}：{name} 应不小于 1，实际是 {getattr(self, name)}；请重新训练")
+        if self.dtype not in (None, *DTYPES):
+            raise InputError(f"{path}：dtype 应是 {'、'.join(DTYPES)} 之一，实际是 {self.dtype[:60]!r}；请重新训练")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise InputError(f"{path}：threshold 应在 0 与 1 之间，实际是 {self.threshold}；请重新训练")
+        for name in (FILES, CONVERSION):
+            if not all(isinstance(value, str) for value in (getattr(self, name) or {}).values()):
+                raise InputError(f"{path}：{name} 应是 {{名字: 字符串}}；请重新转换或训练")
 
     def to_json(self) -> dict:
         """The content of the file; what training has not set yet is left out."""
@@ -85,17 +111,20 @@ class TaskSettings:
         return {"format_version": FORMAT_VERSION, **self.task.settings(), **known}
 
     def to_bytes(self) -> bytes:
-        """The file as bytes."""
-        return json_bytes(self.to_json())
+        """The file as bytes, with its seal."""
+        return sealed_bytes(self.to_json())
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file, whole or not at all. An adapter's ``task.json`` gets the hashes of the files beside it.
+
+        So it is written after them.
 
         Raises:
             InputError: the place cannot be written.
         """
+        beside = hashes_beside(path) if path.name == TASK_FILE else {}
         with whole_file(path) as file:
-            file.write(self.to_bytes())
+            file.write(self.replace(files=beside or None).to_bytes())
 
     def replace(self, **changes: object) -> Self:
         """The same with other values."""
@@ -105,6 +134,62 @@ class TaskSettings:
 def settings_path(records_path: Path) -> Path:
     """``data/train_cls.jsonl`` → ``data/train_cls.task.json``: the task's settings beside its records."""
     return records_path.with_name(f"{records_path.stem}.task.json")
+
+
+def converted_settings(task: Task, written: Mapping[Path, Path]) -> list[TaskSettings]:
+    """The settings beside the two files of records that one conversion writes, with what marks them as a pair.
+
+    Args:
+        written: where each file of records will be → where its content is now.
+    """
+    pair = pair_id(TaskSettings(task).to_json(), *written.values())
+    one, other = written
+    return [
+        TaskSettings(task, conversion={"id": pair, "with": _as_seen_from(here, there)})
+        for here, there in ((one, other), (other, one))
+    ]
+
+
+def _as_seen_from(path: Path, other: Path) -> str:
+    try:
+        return Path(os.path.relpath(other, path.parent)).as_posix()
+    except ValueError:  # another drive of Windows
+        return other.name
+
+
+def require_pair(records_path: Path, settings: TaskSettings) -> None:
+    """Refuse records whose conversion was killed while its files were put in their places.
+
+    The first file and the last file that come to their places are the two ``*.task.json``, so that an unfinished
+    conversion can be seen in them.
+
+    Args:
+        settings: those beside ``records_path``.
+
+    Raises:
+        InputError: the other file of records is there, and it is of another conversion.
+    """
+    if settings.conversion is None:  # of an older version, or not written by a conversion
+        return
+    other = records_path.parent / settings.conversion.get("with", "")
+    if not other.is_file():
+        return
+    path = settings_path(other)
+    found = TaskSettings.read(path).conversion if path.is_file() else None
+    if found is None or found.get("id") != settings.conversion.get("id"):
+        raise InputError(
+            f"{records_path} 和 {other}：不是同一次转换写出的（转换中断过，或其中一个后来又转换过）；"
+            f"请重新转换；确实要分开用，就把 {other.name} 移到别处"
+        )
+
+
+def _how_to_change(path: Path) -> str:
+    if path.name == TASK_FILE:
+        return (
+            "请从备份恢复或重新训练；只想改门槛，用 predict.py 的 --threshold；"
+            "确实要用改过的，predict.py 加 --no_verify，训练则先删去其中的 sha256 和 files 两项"
+        )
+    return "请重新转换；确实要用改过的，先删去其中的 sha256 和 conversion 两项"
 
 
 def _added_fields() -> tuple[Field, ...]:

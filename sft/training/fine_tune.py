@@ -213,7 +213,12 @@ def leave_other_processes(trainer: SftTrainer) -> None:
 
 
 def save_adapter(trainer: SftTrainer, settings: TaskSettings, results: dict[str, float]) -> None:
-    """Write the best adapter, and the other files that `predict.py` needs."""
+    """Write the best adapter, and the other files that `predict.py` needs.
+
+    The ``task.json`` of an earlier run goes first: a run that is killed here must not leave it beside a new adapter.
+    """
+    if trainer.is_world_process_zero():
+        (trainer.run.output_dir / TASK_FILE).unlink(missing_ok=True)
     with told_if_not_written(trainer.run.output_dir / ADAPTER_FILE):
         trainer.save_model()
     if trainer.is_world_process_zero():

@@ -26,7 +26,7 @@ from sft.model.hub import lasting_name, resolve_model
 from sft.model.loading import load_config, load_tokenizer, resolve_dtype
 from sft.model.lora import require_target_modules
 from sft.model.template import prompt_date
-from sft.tasks.settings import TaskSettings, settings_path
+from sft.tasks.settings import TaskSettings, require_pair, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.start import start_from_adapter
@@ -160,7 +160,9 @@ def read_task(task_type: type[Task], train_file: Path) -> Task:
         raise InputError(
             f"{path}：没有这个文件；它和 {train_file.name} 一起由 transfer_*.py 写出，请一起拷来，或重新转换"
         )
-    task = TaskSettings.read(path).task
+    settings = TaskSettings.read(path)
+    require_pair(train_file, settings)
+    task = settings.task
     if task.name != task_type.name:
         raise InputError(f"{path}：这是 {task.name} 的数据，这个脚本训练 {task_type.name}；请换脚本或换数据")
     return task
@@ -206,6 +208,8 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
     test_file = find_test_file(data.test_file, Path(data.train_file))
     if test_file:
         require_records(test_file, type(task))
+        if test_file != Path(data.train_file) and settings_path(test_file).is_file():
+            require_pair(test_file, TaskSettings.read(settings_path(test_file)))
     test = read_task_records(test_file, task) if test_file else []
     logger.info("训练 %d 条，验证 %d 条，测试 %d 条（%s）", len(train), len(validation), len(test), test_file or "无")
     return Splits(train, validation, test)
