@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sft import __version__
-from sft.errors import InputError, RunError, Stopped
+from sft.errors import InputError, RunError, Stopped, is_out_of_memory
 from sft.processes import is_first_on_machine
 from sft.terminal import shown_path
 
@@ -289,6 +289,12 @@ def one_line_errors(interrupted: str = "已中断", *, piped: bool = False) -> I
         logger.debug("", exc_info=True)
         where = f"{error.filename}：" if error.filename else ""
         _print_error(f"{where}{error.strerror}；{_advice(error)}")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        outcome.code = FAILED
+        logger.debug("", exc_info=True)
+        _print_error("内存不够：请减小批的大小（--per_device_train_batch_size、--batch_size）或长度，或换小一些的模型")
 
 
 def _advice(error: OSError) -> str:

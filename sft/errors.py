@@ -6,6 +6,8 @@ import re
 
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory: you tried to allocate", "can't allocate memory")
+
 
 class InputError(Exception):
     """A mistake in the user's input (a file, a flag). The scripts print it as one line and exit with 2."""
@@ -58,3 +60,10 @@ class LeftOut(RowError):
 def one_line(error: BaseException) -> str:
     """The error's message on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that this machine's main memory is used up: Python's own, and torch's on a CPU."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    )

@@ -24,7 +24,7 @@ from sft.decoding.vocabulary import Vocabulary, vocabulary_of
 from sft.engine.attention import at_least_float32
 from sft.engine.option_tree import score
 from sft.errors import RowError
-from sft.model.encoding import encode_prompts, encode_texts, terminator_id
+from sft.model.encoding import encode_each_prompt, encode_prompts, encode_texts, terminator_id
 from sft.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -114,13 +114,13 @@ def predict_together(
 
 def _fit(records: Sequence[dict], task: Task, tokenizer, limits: Limits) -> list[list[Piece] | RowError]:
     """For each record the pieces that leave room for the answer (mostly one), or why there are none."""
-    prompts = encode_prompts(records, task, tokenizer)
+    prompts = encode_each_prompt(records, task, tokenizer)
     shorter_of = [
-        _shorten(record, len(prompt_ids), task, tokenizer, limits)
+        prompt_ids if isinstance(prompt_ids, RowError) else _shorten(record, len(prompt_ids), task, tokenizer, limits)
         for record, prompt_ids in zip(records, prompts, strict=True)
     ]
     shorter = [part for parts in shorter_of if isinstance(parts, list) for part in parts]
-    shorter_prompts = iter(encode_prompts(shorter, task, tokenizer))
+    shorter_prompts = iter(encode_each_prompt(shorter, task, tokenizer))
     fitted: list[list[Piece] | RowError] = []
     for record, prompt_ids, parts in zip(records, prompts, shorter_of, strict=True):
         if parts is None:
@@ -128,7 +128,9 @@ def _fit(records: Sequence[dict], task: Task, tokenizer, limits: Limits) -> list
         elif isinstance(parts, RowError):
             fitted.append(parts)
         else:
-            fitted.append([Piece(part, next(shorter_prompts)) for part in parts])
+            pieces = [(part, next(shorter_prompts)) for part in parts]
+            failed = next((ids for _, ids in pieces if isinstance(ids, RowError)), None)
+            fitted.append(failed or [Piece(part, ids) for part, ids in pieces])
     return fitted
 
 
@@ -141,10 +143,10 @@ def _shorten(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Li
         room_tokens = 1 + max(len(ids) for ids in encode_texts(list(options), tokenizer))
     if prompt_tokens + room_tokens <= limits.max_length:
         return None
-    if options is None:  # an answer is at most about as long as its sentence: leave it half of what remains
-        instruction_tokens = len(encode_prompts([record | {"text": ""}], task, tokenizer)[0])
-        room_tokens = min(room_tokens, (limits.max_length - instruction_tokens) // 2)
     try:
+        if options is None:  # an answer is at most about as long as its sentence: leave it half of what remains
+            instruction_tokens = len(encode_prompts([record | {"text": ""}], task, tokenizer)[0])
+            room_tokens = min(room_tokens, (limits.max_length - instruction_tokens) // 2)
         return task.pieces(
             record,
             lambda piece: len(encode_prompts([piece], task, tokenizer)[0]) + room_tokens,

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from sft.errors import InputError
 from sft.files import ADAPTER_FILE, TASK_FILE, read_json
+from sft.model.adapter_config import ADAPTER_CONFIG_FILE, check_adapter_config
 from sft.model.hub import MODELS_DIR, is_hub_id, model_hash, problem, resolve_model
 from sft.tasks.sealed import WAIVER, check_files
 from sft.tasks.settings import TaskSettings
 
 logger = logging.getLogger(__name__)
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -34,19 +34,20 @@ class Base(NamedTuple):
 
 
 def require_adapter(folder: Path, flag: str = "--adapter") -> None:
-    """Refuse a folder without an adapter, and say which one was probably meant.
+    """Refuse a folder without an adapter that can be used, and say which one was probably meant.
 
     Args:
         flag: the flag that named the folder.
 
     Raises:
-        InputError: there is no such folder, or no adapter in it.
+        InputError: there is no such folder, no adapter in it, or one that `check_adapter_config` refuses.
     """
     if folder.is_file():
         raise InputError(f"{folder}：是一个文件；请给出它所在的文件夹：{flag} {folder.parent}")
     if not folder.is_dir():
         raise InputError(f"{folder}：没有这个文件夹；请用 {flag} 给出训练脚本的 --output_dir")
     if (folder / ADAPTER_FILE).is_file():
+        check_adapter_config(folder)
         return
     if checkpoints := _checkpoints_in(folder):
         newest = checkpoints[-1]
@@ -70,9 +71,12 @@ def _checkpoints_in(folder: Path) -> list[Path]:
 def _best_of(checkpoint: Path) -> Path | None:
     """The best checkpoint so far, as a checkpoint's state names it."""
     path = checkpoint / "trainer_state.json"
-    state = read_json(path) if path.is_file() else None
+    try:
+        state = read_json(path) if path.is_file() else None
+    except InputError:  # it only says which one to advise
+        return None
     step = state.get("best_global_step") if isinstance(state, dict) else None
-    return checkpoint.with_name(f"checkpoint-{step}") if step else None
+    return checkpoint.with_name(f"checkpoint-{step}") if type(step) is int else None
 
 
 def settings_of_adapter(folder: Path, *, verify: bool = True, waiver: str = WAIVER) -> TaskSettings:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.console import progress
 from sft.engine.batches import EncodedRow
-from sft.errors import InputError, RowError
+from sft.errors import InputError, RowError, is_out_of_memory, one_line
 from sft.model.template import answer_end
 from sft.tasks.task import Task
 
@@ -57,8 +57,32 @@ def encode_prompts(records: Sequence[dict], task: Task, tokenizer: PreTrainedTok
 
     Text from data never becomes a control token. Rows that contain the text of one are encoded one by one with
     transformers' ``sanitize_control_tokens``; the others in one batch, which gives the same ids several times faster.
+
+    Raises:
+        RowError: the chat template fails at the text of one of them.
     """
     chats = [task.prompt(record) for record in records]
+    try:
+        return _encode_chats(chats, tokenizer)
+    except Exception as error:  # a template is foreign code: it can raise anything
+        if is_out_of_memory(error):
+            raise
+        raise RowError("text", f"对话模板在它上面出错（{one_line(error) or type(error).__name__}）") from error
+
+
+def encode_each_prompt(
+    records: Sequence[dict], task: Task, tokenizer: PreTrainedTokenizerBase
+) -> list[list[int] | RowError]:
+    """`encode_prompts`; in the place of a record at which the chat template fails stands the error."""
+    try:
+        return encode_prompts(records, task, tokenizer)
+    except RowError as error:
+        if len(records) == 1:
+            return [error]
+    return [encode_each_prompt([record], task, tokenizer)[0] for record in records]
+
+
+def _encode_chats(chats: Sequence[list[dict[str, str]]], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     control = control_token_pattern(tokenizer)
     suspicious = [any(control.search(message["content"]) for message in chat) for chat in chats]
     plain_chats = [chat for chat, suspect in zip(chats, suspicious, strict=True) if not suspect]
@@ -125,8 +149,12 @@ def encode_rows(
 
 
 def _encode(records: Sequence[tuple[int, dict]], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[EncodedRow]:
+    """Raises InputError if the chat template fails at one of the records."""
     contents = [record for _, record in records]
-    prompts = encode_prompts(contents, task, tokenizer)
+    prompts = encode_each_prompt(contents, task, tokenizer)
+    for (line, _), prompt in zip(records, prompts, strict=True):
+        if isinstance(prompt, RowError):
+            raise InputError(f"第 {line} 行：{prompt}；请去掉这一行，或换一个对话模板") from prompt
     answers = encode_answers(contents, task, tokenizer)
     lines = [line for line, _ in records]
     return [EncodedRow(*parts) for parts in zip(prompts, answers, lines, strict=True)]

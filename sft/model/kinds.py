@@ -44,6 +44,8 @@ def refuse_other_kinds(folder: Path) -> None:
     """
     config = read_json(folder / "config.json")
     reason = _reason(config) if isinstance(config, dict) else "config.json 不是一个 JSON 对象"
+    if reason is None and (folder / "adapter_config.json").exists():  # transformers would load it, too, silently
+        reason = "里面既有底座模型又有适配器（adapter_config.json）；请把适配器移到别的文件夹"
     if reason is not None:
         raise InputError(f"{folder}：{reason}")
 
@@ -63,7 +65,8 @@ def _reason(config: dict) -> str | None:
         return f"模型 {kind} 是编码器加解码器的（seq2seq）；{WANTED}"
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return f"模型 {kind} 不是因果语言模型；{WANTED}"
-    heads = [head for head in config.get("architectures") or [] if isinstance(head, str)]
+    heads = config.get("architectures")
+    heads = [head for head in (heads if isinstance(heads, list) else []) if isinstance(head, str)]
     generates = any(re.search(r"CausalLM|LMHead|ConditionalGeneration", head) for head in heads)
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not generates and not config.get("is_decoder"):
         return f"模型 {kind} 只有编码器，不能生成文字；{WANTED}"

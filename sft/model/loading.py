@@ -23,11 +23,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from sft.console import is_watched
 from sft.engine.attention import ARCHITECTURES, use_packed_attention
-from sft.errors import InputError, one_line
+from sft.errors import InputError, is_out_of_memory, one_line
 from sft.files import ADAPTER_FILE, read_json
 from sft.model.encoding import terminator_id
 from sft.model.kinds import refuse_other_kinds
-from sft.model.template import settle_template, template_tokens, with_fixed_date
+from sft.model.template import check_template, own_template, settle_template, template_tokens, with_fixed_date
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +74,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if not tokenizer.is_fast:
         raise InputError(f"{folder}：没有 tokenizer.json 这样的快速分词器；请换一个带快速分词器的模型")
     if (folder / "adapter_config.json").is_file():  # trained with this template: keep it, only stop its clock
-        tokenizer.chat_template = tokenizer.chat_template and with_fixed_date(tokenizer.get_chat_template())
+        tokenizer.chat_template = tokenizer.chat_template and with_fixed_date(own_template(tokenizer, folder))
     if not (folder / "adapter_config.json").is_file() or tokenizer.chat_template is None:
         settle_template(tokenizer, folder)
+    else:
+        check_template(tokenizer, folder)
     _fit_to_embedding(tokenizer, folder)
     return tokenizer
 
@@ -87,7 +89,8 @@ def _tokenizer_advice(folder: Path) -> str:
         settings = orjson.loads((folder / "tokenizer_config.json").read_bytes())
     except (OSError, ValueError):
         return "请重新下载模型"
-    if isinstance(settings, dict) and "AutoTokenizer" in (settings.get("auto_map") or {}):
+    own_code = settings.get("auto_map") if isinstance(settings, dict) else None
+    if isinstance(own_code, list | tuple) or (isinstance(own_code, dict) and "AutoTokenizer" in own_code):
         return "分词器靠自带的代码运行（auto_map），为安全起见从不运行它；请换 transformers 直接支持的模型"
     return "请重新下载模型，或换一个模型"
 
@@ -120,7 +123,9 @@ def embedding_rows(folder: Path) -> int | None:
         return None
     config = read_json(folder / "config.json")
     text_config = config.get("text_config") if isinstance(config, dict) else None
-    return (text_config or config).get("vocab_size") if isinstance(config, dict) else None
+    config = text_config if isinstance(text_config, dict) and text_config else config
+    rows = config.get("vocab_size") if isinstance(config, dict) else None
+    return rows if type(rows) is int else None
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -132,7 +137,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
     refuse_other_kinds(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # any error: the file is somebody else's, and every model reads it in its own way
         raise InputError(f"{folder}：config.json 读不出（{one_line(error)}）；请重新下载模型") from error
 
 
@@ -161,7 +166,9 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise InputError(f"{folder}：读不出模型（{one_line(error)}）；请重新下载模型") from error
     except ImportError as error:
         raise InputError(f"{folder}：读这个模型需要另装一个库（{one_line(error)}）；或换一个模型") from error
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # any error, as in `load_config`
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{folder}：读不出模型（{one_line(error)}）；请换一个模型") from error
     if missing := sorted(loading["missing_keys"]):  # transformers would use random values instead
         raise InputError(
@@ -209,7 +216,9 @@ def load_adapter(
         model = PeftModel.from_pretrained(
             model, folder, config=config, is_trainable=trainable, autocast_adapter_dtype=True
         )
-    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # any error: the file is somebody else's
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"{folder}：适配器与模型不匹配（{one_line(error)}）") from error
     with safe_open(folder / ADAPTER_FILE, "pt") as file:
         saved = set(file.keys())

@@ -78,7 +78,7 @@ def settle_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     Raises:
         InputError: the template cannot be used: it fails, does not end, leaves a text out, or begins a thought.
     """
-    template = _own_template(tokenizer, folder)
+    template = own_template(tokenizer, folder)
     template = without_thinking(with_fixed_date(template))
     template = _with_instruction(template, tokenizer, folder)
     template = _with_beginning(template, tokenizer)
@@ -93,7 +93,22 @@ def settle_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokenizer.chat_template = _with_end(template, tokenizer, folder)
 
 
-def _own_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
+def check_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Refuse the template of an adapter if it fails, does not end, or leaves the answer out; change nothing.
+
+    Raises:
+        InputError: there is such a problem.
+    """
+    try:
+        rendered = _render(tokenizer.chat_template, tokenizer)
+        problem = None if ANSWER in rendered.whole else f"{NAMES[ANSWER]}没有出现"
+    except InputError as error:
+        problem = str(error)
+    if problem is not None:
+        raise InputError(f"{folder}：对话模板用不了：{problem}；请恢复训练写下的 chat_template.jinja")
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> str:
     """The model's template; ChatML if it has none."""
     if tokenizer.chat_template is None:
         terminator = "<|im_end|>" if "<|im_end|>" in tokenizer.get_added_vocab() else tokenizer.eos_token
