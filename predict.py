@@ -19,6 +19,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from sft.cli import one_line_errors, readable_streams, run_script
+from sft.errors import printable
 from sft.prediction.arguments import parse_arguments
 from sft.processes import is_first_process, process_count, process_index
 from sft.terminal import columns_of, folded, has_colour
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metrics = predict(arguments)
         if metrics is not None:
             where = sys.stdout if arguments.output_file else sys.stderr
-            print(metrics_text(metrics, columns_of(where)), file=where, flush=True)
+            print(printable(metrics_text(metrics, columns_of(where))), file=where, flush=True)
     return outcome.code
 
 

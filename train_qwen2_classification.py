@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from sft.cli import one_line_errors, readable_streams, run_script
+from sft.errors import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if results is not None and arguments.training.process_index == 0:  # only one process reports
             told = after_training(results, arguments)
             if sys.stdout.isatty():  # for a person
-                print(told)
+                print(printable(told))
             else:  # for a program
                 if __name__ == "__main__":  # UTF-8 whatever the code page is; a notebook's stdout is UTF-8 already
                     sys.stdout.reconfigure(encoding="utf-8")
-                print(json.dumps(results, ensure_ascii=False, indent=2))
+                print(printable(json.dumps(results, ensure_ascii=False, indent=2)))
                 logging.info(told)
     return outcome.code
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sft import __version__
-from sft.errors import InputError, RunError, Stopped, is_out_of_memory
+from sft.errors import InputError, RunError, Stopped, is_out_of_memory, printable
 from sft.processes import is_first_on_machine
 from sft.terminal import shown_path
 
@@ -52,7 +52,7 @@ class OneLineErrors:
 
     def error(self, message: str) -> NoReturn:
         """Write ``message`` to stderr and exit with 2."""
-        self.exit(WRONG_INPUT, f"{self.prog}：{_in_chinese(message)}；全部参数见 --help\n")
+        self.exit(WRONG_INPUT, printable(f"{self.prog}：{_in_chinese(message)}；全部参数见 --help") + "\n")
 
 
 class Parser(OneLineErrors, argparse.ArgumentParser):
@@ -311,4 +311,4 @@ def _in_chinese(message: str) -> str:
 
 
 def _print_error(line: object) -> None:
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{printable(str(line))}\n")

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from sft.errors import printable
 from sft.processes import is_first_process
 from sft.terminal import columns_of, folded
 
@@ -44,12 +45,22 @@ class LinesOnStderr(logging.StreamHandler):
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Send log messages of at least ``level`` to stderr without a prefix, and hide FutureWarnings of libraries."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="(transformers|peft)")
-    logging.basicConfig(level=level, format="%(message)s", handlers=[LinesOnStderr(sys.stderr)])
+    handler = LinesOnStderr(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages quote labels and texts of a user's data; a terminal must not obey what is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message as `printable` gives it."""
+        return printable(super().format(record))
 
 
 def say(line: str) -> None:
     """Write a line for a person to stderr. On a terminal it is broken where it is too long."""
-    sys.stderr.write(folded(line, columns_of(sys.stderr)) + "\n")
+    sys.stderr.write(folded(printable(line), columns_of(sys.stderr)) + "\n")
 
 
 @contextmanager
@@ -130,7 +141,7 @@ class ConversionProgress:
             return
         if path != self._path:
             self.__exit__()
-            self._path, self._bar = path, _bar(f"转换 {path.name}", "行", **ONLY_IF_LONG)
+            self._path, self._bar = path, _bar(f"转换 {printable(path.name)}", "行", **ONLY_IF_LONG)
         if self._bar.total is None and self._bar.format_dict["elapsed"] > BAR_AFTER_SECONDS:
             self._bar.total = count_lines(path)
         self._bar.update(line - self._bar.n)

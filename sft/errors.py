@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+# Control characters and the marks that turn the direction of a text, all but tab and newline: a terminal obeys them.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory: you tried to allocate", "can't allocate memory")
@@ -60,6 +62,11 @@ class LeftOut(RowError):
 def one_line(error: BaseException) -> str:
     """The error's message on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200]
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: what the terminal would obey, such as an escape sequence, is written as in JSON."""
+    return text if text.isprintable() else _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

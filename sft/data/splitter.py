@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import orjson
 
@@ -29,6 +29,7 @@ from sft.tasks.task import Task
 SIDES = ("train", "test")
 TRAIN, TEST = 0, 1
 MAX_LABELS = 1000
+MAX_LABEL_CHARACTERS = 20_000  # of all labels together, where every prompt names all of them
 MAX_BAD_SHARE = 0.2
 MAX_BAD_SHARE_OF_MANY, MANY_ROWS = 0.01, 1000
 MAX_SHARE_OF_LABELS, FEWEST_ROWS_TO_JUDGE = 0.5, 20  # labels for each row
@@ -149,6 +150,8 @@ class Splitter:
             stratum.rows[row_side] += 1
             for label in labels:
                 label_counts[label] += 1
+            if len(label_counts) > MAX_LABELS:
+                self._refuse_so_many_labels(number)
             record = make_record(task, fields) if task else fields
             writes[row_side](dumps(record, option=newline))
         account.labels = frozenset(label_counts)
@@ -179,10 +182,14 @@ class Splitter:
         self.first_rows[name] = f"{self.accounts[-1].source.path}:{line}"
         if len(self.strata) > MAX_LABELS:
             self._refuse_joined_labels({name: sum(stratum.rows) for name, stratum in self.strata.items()})
-            raise InputError(
-                f"{self.accounts[-1].source.path}：标签超过 {MAX_LABELS} 种，多半是选错了列；请检查 --label_column"
-            )
+            self._refuse_so_many_labels(line)
         return stratum
+
+    def _refuse_so_many_labels(self, line: int) -> NoReturn:
+        raise InputError(
+            f"{self.accounts[-1].source.path}:{line}：到这里标签已超过 {MAX_LABELS} 种，多半是选错了列；"
+            "请检查 --label_column，或用 --labels 给出要的标签"
+        )
 
     def _side_of_known(
         self, account: Account, number: int, key: int, text: str, gold: bytes, side: int | None
@@ -298,6 +305,12 @@ class Splitter:
         self._refuse_too_few_labels()
         if self.recipe.task and self.recipe.task.labels:
             return self.recipe.task
+        characters = sum(map(len, self.labels))
+        if self.recipe.task is None and characters > MAX_LABEL_CHARACTERS:
+            raise InputError(
+                f"{path}：{len(self.labels):,} 种标签共有 {characters:,} 个字（最多 {MAX_LABEL_CHARACTERS:,}），"
+                "每一条提示都要全写一遍；多半是选错了列，请检查 --label_column"
+            )
         return self.recipe.with_labels(self._labels_by_frequency())
 
     def _labels_by_frequency(self) -> list[str]:

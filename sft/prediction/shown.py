@@ -55,9 +55,9 @@ class ShownRows:
         self._rows += 1
         output = orjson.loads(line)
         if "error" in output:
-            return "\n".join(_folded(f"第 {self._rows:,} 条出错：{printable(output['error'])}", self._look))
+            return "\n".join(_folded(f"第 {self._rows:,} 条出错：{visible(output['error'])}", self._look))
         lines = _entity_lines(output, self._look) if "entities" in output else _label_lines(output, self._look)
-        answer = _folded(f"  原话 {printable(output['answer'])}", self._look) if "answer" in output else ()
+        answer = _folded(f"  原话 {visible(output['answer'])}", self._look) if "answer" in output else ()
         return "\n".join([*lines, *answer])
 
 
@@ -72,7 +72,7 @@ def _entity_lines(output: dict, look: Look) -> Iterator[str]:
     """The marked sentence, the scores, and the gold if it is another one."""
     text, entities = output["text"], output["entities"]
     yield from _coloured(marked(text, entities), look)
-    scored = [f"{printable(entity['text'])} {entity['label']} {score_text(entity)}".rstrip() for entity in entities]
+    scored = [f"{visible(entity['text'])} {entity['label']} {score_text(entity)}".rstrip() for entity in entities]
     yield from _folded("  " + ("，".join(scored) or "没有实体"), look)
     if "gold" in output and _spans(output["gold"]["entities"]) != _spans(entities):
         right = marked(text, output["gold"]["entities"])
@@ -87,7 +87,7 @@ def _label_lines(output: dict, look: Look) -> Iterator[str]:
     mark = f"[{label} {score_text(output)}".rstrip() + "]"
     gold = output.get("gold")
     right = f"（应为 {gold['label']}）" if gold is not None and gold["label"] != output["label"] else ""
-    text = printable(" ".join(output["text"].split()))
+    text = visible(" ".join(output["text"].split()))
     room = look.columns - display_width(f"{mark}{right} ")
     if display_width(text) > room:
         first = next(folds(text, max(room - 2, 2), split_words=True), (0, 0))  # 2: the ellipsis
@@ -101,13 +101,13 @@ def marked(text: str, entities: Sequence[dict]) -> _Marked:
     for entity in sorted(entities, key=lambda entity: (entity["start"], -entity["end"])):
         if entity["start"] < done:
             continue
-        between = printable(text[done : entity["start"]])
-        mark = f"[{printable(text[entity['start'] : entity['end']])} {entity['label']}]"
+        between = visible(text[done : entity["start"]])
+        mark = f"[{visible(text[entity['start'] : entity['end']])} {entity['label']}]"
         places.append((length + len(between), length + len(between) + len(mark), entity["label"]))
         parts += [between, mark]
         length += len(between) + len(mark)
         done = entity["end"]
-    return _Marked("".join([*parts, printable(text[done:])]), places)
+    return _Marked("".join([*parts, visible(text[done:])]), places)
 
 
 def _spans(entities: Sequence[dict]) -> set[tuple[int, int, str]]:
@@ -119,15 +119,15 @@ def score_text(result: dict) -> str:
     return "" if result.get("score") is None else f"{result['score']:.4f}"
 
 
-def printable(text: str) -> str:
+def visible(text: str) -> str:
     """``text`` without what would move the cursor, change colours or reverse the line: a picture stands for it.
 
     Every character stays one character, so that offsets stay right.
     """
-    return text if text.isprintable() else "".join(map(_printable, text))
+    return text if text.isprintable() else "".join(map(_visible, text))
 
 
-def _printable(character: str) -> str:
+def _visible(character: str) -> str:
     if character < " ":
         return chr(0x2400 + ord(character))  # ␊ for a line feed
     if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in BIDIRECTIONAL:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import contextmanager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ SAMPLES = "预测样例"  # the name of the sample predictions
 PROJECT_NAME = re.compile(r"[0-9A-Za-z_\-+.]{1,100}")
 PROBE_SECONDS = 5
 START_SECONDS = 40
+LOG_SECONDS = 30
 FINISH_SECONDS = 60
 FLUSH_SECONDS = 1  # SwanLab writes after half a second without news; of one batch it writes the texts last
 
@@ -82,11 +84,14 @@ class Tracking:
         self.attempt(_replay, rows)
 
     def attempt(self, action: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        """Call a function of SwanLab; an exception is logged once and switches tracking off."""
+        """Call a function of SwanLab; an exception is logged once and switches tracking off, and so is a long wait."""
         if not self.is_logging:
             return
         try:
-            action(*args, **kwargs)
+            _call_in_thread(partial(action, *args, **kwargs), LOG_SECONDS)
+        except StillRunning:
+            self.is_logging, self._finished = False, True  # to finish would wait for the same thread
+            logger.warning("SwanLab %d 秒没有反应，此后不再记录（训练继续，指标照常写入 metrics.jsonl）", LOG_SECONDS)
         except Exception as error:  # any error: hours of training are worth more than their curve
             self.is_logging = False
             logger.warning("SwanLab 出错，此后不再记录（训练继续，指标照常写入 metrics.jsonl）：%s", _with_type(error))
@@ -308,8 +313,10 @@ def _call_in_thread(action: Callable[..., object], seconds: float, *args: Any) -
     def work() -> None:
         try:
             outcome.set_result(action(*args))
-        except BaseException as error:  # raised again in the caller's thread
+        except Exception as error:  # raised again in the caller's thread
             outcome.set_exception(error)
+        except BaseException as error:  # SystemExit, which would end the training
+            outcome.set_exception(RuntimeError(_with_type(error)))
 
     with redirect_stdout(sys.stderr):
         threading.Thread(target=work, name="swanlab", daemon=True).start()

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sft.engine.batches import Batching, EncodedRow, split_rows
+from sft.errors import printable
 from sft.terminal import columns_of, display_width, folded
 from sft.training.memory import estimate_memory_bytes, fitting_tokens, shape_of, step_kind
 from sft.training.prepare import Prepared
@@ -28,7 +29,7 @@ def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) ->
         supervised = "".join(f"【{tokenizer.decode([token_id])}】" for token_id in row.answer_ids)
         sys.stdout.write(
             f"── 第 {row.line} 行：提示 {len(row.prompt_ids)} 个词元，学习 {len(row.answer_ids)} 个词元（【】内）\n"
-            f"{tokenizer.decode(row.prompt_ids)}{supervised}\n"
+            f"{printable(tokenizer.decode(row.prompt_ids) + supervised)}\n"
         )
 
 
