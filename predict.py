@@ -18,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from sft.cli import one_line_errors, readable_streams, run_script
-from sft.errors import printable
+from sft.cli import is_closed, one_line_errors, readable_streams, run_script
+from sft.errors import InputError, printable
 from sft.prediction.arguments import parse_arguments
 from sft.processes import is_first_process, process_count, process_index
 from sft.terminal import columns_of, folded, has_colour
@@ -83,8 +83,25 @@ def predict(arguments: argparse.Namespace) -> dict[str, float] | None:
         RunError: the run cannot continue.
     """
     rows, total = open_rows(arguments)
-    check_places(arguments)
+    path = lines_path(arguments)
+    if path is not None and not path.parent.exists():  # then nobody is writing there
+        check_places(arguments)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    from sft.prediction.output import own_output
 
+    with own_output(path if is_first_process() else None):
+        check_places(arguments)
+        return predict_rows(arguments, rows, total)
+
+
+def predict_rows(
+    arguments: argparse.Namespace, rows: Iterator[dict | RowError], total: int | None
+) -> dict[str, float] | None:
+    """Load the model, predict the rows, and write the output and the report; see `predict`.
+
+    Args:
+        total: how many rows there are; None if that is not known.
+    """
     from sft.console import with_progress
     from sft.prediction.output import finished_lines
     from sft.prediction.predictor import metrics_of, warn_of_unusable_gold
@@ -147,7 +164,6 @@ def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError],
     """
     from sft.data.arguments import ReadOptions
     from sft.data.inputs import count_rows, open_file, read_stream, rows_of
-    from sft.errors import InputError
     from sft.prediction.choices import read_settings
     from sft.prediction.other_task import refuse_rows_of_another_task
 
@@ -184,6 +200,8 @@ def check_places(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: there is such a path.
     """
+    if arguments.output_file is None and is_closed(sys.stdout):
+        raise InputError("标准输出是关着的；请用 --output_file 给出结果写到哪里")
     if arguments.output_file is not None:
         from sft.prediction.output import check_output
 

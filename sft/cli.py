@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from sft import __version__
 from sft.errors import InputError, RunError, Stopped, is_out_of_memory, printable
@@ -188,7 +188,18 @@ def readable_streams() -> None:
 
     A pipe or a file gets the code page of Windows, in which Chinese (1252) or emoji (936) may not exist. A stream
     that has no Chinese becomes UTF-8; in the others, what cannot be encoded becomes a question mark.
+
+    A closed stream (``>&-``) leads to nowhere; a file that is opened later must not get its number.
     """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if not isinstance(stream, io.TextIOWrapper):  # closed, or not there, as under pythonw
             continue
@@ -234,6 +245,11 @@ def how_to_get_packages() -> str:
             return f"请先运行 {shown_path(venv / 'Scripts' / 'activate')}"
     pip = f"{Path(sys.executable).name} -m pip install -r {shlex.quote(shown_path(folder / 'requirements.txt'))}"
     return f"请先运行 {pip}，或 bash {shlex.quote(shown_path(folder / 'quickstart.sh'))}"
+
+
+def is_closed(stream: TextIO | None) -> bool:
+    """Whether what is written to a standard stream is lost because the stream was closed."""
+    return stream is None or stream.closed or (sys.__stdout__ is None and getattr(stream, "name", "") == os.devnull)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.prediction.shown import ShownRows, count_labels, figures, look_of, marked, printable, what_was_done
+from sft.prediction.shown import ShownRows, count_labels, figures, look_of, marked, visible, what_was_done
 from sft.terminal import display_width
 
 LABELS = ("人名", "地点")
@@ -92,7 +92,7 @@ def test_any_text_and_any_spans_stay_within_the_terminal(text, spans, columns, c
         assert display_width(plain) <= columns
         assert not set(plain) & set("\x1b\r\b\x07\x9b\u202e")
     sentence = marked(text, [])
-    assert sentence.text == printable(text)
+    assert sentence.text == visible(text)
     assert len(sentence.text) == len(text), "offsets stay right"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from sft.errors import InputError
+from sft.errors import InputError, one_line
 from sft.tasks.settings import settings_path
 from sft.tasks.task import Task, chat_messages
 
@@ -63,8 +63,12 @@ def read_task_records(path: Path, task: Task) -> list[tuple[int, dict]]:
             )
         try:
             messages = chat_messages(task, record)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}:{line}：缺少字段或类型不对（{error}）；请用 transfer_*.py 重新生成") from error
+            if not isinstance(record["text"], str):
+                raise TypeError(f"text 应是字符串，实际是 {type(record['text']).__name__}")
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"{path}:{line}：缺少字段或类型不对（{one_line(error)}）；请用 transfer_*.py 重新生成"
+            ) from error
         if messages != record.get("messages"):
             raise InputError(
                 f"{path}:{line}：messages 与 {settings_path(path).name} 里的提示对不上；请用 transfer_*.py 重新生成"

@@ -1,9 +1,9 @@
 """Where predictions are written: to a stream, or to a file that grows window by window and can be resumed.
 
 Beside ``predictions.jsonl`` there is ``predictions.jsonl.progress.json``. It keeps how many rows and bytes are
-finished, their hash, the counts for the metrics, and the identity of the run (input, adapter, settings). It is
-replaced as a whole after each window is on the disk. Anything in the output file beyond the finished bytes was left
-by a run that was killed, and is cut off when the run is resumed.
+finished, their hash, the counts for the metrics, the identity of the run (input, adapter, settings), and a hash of
+itself. It is replaced as a whole after each window is on the disk. Anything in the output file beyond the finished
+bytes was left by a run that was killed, and is cut off when the run is resumed. One process at a time writes there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -24,17 +24,37 @@ from typing import IO
 import orjson
 
 from sft.errors import InputError, RunError
-from sft.files import differences, read_json, refuse_folder, whole_file
+from sft.files import differences, locked, read_json, refuse_folder, whole_file
 from sft.tasks.evaluation import Tally
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+SEAL = "own_sha256"
+PROGRESS_KINDS = {
+    "format_version": int, "run": dict, "complete": bool, "rows": int, "bytes": int, "sha256": str, "tally": dict,
+}  # fmt: skip
 
 
 def progress_path(path: Path) -> Path:
     """``predictions.jsonl`` → ``predictions.jsonl.progress.json``."""
     return path.with_name(f"{path.name}.progress.json")
+
+
+@contextmanager
+def own_output(path: Path | None) -> Iterator[None]:
+    """No other process writes the output at ``path`` inside the ``with`` block. A stream has no owner.
+
+    Raises:
+        InputError: another process is writing it.
+    """
+    path_is_no_file = path is None or (path.exists() and not path.is_file())
+    if path_is_no_file or not os.access(path.parent, os.W_OK):  # `check_output` refuses what cannot be written
+        yield
+        return
+    refusal = f"{path}：另一个 predict.py 正在写它；请等它写完，或换一个 --output_file"
+    with locked(path.with_name(f".{path.name}.lock"), refusal):
+        yield
 
 
 def check_output(path: Path, input_file: Path | None, *, resume: bool, overwrite: bool) -> None:
@@ -87,9 +107,18 @@ def _read_progress(path: Path) -> dict | None:
         return None
     progress = read_json(where)
     known = isinstance(progress, dict) and progress.get("format_version") == FORMAT_VERSION
-    if not known or progress.keys() != {"format_version", "run", "complete", "rows", "bytes", "sha256", "tally"}:
+    if not known or progress.keys() - {SEAL} != PROGRESS_KINDS.keys():
         raise InputError(f"{where}：不是这个版本的进度文件；请删去它和 {path.name} 重来，或换一个 --output_file")
+    wrong = next((name for name, kind in PROGRESS_KINDS.items() if type(progress[name]) is not kind), None)
+    if wrong or min(progress["rows"], progress["bytes"]) < 0 or progress.get(SEAL, _seal(progress)) != _seal(progress):
+        raise InputError(f"{where}：损坏了或被改过，不知道写到了哪里；请加 --overwrite 重来，或换一个 --output_file")
     return progress
+
+
+def _seal(progress: dict) -> str:
+    """The hash of the progress, its own seal left out. Older versions wrote none."""
+    rest = {name: value for name, value in progress.items() if name != SEAL}
+    return hashlib.sha256(orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def finished_lines(path: Path | None, rows: int) -> Iterator[bytes]:
@@ -193,6 +222,8 @@ class GrowingFile:
             raise InputError(
                 f"{progress_path(self.path)}：是旧版本写的进度，缺少 {error}，不能接着跑；请加 --overwrite 重来"
             ) from error
+        except ValueError as error:
+            raise InputError(f"{progress_path(self.path)}：计数读不出（{error}）；请加 --overwrite 重来") from error
 
     def _rehash(self, progress: dict) -> None:
         """Hash the finished part of the file again, and check that nobody has changed it."""
@@ -241,6 +272,8 @@ class GrowingFile:
             "sha256": self._hash.hexdigest(),
             "tally": self.tally.to_json(),
         }
+        progress = orjson.loads(orjson.dumps(progress))  # as it will be read: tuples as lists
+        progress[SEAL] = _seal(progress)
         try:
             with whole_file(progress_path(self.path)) as file:
                 file.write(orjson.dumps(progress, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

@@ -94,10 +94,28 @@ class Tally:
 
         Raises:
             KeyError: an earlier version wrote it, which counted less.
+            ValueError: it is something else.
         """
-        answers = {(left, right): count for left, right, count in value["answers"]}
-        gold_problems = {kind: (rows, first) for kind, rows, first in value["gold_problems"]}
-        return cls(Counter(value["rows"]), Counter(answers), Counter(value["problems"]), gold_problems)
+        parts = [value[name] for name in ("rows", "answers", "problems", "gold_problems")]
+        rows, answers, problems, gold_problems = parts
+        if not isinstance(answers, list) or not isinstance(gold_problems, list):
+            raise ValueError("应是列表")
+        for item in (*answers, *gold_problems):
+            if not isinstance(item, list) or len(item) != 3 or type(item[2]) is not int:
+                raise ValueError(f"应是三项的列表：{str(item)[:60]}")
+            if not isinstance(item[0], str) or not isinstance(item[1], str | int | None):
+                raise ValueError(f"类型不对：{str(item)[:60]}")
+        for counts in (rows, problems):
+            if not isinstance(counts, dict) or any(type(count) is not int for count in counts.values()):
+                raise ValueError(f"应是计数：{str(counts)[:60]}")
+        if any(type(rows_of_kind) is not int for _, rows_of_kind, _ in gold_problems):
+            raise ValueError("应是计数")
+        return cls(
+            Counter(rows),
+            Counter({(left, right): count for left, right, count in answers}),
+            Counter(problems),
+            {kind: (count, first) for kind, count, first in gold_problems},
+        )
 
 
 def at_least(task: Task, predictions: Sequence[dict], threshold: float | None) -> list[dict]:

@@ -22,6 +22,7 @@ from sft.tasks.sealed import CONVERSION, FILES, hashes_beside, is_sealed, pair_i
 from sft.tasks.task import Task
 
 FORMAT_VERSION = 1
+MOST_TOKENS = 1 << 31
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -78,8 +79,9 @@ class TaskSettings:
         added = {field.name: content[field.name] for field in _added_fields() if field.name in content}
         try:
             settings = cls(TASKS[name].from_settings(content), **added)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}：缺少字段或类型不对（{one_line(error)}）；请重新转换或训练") from error
+        _check_labels(path, content)
         settings._check_types(path)
         if verify and not is_sealed(content):
             raise InputError(f"{path}：写好之后被改过或损坏了（sha256 不符）；{_how_to_change(path)}")
@@ -94,7 +96,7 @@ class TaskSettings:
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise InputError(f"{path}：{name} 的类型不对（{str(value)[:60]!r}）；请重新转换或训练")
         for name in ("max_length", "max_new_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 1 <= getattr(self, name) < MOST_TOKENS:
                 raise InputError(f"{path}：{name} 应不小于 1，实际是 {getattr(self, name)}；请重新训练")
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"{path}：dtype 应是 {'、'.join(DTYPES)} 之一，实际是 {self.dtype[:60]!r}；请重新训练")
@@ -129,6 +131,16 @@ class TaskSettings:
     def replace(self, **changes: object) -> Self:
         """The same with other values."""
         return replace(self, **changes)
+
+
+def _check_labels(path: Path, content: Mapping[str, object]) -> None:
+    labels, prompt = content.get("labels", []), content.get("system_prompt", "")
+    if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
+        raise InputError(f"{path}：labels 应是标签的列表，实际是 {str(labels)[:60]!r}；请重新转换或训练")
+    if len(set(labels)) < len(labels):
+        raise InputError(f"{path}：labels 里有重复的标签；请重新转换或训练")
+    if not isinstance(prompt, str):
+        raise InputError(f"{path}：system_prompt 应是字符串，实际是 {str(prompt)[:60]!r}；请重新转换或训练")
 
 
 def settings_path(records_path: Path) -> Path:

@@ -74,7 +74,7 @@ def replay(output_dir: Path, *, mode: str, project: str | None, experiment: str 
     )
     samples = output_dir / SAMPLES_FILE
     if samples.is_file():  # first, so that they are on top
-        tracking.log_texts(SAMPLES, read_json(samples), rows[-1]["step"], on_top=True)
+        tracking.log_texts(SAMPLES, read_samples(samples), rows[-1]["step"], on_top=True)
     tracking.replay(rows)
     complete = tracking.is_logging
     tracking.finish()
@@ -83,10 +83,25 @@ def replay(output_dir: Path, *, mode: str, project: str | None, experiment: str 
     logger.info("%s：%d 条指标；%s", path, len(rows), tracking.where)
 
 
+def read_samples(path: Path) -> list[tuple[str, str]]:
+    """The ``(caption, text)`` pairs of a run's sample predictions.
+
+    Raises:
+        InputError: they are something else.
+    """
+    samples = read_json(path)
+    pairs = isinstance(samples, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in samples)
+    if not pairs or not all(isinstance(part, str) for pair in samples for part in pair):
+        raise InputError(f"{path}：应是 [[标题, 文字], …]；它损坏了，删去它就只记指标")
+    return [(caption, text) for caption, text in samples]
+
+
 def settings_of(output_dir: Path) -> dict:
     """The settings in a finished run's ``task.json``, and the output folder; only the latter if unfinished."""
     task_file = output_dir / TASK_FILE
     settings = read_json(task_file) if task_file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise InputError(f"{task_file}：不是一个 JSON 对象；它损坏了，请恢复它")
     return {name: value for name, value in settings.items() if name != "system_prompt"} | {
         "output_dir": str(output_dir)
     }
