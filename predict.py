@@ -290,12 +290,17 @@ def write_label_studio(arguments: argparse.Namespace, predictor: Predictor) -> N
         say(line)
 
 
+def readable_name(path: Path) -> str:
+    """A file's name with question marks for bytes that are not UTF-8."""
+    return path.name.encode("utf-8", "replace").decode()
+
+
 def write_report(arguments: argparse.Namespace, predictor: Predictor, findings: Findings, tally: Tally) -> None:
     """Write the page that ``--report`` asks for."""
     from sft.report.page import PredictionFacts, write_prediction_page
 
     facts = PredictionFacts(
-        name=arguments.input_file.name if arguments.input_file else "predict.py",
+        name=readable_name(arguments.input_file) if arguments.input_file else "predict.py",
         base=predictor.model.config.name_or_path,
         adapter=predictor.adapter,
         dtype=str(predictor.model.dtype).removeprefix("torch."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import time
@@ -203,8 +204,11 @@ def write_json(path: Path, value: object) -> None:
 
 
 def json_bytes(value: object) -> bytes:
-    """``value`` as indented UTF-8 JSON with a newline at the end."""
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    """``value`` as indented UTF-8 JSON with a newline at the end; bytes of a path that are no UTF-8 become ``?``."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # orjson writes no surrogates, which stand for such bytes
+        return f"{json.dumps(value, ensure_ascii=False, indent=2)}\n".encode("utf-8", "replace")
 
 
 def read_json(path: Path) -> Any:

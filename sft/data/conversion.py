@@ -45,6 +45,8 @@ def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Convers
     record_files = (output_file, test_file)
     for path in record_files:
         refuse_folder(path, str(path / "train.jsonl"))
+        if not path.as_posix().isprintable() and not _is_utf8(path):
+            raise InputError(f"{path.as_posix()!r}：文件名不是 UTF-8，记不进别的文件里；请换一个名字")
         if is_device(path):
             raise InputError(f"{path}：是一个设备或管道；旁边还要写别的文件，请给出文件名，如 data/train.jsonl")
     report_file, rejected_file = conversion_report_path(output_file), rejected_path(output_file)
@@ -96,6 +98,14 @@ def _check_places(outputs: list[Path], inputs: list[Path]) -> None:
             raise InputError(f"{path}：两个输出是同一个文件；请换一个 --output_file 或 --test_file")
     if len(inputs) == 2 and same_file(*inputs):
         raise InputError(f"{inputs[0]}：训练集和测试集是同一个文件；请换一个，或不给 --input_test_file")
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.as_posix().encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _render_spool(recipe: Recipe, task: Task, spool: IO[bytes], file: IO[bytes]) -> None:

@@ -169,7 +169,7 @@ class Splitter:
         account.first_bad_row = account.first_bad_row or where
         shown = line[: _RAW_SHOWN * 4].decode("utf-8", "replace") if isinstance(line, bytes) else line
         entry = {
-            "file": str(account.source.path),
+            "file": _printable(str(account.source.path)),
             "line": number,
             "field": _printable(error.field),
             "reason": reason,
@@ -225,7 +225,7 @@ class Splitter:
     def _note_conflict(self, path: Path, number: int, text: str, gold: bytes) -> None:
         self.conflicts += 1
         if len(self.conflict_examples) < _EXAMPLES:
-            example = {"file": str(path), "line": number, "text": text[:60], "gold": gold.decode()[:200]}
+            example = {"file": _printable(str(path)), "line": number, "text": text[:60], "gold": gold.decode()[:200]}
             self.conflict_examples.append(example)
 
     def _check_bad_share(self, account: Account) -> None:
@@ -334,7 +334,7 @@ class Splitter:
             "texts": dict(zip(SIDES, self.texts, strict=True)) | {"distinct": len(self.gold_keys)},
             "texts_on_both_sides": sum(self.texts) - len(self.gold_keys),
             "files": [
-                {"file": str(account.source.path), "format": account.source.describe(), **figure}
+                {"file": _printable(str(account.source.path)), "format": account.source.describe(), **figure}
                 for account, figure in zip(self.accounts, figures, strict=True)
             ],
         }
