@@ -35,10 +35,11 @@ def refusal(words: list[str], capsys) -> str:
 
 class TestBareFlags:
     @pytest.mark.parametrize("flag", ["gradient_checkpointing", "load_best_model_at_end", "eval_on_start"])
-    def test_a_flag_for_yes_or_no_means_yes_when_it_stands_alone(self, flag, tmp_path):
+    def test_a_flag_for_yes_or_no_means_yes_when_it_stands_alone(self, flag, tmp_path, recwarn):
         for words in ([f"--{flag}"], [f"--{flag}", "--seed", "3"], [f"--{flag}", "true"]):
             assert getattr(parsed(*words, "--output_dir", str(tmp_path)).training, flag) is True
         assert getattr(parsed(f"--{flag}", "false").training, flag) is False
+        assert not recwarn.list
 
     @pytest.mark.parametrize("words", [["--report_to", "none"], ["--report_to", "swanlab"], []])
     def test_no_tools_besides_swanlab(self, words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -78,7 +79,9 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         named = [name for words in named for name in words.replace(",", " ").split()]
         self.report_to = named[0] if len(named) == 1 else named  # "none" and "all" mean something as a single word
         self.load_best_model_at_end = False
-        super().__post_init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # --gradient_checkpointing gets another name in version 6
+            super().__post_init__()
         self.load_best_model_at_end = best
         self.report_to = settled_reporters(self.report_to)
         if self.push_to_hub:
