@@ -18,6 +18,7 @@ import torch
 from checkout import stranger
 
 import train_qwen2_classification
+from sft.files import ALL_RESULTS_FILE
 from sft.tasks.classification import Classification
 from sft.tracking import replay as replay_metrics
 from sft.tracking.metrics_log import read_metrics
@@ -62,6 +63,7 @@ def run_folder(tmp_path_factory, tokenizer) -> Path:
         torch.set_num_threads(1)
         assert train_qwen2_classification.main(arguments) == 0
         checkpoint = str(folder / "run" / "checkpoint-2")
+        (folder / "run" / ALL_RESULTS_FILE).unlink()  # as if it had been killed: a finished run is not resumed
         assert train_qwen2_classification.main([*arguments, "--resume_from_checkpoint", checkpoint]) == 0
         torch.set_num_threads(threads)
         replaying = [str(folder / "run"), "--swanlab_mode", "local", "--swanlab_logdir", str(folder / "swanlog")]
