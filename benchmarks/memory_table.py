@@ -32,13 +32,13 @@ def main() -> None:
     shape = ModelShape(parameters, *sizes)
     kinds = [StepKind(itemsize=2, recompute=recompute, whole_head=False) for recompute in (False, True)]
     print(f"{folder.name}：{parameters:,} 个参数，16 位权重 {2 * parameters / 1e9:.1f} GB\n")
-    print("| 一次前向的词元 | 默认 | `--gradient_checkpointing` |\n|---|---|---|")
+    print("| 一次前向的 token | 默认 | `--gradient_checkpointing` |\n|---|---|---|")
     for tokens in MICRO_BATCH_TOKENS:
         plain, recomputed = (
             estimate_memory_bytes(shape, kind, tokens, tokens // SUPERVISED_SHARE) / 1e9 for kind in kinds
         )
         print(f"| {tokens:,} | {plain:.1f} GB | {recomputed:.1f} GB |")
-    print("\n| 显存 | 自动定的一次前向的词元 | 打开 `--gradient_checkpointing true` |\n|---|---|---|")
+    print("\n| 显存 | 自动定的一次前向的 token | 打开 `--gradient_checkpointing true` |\n|---|---|---|")
     for card in CARDS_GB:
         free_bytes = int((card - CARD_ITSELF_GB) * 1e9)
         plain, recomputed = (tokens_that_fit(free_bytes, shape, kind) for kind in kinds)

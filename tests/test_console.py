@@ -166,7 +166,7 @@ def test_predictions_on_a_terminal_are_marked_rows_and_a_closing_line(watched, i
         assert screen.too_long == []
         assert not any("%|" in line or "{" in line for line in screen.lines), "bar and rows apart, no JSON"
         closing = next(number for number, line in enumerate(screen.lines) if line.startswith("预测了 12 条（"))
-        assert screen.lines[closing + 1].startswith("成绩（12 条有金标）：准确率 "), "the metrics in a line"
+        assert screen.lines[closing + 1].startswith("成绩（12 条有标准答案）：准确率 "), "the metrics in a line"
 
 
 def test_predictions_into_a_file_are_never_silent(watched, inputs):

@@ -134,7 +134,7 @@ class TestTerminator:
     def test_a_template_without_special_terminator_is_refused(self, tokenizer):
         plain = copy.deepcopy(tokenizer)
         plain.chat_template = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
-        with pytest.raises(InputError, match="特殊词元"):
+        with pytest.raises(InputError, match="特殊 token"):
             terminator_id(plain)
 
     def test_a_tokenizer_without_template_gets_chatml(self, tmp_path, ner, caplog):

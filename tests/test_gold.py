@@ -238,16 +238,16 @@ class TestSaid:
         page = folder / "page.html"
         metrics, said = run(["1", "0", "2", None, "2", "中"], f"--report={page}")
         assert (metrics["rows"], metrics["rows_with_unusable_gold"]) == (2, 3)
-        (line,) = [line for line in said.splitlines() if "金标" in line]
-        assert "3 行的金标用不上" in line and "其余有金标的 2 行" in line
+        (line,) = [line for line in said.splitlines() if "标准答案" in line]
+        assert "3 行的标准答案用不上" in line and "其余有标准答案的 2 行" in line
         assert "标签 '2' 不在选项里 2（如第 3 行），标签 '中' 不在选项里 1（如第 6 行）" in line
         html = page.read_text(encoding="utf-8")
-        assert "有 3 行的金标用不上" in html and "不在选项里 2（如第 3 行）" in html
+        assert "有 3 行的标准答案用不上" in html and "不在选项里 2（如第 3 行）" in html
 
     def test_loudly_if_no_row_can_be_judged(self, folder, run):
         metrics, said = run(["pos", "neg"] * 3)
         assert metrics == {"rows_with_unusable_gold": 6}
-        assert "6 行的金标用不上" in said and "没有一行能评分" in said
+        assert "6 行的标准答案用不上" in said and "没有一行能评分" in said
 
     def test_not_at_all_if_there_is_nothing_to_say(self, folder, run):
         page = folder / "page.html"

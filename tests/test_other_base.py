@@ -347,7 +347,7 @@ def test_a_file_of_another_task_is_refused_before_the_model_is_loaded(task, adap
     code, error = refused_rows(folder, [CONVERTED[other]], tmp_path, capsys)
     assert code == 2 and f"第 1 条是 {other} 的数据" in error and error.count("\n") == 1
     for raw in (NER_ROWS if task.answers == "label" else LABEL_ROWS).values():
-        code, error = refused_rows(folder, [{"text": "没有金标"}, raw, raw], tmp_path, capsys)
+        code, error = refused_rows(folder, [{"text": "没有标准答案"}, raw, raw], tmp_path, capsys)
         assert code == 2 and "3 条里有 2 条" in error and error.count("\n") == 1
 
 

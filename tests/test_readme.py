@@ -221,7 +221,7 @@ def previews(workspace: Workspace, hub: StubHub, command: str) -> None:
 
 def plans(workspace: Workspace, hub: StubHub, command: str) -> None:
     plan = workspace.run_after(command, STORY).stdout
-    for word in ("步数", "词元", "内存", "时间", "检查通过"):
+    for word in ("步数", "token", "内存", "时间", "检查通过"):
         assert word in plan
 
 

@@ -426,7 +426,7 @@ def test_a_resumed_run_shows_the_scores_at_its_start_without_interval(tmp_path):
     )
     text = " ".join(Page(path).text.split())
     assert "验证集，微调前0.100" in text and "0.100 [" not in text
-    assert "训练用时（续训后）" in text
+    assert "训练用时（续跑后）" in text
 
 
 def test_a_model_that_answers_nan_still_has_a_report(tmp_path):

@@ -121,12 +121,12 @@ def test_the_closing_line_counts_rows_entities_and_labels():
 @pytest.mark.parametrize(
     ("metrics", "line"),
     [
-        ({"rows": 1200, "f1": 0.5, "f1_人名": 1.0}, "成绩（1,200 条有金标）：F1 0.5000"),
+        ({"rows": 1200, "f1": 0.5, "f1_人名": 1.0}, "成绩（1,200 条有标准答案）：F1 0.5000"),
         (
             {"rows": 2, "accuracy": 1.0, "rows_without_prediction": 1},
-            "成绩（2 条有金标）：准确率 1.0000，rows_without_prediction 1",
+            "成绩（2 条有标准答案）：准确率 1.0000，rows_without_prediction 1",
         ),
-        ({"predicted_rows": 3, "invalid": 2}, "没有金标：predicted_rows 3，invalid 2"),
+        ({"predicted_rows": 3, "invalid": 2}, "没有标准答案：predicted_rows 3，invalid 2"),
     ],
 )
 def test_the_metrics_are_one_line(metrics, line):

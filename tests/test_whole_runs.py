@@ -199,7 +199,7 @@ def test_a_dry_run_says_what_sharing_saves(base, data, tmp_path, capsys):
     for batching in ("prefix_tree", "padded"):
         assert train_qwen2_ner.main(flags(base, data, tmp_path, "--batching", batching, "--dry_run")) == 0
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("批处理"))
-        shares[batching] = int(line.split("词元是数据的 ")[1].split("%")[0])
+        shares[batching] = int(line.split("token 是数据的 ")[1].split("%")[0])
     assert shares["prefix_tree"] < 50 and shares["padded"] >= 100
 
 

@@ -112,10 +112,10 @@ def decode(
         base = use_packed_attention(model)
         _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), rows, longest, bounds)
     else:
-        say_once(logger, "这种模型的注意力无法用前缀树表达：逐词元生成，结果相同，只是慢")
+        say_once(logger, "这种模型的注意力无法用前缀树表达：逐 token 生成，结果相同，只是慢")
         _decode_padded(model, vocabulary, rows, bounds)
     if any(len(row.answer) >= bounds.answer_tokens for row in rows):
-        say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个词元，没有再找后面的实体；可加大 --max_new_tokens")
+        say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
     lead = len(vocabulary.lead)
     return [
         Answer(vocabulary.join(row.answer)[lead:].decode(), [min(1.0, math.exp(score)) for score in row.scores])

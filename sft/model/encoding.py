@@ -48,7 +48,7 @@ def terminator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     end = answer_end(tokenizer)
     if end is None:
-        raise InputError("对话模板没有用特殊词元结束回答，模型将不知道何时停止；请换一个对话模型")
+        raise InputError("对话模板没有用特殊 token 结束回答，模型将不知道何时停止；请换一个对话模型")
     return tokenizer.convert_tokens_to_ids(end)
 
 

@@ -107,7 +107,7 @@ def _fit_to_embedding(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         beyond = [token for token, token_id in template_tokens(tokenizer) if token_id >= rows]
         if beyond:
             raise InputError(
-                f"{folder}：对话模板用的词元 {beyond[0]} 超出了模型的词表（{rows} 行）：加过词元，却没有加大嵌入；"
+                f"{folder}：对话模板用的 token {beyond[0]} 超出了模型的词表（{rows} 行）：加过 token，却没有加大嵌入；"
                 "请换一个模型，或先用 resize_token_embeddings 加大"
             )
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id, end):

@@ -276,11 +276,11 @@ def _with_end(template: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -
     """
     end = answer_end(tokenizer)
     if end is None and tokenizer.eos_token is None:
-        raise InputError(f"{folder}：对话模板没有用特殊词元结束回答，分词器也没有结束符；请换一个对话模型")
+        raise InputError(f"{folder}：对话模板没有用特殊 token 结束回答，分词器也没有结束符；请换一个对话模型")
     known = _trained_end(end or tokenizer.eos_token, tokenizer, folder)
     new = json.dumps(known)
     if end is None:
-        logger.info("%s 的对话模板没有结束回答的词元，改用分词器的结束符 %s", folder, known)
+        logger.info("%s 的对话模板没有结束回答的 token，改用分词器的结束符 %s", folder, known)
         return f"{_body(template)}{{%+ if not add_generation_prompt %}}{{{{ {new} }}}}{{% endif %}}"
     if known == end:
         return template
@@ -321,12 +321,12 @@ def _trained_end(end: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     known = next((token for token in others if ids[token] not in untrained), None)
     if known is None:
         logger.warning(
-            "%s：结束符 %s 没有训练过（它的嵌入与没用过的词元相同），也没有别的可换：模型可能学不会停；"
+            "%s：结束符 %s 没有训练过（它的嵌入与没用过的 token 相同），也没有别的可换：模型可能学不会停；"
             "最好换对话（-Instruct）模型",
             folder, end,
         )  # fmt: skip
         return end
-    logger.warning("%s：结束符 %s 没有训练过（它的嵌入与没用过的词元相同），回答改以 %s 结束", folder, end, known)
+    logger.warning("%s：结束符 %s 没有训练过（它的嵌入与没用过的 token 相同），回答改以 %s 结束", folder, end, known)
     return known
 
 

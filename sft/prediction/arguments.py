@@ -35,7 +35,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, help="训练脚本的 --output_dir")
     parser.add_argument("--base_only", action="store_true", help="不加载适配器，看微调之前的模型")
     parser.add_argument("--task_file", type=Path, help="没有 --adapter 时的任务设置：data/*.task.json")
-    parser.add_argument("--model_name_or_path", help="基座模型；默认用训练时的那个")
+    parser.add_argument("--model_name_or_path", help="底座模型；默认用训练时的那个")
     parser.add_argument(
         "--allow_other_base", action="store_true", help="允许底座与训练时的不同（形状相同、权重不同），结果自负"
     )
@@ -60,7 +60,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     reading.add_argument(
         "--text_column", help="文本所在的列名或字段名（默认自动识别）；给了它，数据也可以是别的任务的"
     )
-    reading.add_argument("--label_column", help="金标所在的列名或字段名（默认自动识别；没有金标也可以）")
+    reading.add_argument("--label_column", help="标准答案所在的列名或字段名（默认自动识别；没有标准答案也可以）")
     add_encoding(reading)
     reading.add_argument("--max_rows", type=_positive, help="只预测前多少条")
 
@@ -97,9 +97,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
     limits = parser.add_argument_group("长度、速度、内存")
     limits.add_argument("--batch_size", type=_positive, default=16, help="每批多少条（默认 16）")
-    limits.add_argument("--max_tokens", type=_positive, help="内存里同时最多多少词元；默认不限")
-    limits.add_argument("--max_length", type=_positive, help="一条最多多少词元；默认同训练")
-    limits.add_argument("--max_new_tokens", type=_positive, help="答案最多多少词元；默认按训练数据")
+    limits.add_argument("--max_tokens", type=_positive, help="内存里同时最多多少 token；默认不限")
+    limits.add_argument("--max_length", type=_positive, help="一条最多多少 token；默认同训练")
+    limits.add_argument("--max_new_tokens", type=_positive, help="答案最多多少 token；默认按训练数据")
     limits.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="数值类型；默认同训练")
     arguments = parse(parser, argv, RENAMED_FLAGS)
     _check_together(parser, arguments)

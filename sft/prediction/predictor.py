@@ -195,8 +195,8 @@ def warn_of_unusable_gold(tally: Tally) -> None:
     """Log in one line how many rows have gold that cannot be used, and why; nothing if there are none."""
     rows, with_gold = tally.rows["unusable_gold"], tally.rows["gold"]
     if rows:
-        left = f"成绩只按其余有金标的 {with_gold:,} 行算" if with_gold else "没有一行能评分"
-        logger.warning("%d 行的金标用不上，整行不计入成绩，%s：%s", rows, left, tally.describe_gold_problems())
+        left = f"成绩只按其余有标准答案的 {with_gold:,} 行算" if with_gold else "没有一行能评分"
+        logger.warning("%d 行的标准答案用不上，整行不计入成绩，%s：%s", rows, left, tally.describe_gold_problems())
 
 
 def prediction_identity(predictor: Predictor, input_file: Path | None, **reading: object) -> dict:

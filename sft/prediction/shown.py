@@ -181,5 +181,5 @@ def figures(metrics: Mapping[str, float]) -> str:
     """The main metrics in one line, then the counts of what went wrong; those of each label are left to the report."""
     parts = [f"{title} {metrics[name]:.4f}" for name, title in FIGURES.items() if name in metrics]
     counted = [f"{name} {value:,}" for name, value in metrics.items() if isinstance(value, int) and name != "rows"]
-    rows = f"成绩（{metrics['rows']:,} 条有金标）：" if "rows" in metrics else "没有金标："
+    rows = f"成绩（{metrics['rows']:,} 条有标准答案）：" if "rows" in metrics else "没有标准答案："
     return rows + "，".join([*parts, *counted])

@@ -31,7 +31,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     # summary
     "summary": ("概览", "Summary"),
-    "base": ("基座模型", "Base model"),
+    "base": ("底座模型", "Base model"),
     "adapter": ("适配器", "Adapter"),
     "no_adapter": ("不加载（微调之前的模型）", "None (the model before fine-tuning)"),
     "data": ("数据", "Data"),
@@ -41,7 +41,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "rows_predicted": ("{rows} 条", "{rows} rows"),
     "rows_failed": ("{rows} 条，其中 {failed} 条无法预测", "{rows} rows, {failed} of which could not be predicted"),
     "training_time": ("训练用时", "Training time"),
-    "training_time_resumed": ("训练用时（续训后）", "Training time (since it was resumed)"),
+    "training_time_resumed": ("训练用时（续跑后）", "Training time (since it was resumed)"),
     "steps": ("步数", "Steps"),
     "steps_epochs": ("{steps} 步，{epochs} 轮", "{steps} steps, {epochs} epochs"),
     "tokens": ("token：实际计算 / 名义", "Tokens: executed / logical"),

@@ -143,7 +143,7 @@ class Classification:
         text = record["text"]
         fixed_tokens = length_tokens(record | {"text": ""})
         if fixed_tokens >= max_length:
-            raise RowError("options", f"指令、选项和答案已有 {fixed_tokens} 个词元，超过 {max_length}")
+            raise RowError("options", f"指令、选项和答案已有 {fixed_tokens} 个 token，超过 {max_length}")
         kept, dropped = 0, len(text)  # characters: the most known to fit, the fewest known not to fit
         room_tokens = max_length - fixed_tokens
         guess = int(dropped * room_tokens / max(1, length_tokens(record) - fixed_tokens))

@@ -160,7 +160,7 @@ class Ner:
             return [record]
         boundary = _split_point(record)
         if boundary is None:
-            raise RowError("text", f"无法再拆分，却仍超过 {max_length} 个词元")
+            raise RowError("text", f"无法再拆分，却仍超过 {max_length} 个 token")
         left, right = _split(record, boundary)
         return self.pieces(left, length_tokens, max_length) + self.pieces(right, length_tokens, max_length)
 

@@ -198,7 +198,7 @@ def require_pair(records_path: Path, settings: TaskSettings) -> None:
 def _how_to_change(path: Path) -> str:
     if path.name == TASK_FILE:
         return (
-            "请从备份恢复或重新训练；只想改门槛，用 predict.py 的 --threshold；"
+            "请从备份恢复或重新训练；只想改阈值，用 predict.py 的 --threshold；"
             "确实要用改过的，predict.py 加 --no_verify，训练则先删去其中的 sha256 和 files 两项"
         )
     return "请重新转换；确实要用改过的，先删去其中的 sha256 和 conversion 两项"

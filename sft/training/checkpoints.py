@@ -341,7 +341,7 @@ def told_if_not_written(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError, InputError) as error:  # torch.save raises RuntimeError
         raise RunError(
             f"{path}：没有写成（{one_line(error)}）；之前的检查点都完好，请检查磁盘空间和权限，"
-            "再用 --resume_from_checkpoint true 续训"
+            "再用 --resume_from_checkpoint true 续跑"
         ) from error
 
 

@@ -203,7 +203,7 @@ def stop_if_asked(trainer: SftTrainer) -> None:
     received = trainer.stop_on_signal.received
     if received is not None:
         leave_other_processes(trainer)
-        raise Stopped(f"已停止；续训加 --resume_from_checkpoint true（{trainer.run.output_dir}）", received)
+        raise Stopped(f"已停止；续跑加 --resume_from_checkpoint true（{trainer.run.output_dir}）", received)
 
 
 def leave_other_processes(trainer: SftTrainer) -> None:

@@ -107,7 +107,7 @@ class DataArguments:
     validation_ratio: float = _flag(0.05, "没有验证集时从训练集里切出的比例；0 表示不验证")
     max_validation_rows: int = _flag(200, "切出的验证集最多多少条")
     test_file: str | None = _flag(None, "测试集：只在训练结束后用一次；默认用训练集旁边的 test_*.jsonl；none 表示不用")
-    max_length: int = _flag(1024, "一条数据（提示加答案）最多多少词元")
+    max_length: int = _flag(1024, "一条数据（提示加答案）最多多少 token")
     batching: str = _choice(
         "auto",
         "prefix_tree",
@@ -116,14 +116,14 @@ class DataArguments:
         help="prefix_tree：一批数据共有的开头只算一次，结果相同而更快；auto：模型支持就用它",
     )
     max_tokens_per_micro_batch: int | None = _flag(
-        None, "一次前向最多多少词元，超过就分几次算，结果相同；默认按空闲内存，CPU 上最多 4096"
+        None, "一次前向最多多少 token，超过就分几次算，结果相同；默认按空闲内存，CPU 上最多 4096"
     )
     max_train_samples: int | None = _flag(None, "最多用多少条训练数据")
     sample_predictions: int = _flag(20, "训练结束时记录多少条预测样例")
     early_stopping_patience: int = _flag(0, "验证指标连续多少次没有提高就停止；0 表示不提前停止")
     overwrite_output_dir: bool = _flag(False, "覆盖已经训练完成的输出文件夹")
     preview: int = _flag(0, "打印前 N 条数据在模型眼中的样子，然后退出")
-    dry_run: bool = _flag(False, "检查所有输入，打印步数、词元数、预计内存和时间，然后退出")
+    dry_run: bool = _flag(False, "检查所有输入，打印步数、token 数、预计内存和时间，然后退出")
     config: str | None = _flag(
         None, "从这个 YAML 或 JSON 文件读参数（键是参数名，如 learning_rate: 1e-4）；命令行优先"
     )
@@ -165,7 +165,7 @@ class TrainerDefaults:
     max_steps: int = _flag(-1, "最多训练多少步；优先于轮数")
     warmup_steps: float = _flag(0, "预热多少步；小于 1 表示占总步数的比例")
     gradient_checkpointing: bool | None = _flag(None, "用时间换显存：反向时重算激活")
-    resume_from_checkpoint: str | None = _flag(None, "true：从最新的完整检查点续训；也可给出检查点文件夹")
+    resume_from_checkpoint: str | None = _flag(None, "true：从最新的完整检查点续跑；也可给出检查点文件夹")
 
 
 GROUPS = {

@@ -251,18 +251,18 @@ def require_supervision(rows: Sequence[EncodedRow], train_file: str) -> None:
         raise InputError(f"{train_file}：没有训练数据；请检查转换结果，或减小 --validation_ratio")
     for row in rows:
         if not row.answer_ids:
-            raise InputError(f"{train_file}:{row.line}：没有任何需要学习的词元；请重新转换数据")
+            raise InputError(f"{train_file}:{row.line}：没有任何需要学习的 token；请重新转换数据")
 
 
 def describe_lengths(report: LengthReport, max_length: int) -> str:
     """One line for the user about lengths in tokens, and about what was cut or split."""
     lengths = sorted(report.lengths)
     long = lengths[int(0.95 * (len(lengths) - 1))]
-    line = f"长度（词元）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
+    line = f"长度（token）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
     if report.shortened_lines:
         line += f"；{len(report.shortened_lines)} 条超过 --max_length {max_length}"
         if report.dropped_tokens:
-            line += f"，只截正文，共截去 {report.dropped_tokens} 个词元"
+            line += f"，只截正文，共截去 {report.dropped_tokens} 个 token"
         else:
             line += f"，按句拆成 {report.pieces} 条"
     return line

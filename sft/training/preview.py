@@ -28,7 +28,7 @@ def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) ->
     for row in rows:
         supervised = "".join(f"【{tokenizer.decode([token_id])}】" for token_id in row.answer_ids)
         sys.stdout.write(
-            f"── 第 {row.line} 行：提示 {len(row.prompt_ids)} 个词元，学习 {len(row.answer_ids)} 个词元（【】内）\n"
+            f"── 第 {row.line} 行：提示 {len(row.prompt_ids)} token，学习 {len(row.answer_ids)} 个 token（【】内）\n"
             f"{printable(tokenizer.decode(row.prompt_ids) + supervised)}\n"
         )
 
@@ -50,10 +50,10 @@ def show_plan(prepared: Prepared) -> None:
         0.5 * measure_flops(training.device, prepared.dtype)
     )  # training reaches half the speed of a matrix product
     lines = {
-        "数据": f"{len(rows):,} 条，{sum(len(row) for row in rows):,} 个词元，"
+        "数据": f"{len(rows):,} 条，{sum(len(row) for row in rows):,} 个 token，"
         f"其中学习 {sum(len(row.answer_ids) for row in rows):,} 个",
         "步数": f"{steps:,}（每步 {rows_a_step(training)} 条）",
-        "批处理": f"{batching.description}，实际计算的词元是数据的 {share:.0%}，一次前向最多 {max_tokens} 个",
+        "批处理": f"{batching.description}，实际计算的 token 是数据的 {share:.0%}，一次前向最多 {max_tokens} 个",
         "数值": f"{prepared.settings.dtype}，{training.device}",
         "内存估计": memory_text(memory, training.device),
         "时间估计": f"{time_text(seconds)}（按本机矩阵乘法速度的一半估算，不含验证）",

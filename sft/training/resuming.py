@@ -41,7 +41,7 @@ def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict) -> 
         refuse_unusable(checkpoint, identity)
         refuse_runs_mixed(checkpoint, output_dir, identity)
     if changed := checkpoints.changed_versions(checkpoint):
-        logger.warning("%s 是用别的版本存的（%s），续训的结果可能略有不同", checkpoint, changed)
+        logger.warning("%s 是用别的版本存的（%s），续跑的结果可能略有不同", checkpoint, changed)
     return checkpoint
 
 
@@ -58,14 +58,14 @@ def newest_of_run(output_dir: Path, identity: dict) -> Path | None:
             reason = f"与这次运行不一致（{changed}）"
             refused = refused or f"{folder}：{reason}；{_advice(output_dir)}"
         elif checkpoints.is_of_other_format(folder):
-            refused = refused or f"{folder}：{reason}，不能续训；请用原来的版本，或加 --overwrite_output_dir 从头开始"
+            refused = refused or f"{folder}：{reason}，不能续跑；请用原来的版本，或加 --overwrite_output_dir 从头开始"
         reason = reason or _problem_of_best(folder, identity)
         if reason is None:
             return folder
         logger.warning("%s：%s，跳过", folder, reason)
     for link in checkpoints.links_in(output_dir):
         logger.warning("%s：是符号链接，跳过", link)
-        refused = refused or f"{link}：是符号链接，不会自动使用；要从它续训请写 --resume_from_checkpoint {link}"
+        refused = refused or f"{link}：是符号链接，不会自动使用；要从它续跑请写 --resume_from_checkpoint {link}"
     if refused:
         raise InputError(refused)
     return None
@@ -75,7 +75,7 @@ def _advice(output_dir: Path) -> str:
     """What to do if the settings are not those of the run in ``output_dir``."""
     if (output_dir / ALL_RESULTS_FILE).is_file():
         return f"这次训练已经完成，{checkpoints.how_to_go_on(output_dir)}"
-    return "请改回原来的设置，或去掉续训从头开始"
+    return "请改回原来的设置，或去掉续跑从头开始"
 
 
 def _problem_of_best(checkpoint: Path, identity: dict) -> str | None:
@@ -103,7 +103,7 @@ def refuse_unusable(checkpoint: Path, identity: dict) -> None:
         raise InputError(f"{checkpoint}：与这次运行不一致（{changed}）；{_advice(checkpoint.parent)}")
     reason = reason or _problem_of_best(checkpoint, identity)
     if reason:
-        raise InputError(f"{checkpoint}：{reason}，不能续训；用 --resume_from_checkpoint true 选最新的完整检查点")
+        raise InputError(f"{checkpoint}：{reason}，不能续跑；用 --resume_from_checkpoint true 选最新的完整检查点")
 
 
 def refuse_runs_mixed(checkpoint: Path, output_dir: Path, identity: dict) -> None:
@@ -115,7 +115,7 @@ def refuse_runs_mixed(checkpoint: Path, output_dir: Path, identity: dict) -> Non
     if checkpoint.resolve().parent != output_dir.resolve():
         for folder in of_other_runs(output_dir, identity):
             raise InputError(
-                f"{folder}：是另一次训练的检查点，不能在它的文件夹里续训 {checkpoint}；"
+                f"{folder}：是另一次训练的检查点，不能在它的文件夹里续跑 {checkpoint}；"
                 "请换一个 --output_dir，或加 --overwrite_output_dir 删掉那次训练的检查点"
             )
 
@@ -154,6 +154,6 @@ def is_finished(output_dir: Path, identity: dict) -> bool:
     if newest_of_run(output_dir, identity) is None:
         raise InputError(
             f"{output_dir}：已有训练完成的结果，但没有完整的检查点可以核对是不是这次训练；"
-            "请换一个 --output_dir，或去掉续训，加 --overwrite_output_dir 覆盖"
+            "请换一个 --output_dir，或去掉续跑，加 --overwrite_output_dir 覆盖"
         )
     return True

@@ -217,7 +217,7 @@ def prepare_output(output_dir: Path, identity: dict, prepared: Prepared) -> Path
         reason = checkpoints.problem(folder)
         if reason is None or checkpoints.is_of_other_format(folder):
             raise InputError(
-                f"{output_dir}：有没训练完的检查点；续训加 --resume_from_checkpoint true，"
+                f"{output_dir}：有没训练完的检查点；续跑加 --resume_from_checkpoint true，"
                 "重来加 --overwrite_output_dir"
             )
         logger.warning("%s：%s，存同一步时会换掉它", folder, reason)

@@ -94,7 +94,7 @@ class SavingTrainer(Trainer):
             if reason:
                 raise RunError(
                     f"{folder}：最好的一步的检查点{reason}，没有可用的最好权重；"
-                    "用 --resume_from_checkpoint true 续训，会从它之前的完整检查点重新训练"
+                    "用 --resume_from_checkpoint true 续跑，会从它之前的完整检查点重新训练"
                 )
             self.state.best_model_checkpoint = str(folder)
             self._load_best_model()

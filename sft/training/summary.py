@@ -46,9 +46,9 @@ def before_training(prepared: Prepared, run: Run, model: PeftModel, tracked_wher
         "模型": f"{arguments.model.model_name_or_path}（{count(parameters - trained)}参数），"
         f"LoRA r={arguments.lora.lora_r} 训练其中 {count(trained)}",
         "数据": f"训练 {len(lengths):,} 条，验证 {len(splits.validation):,} 条，测试 {len(splits.test):,} 条；"
-        f"一条 {statistics.median(lengths):.0f} 个词元（中位数），最长 {lengths[-1]:,}",
+        f"一条 {statistics.median(lengths):.0f} 个 token（中位数），最长 {lengths[-1]:,}",
         "计划": f"{steps:,} 步，每步 {rows_a_step(training)} 条，共 {epochs:.3g} 轮，"
-        f"约 {count(sum(lengths) * epochs)}词元",
+        f"约 {count(sum(lengths) * epochs)} token",
         "数值": f"{dtype}，{device_name(training.device)}，{prepared.batching.title}批处理",
         "输出": training.output_dir,
         "曲线": tracked_where,
@@ -56,14 +56,14 @@ def before_training(prepared: Prepared, run: Run, model: PeftModel, tracked_wher
     if arguments.model.init_adapter:
         lines["起点"] = f"适配器 {arguments.model.init_adapter}"
     if run.checkpoint is not None:
-        lines["续训"] = f"从 {run.checkpoint} 接着"
+        lines["续跑"] = f"从 {run.checkpoint} 接着"
     return table("将要训练", lines)
 
 
 def after_training(results: dict[str, float], arguments: Arguments) -> str:
     """The results of the run, where they are, and the next command."""
     output_dir = Path(arguments.training.output_dir)
-    lines = {"用时": f"训练 {duration(results['train_runtime'])}，{results['logical_tokens']:,} 个词元"}
+    lines = {"用时": f"训练 {duration(results['train_runtime'])}，{results['logical_tokens']:,} 个 token"}
     for split, name in SPLITS.items():
         figures = {title: results.get(f"{split}_{figure}") for figure, title in FIGURES.items()}
         if parts := [f"{title} {value:.3f}" for title, value in figures.items() if value is not None]:

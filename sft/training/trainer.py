@@ -54,7 +54,7 @@ class SftTrainer(SavingTrainer):
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if frozen_head(self.model) is None or self.args.torch_compile:
             logger.info(
-                "输出层由模型自己计算（它带适配器、模型被编译，或这种模型的输出不只是一个线性层）：显存随学习的词元数增加"
+                "输出层由模型自己计算（它带适配器、被编译，或输出不只是一个线性层）：显存随学习的 token 数增加"
             )
         self._set_callbacks()
 
@@ -124,7 +124,7 @@ class SftTrainer(SavingTrainer):
         if several and isinstance(error, torch.OutOfMemoryError):
             raise RunError(
                 "有一张卡显存不够，多卡时无法只在一张卡上重算；请把 --max_tokens_per_micro_batch 设得比 "
-                f"{self.max_tokens} 小，再用 --resume_from_checkpoint true 续训"
+                f"{self.max_tokens} 小，再用 --resume_from_checkpoint true 续跑"
             ) from error
 
     def _halve(self, largest_tokens: int) -> None:
@@ -132,7 +132,7 @@ class SftTrainer(SavingTrainer):
         self.max_tokens = min(self.max_tokens, largest_tokens) // 2
         clear_device_cache(garbage_collection=True)
         logger.warning(
-            "第 %d 步显存不够：每次前向改为最多 %d 个词元，重算这一批；每步的数据和结果不变",
+            "第 %d 步显存不够：每次前向改为最多 %d 个 token，重算这一批；每步的数据和结果不变",
             self.state.global_step + 1,
             self.max_tokens,
         )
