@@ -14,4 +14,10 @@ if [ "${1:-}" = "--all" ]; then
 fi
 ruff check .
 ruff format --check .
-exec python -m pytest "${selection[@]}" "$@"
+# All of them: one worker for each core, with the tests of a file together. A few: at once, without workers.
+workers=()
+if [ $# = 0 ]; then
+    workers=(-n logical --maxprocesses 4 --dist loadfile)
+    export OMP_NUM_THREADS=1
+fi
+exec python -m pytest "${selection[@]}" "${workers[@]}" "$@"

@@ -99,7 +99,7 @@ class TestLabels:
         started = time.monotonic()
         assert convert(script, tmp_path, self.rows(script, labels)) == 2
         error = capsys.readouterr().err
-        assert len(error.splitlines()) == 1 and "选错了列" in error
+        assert len(error.splitlines()) == 1 and "--label_column" in error
         assert [path.name for path in tmp_path.iterdir()] == ["raw.jsonl"]
         assert time.monotonic() - started < 20
 

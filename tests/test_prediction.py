@@ -498,9 +498,8 @@ def test_predictions_use_the_lengths_and_numbers_of_training(trained):
 
 def test_an_adapter_trained_in_float16_is_usable_on_a_cpu(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    settings = orjson.loads((trained / "task.json").read_bytes()) | {"dtype": "float16"}
     path = tmp_path / "task.json"
-    path.write_bytes(orjson.dumps(settings))
+    TaskSettings.read(trained / "task.json").replace(dtype="float16").write(path)
     assert str(Predictor.load(ModelChoice(base_only=True, task_file=path)).model.dtype) != "torch.float16"
     with pytest.raises(InputError, match="float16"):
         Predictor.load(ModelChoice(base_only=True, task_file=path, dtype="float16"))

@@ -403,10 +403,20 @@ def runs_what_test_sh_should(workspace: Workspace, hub: StubHub, command: str) -
     """Check only what test.sh would run: test.sh itself runs this test."""
     folder, log = with_fake_python(workspace.home / "test_sh")
     shutil.copy(folder / ".shim/python", folder / ".shim/ruff")
-    for more, expected in (("", ["-m", "pytest", "-m", "not slow"]), (" --all", ["-m", "pytest"])):
+    workers = ["-n", "logical", "--maxprocesses", "4", "--dist", "loadfile"]
+    for more, expected in (
+        ("", ["-m", "pytest", "-m", "not slow", *workers]),
+        (" --all", ["-m", "pytest", *workers]),
+        (" tests/test_x.py", ["-m", "pytest", "-m", "not slow", "tests/test_x.py"]),
+    ):
         log.write_text("")
         subprocess.run(["bash", "-c", command + more], cwd=folder, env=workspace.environment, check=True, timeout=60)
         assert json.loads(log.read_text().splitlines()[-1]) == expected
+
+
+def is_a_package(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """`tests/test_project_files.py` installs it; here only that there is something to install."""
+    assert "[project]" in (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
 
 
 def begins_like_a_command_of_the_story(workspace: Workspace, hub: StubHub, command: str) -> None:
@@ -430,6 +440,7 @@ RULES = [
     Rule(r"py -3\.\d+ -m venv \.venv", makes_an_environment),
     Rule(r"\.venv\\Scripts\\activate", activates),
     Rule(r"pip install -r requirements\.txt", installs),
+    Rule(r"pip install -e \.", is_a_package),
     Rule(r"set \w+=\w+", sets_utf8),
     Rule(r"python -m sft\.tracking\.replay output/\w+", replays),
     Rule(r"pip install notebook", opens_notebooks),
@@ -449,6 +460,7 @@ RULES = [
     Rule(r"python predict\.py --adapter output/Qwen.* --report \S+", predicts_with_a_report),
     Rule(r"python predict\.py --adapter output/Qwen2 --input_file \S+ --output_file \S+", predicts),
     Rule(r"python .*data/quickstart/.*", is_the_windows_quickstart),
+    Rule(r"python predict\.py --adapter output/quickstart/ner --text .*", is_the_windows_quickstart),
 ]
 SLOW = (trains_in_two_processes, predicts_in_two_processes)
 

@@ -241,7 +241,12 @@ def _refuse_look_alikes(
     """Refuse what is no table, unless the user has named its columns; tags of characters are never entities."""
     is_told = options.text_column or options.label_column
     problem = table_problem(sample, rows)
-    if problem and (not is_told or (source.answers == "entities" and has_tag_column(rows))):
+    are_tags = source.answers == "entities" and has_tag_column(rows)
+    if are_tags and source.format == "tsv":  # a tagged file, but without the columns that the user has named
+        problem = (
+            f"没有 --text_column、--label_column 给出的列；有的列是 {'、'.join(rows[0])[:80]}" if is_told else problem
+        )
+    if problem and (not is_told or are_tags):
         raise InputError(f"{source.path}：{problem}")
 
 

@@ -68,7 +68,7 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Scores before fine-tuning: not available (no validation set, or --eval_on_start false).",
     ),
     "gold_problems": (
-        "有 {rows} 行的标注用不上，整行不计入成绩：{reasons}",
+        "有 {rows} 行的标准答案用不上，整行不计入成绩：{reasons}",
         "The gold of {rows} rows cannot be used, so these rows are not in the scores: {reasons}",
     ),
     "no_scores": ("没有标注，无从评分。", "No gold, so there are no scores."),

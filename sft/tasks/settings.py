@@ -135,7 +135,7 @@ class TaskSettings:
 
 def _check_labels(path: Path, content: Mapping[str, object]) -> None:
     labels, prompt = content.get("labels", []), content.get("system_prompt", "")
-    if not isinstance(labels, list) or not all(isinstance(label, str) and label for label in labels):
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise InputError(f"{path}：labels 应是标签的列表，实际是 {str(labels)[:60]!r}；请重新转换或训练")
     if len(set(labels)) < len(labels):
         raise InputError(f"{path}：labels 里有重复的标签；请重新转换或训练")

@@ -48,6 +48,14 @@ NOT_COMPARED |= {
     "overwrite_output_dir", "preview", "dry_run", "config",
 }  # fmt: skip
 OF_VALIDATION = {"validation_ratio", "max_validation_rows", "early_stopping_patience"}
+# Of what is compared, what a person wants to see:
+SHOWN = (
+    "max_train_samples", "max_length", "batching", "dtype", "lora_r", "lora_alpha", "lora_dropout",
+    "lora_target_modules", "use_rslora", "validation_ratio", "max_validation_rows", "learning_rate",
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
+    "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "train_sampling_strategy",
+    "processes",
+)  # fmt: skip
 LOCK = ".training.lock"
 
 
@@ -170,7 +178,8 @@ def shown_settings(prepared: Prepared, run: Run) -> dict:
         names["config"] = data.config
     names |= {"model": prepared.arguments.model.model_name_or_path, "output_dir": training.output_dir}
     shown = {name: shown_path(path) for name, path in names.items()}
-    return run.identity | {checkpoints.MICRO_BATCH: run.max_tokens} | shown
+    chosen = {name: run.identity[name] for name in SHOWN if name in run.identity}
+    return chosen | {checkpoints.MICRO_BATCH: run.max_tokens} | shown
 
 
 def shown_path(path: str | None) -> str | None:

@@ -158,7 +158,8 @@ class SftTrainer(SavingTrainer):
             logs |= {"executed_tokens": executed, "logical_tokens": logical}
         if "loss" in logs:
             now = time.perf_counter()
-            logs["tokens_per_second"] = (logical - self.timed_tokens) / (now - self.timed_since)
+            if self.timed_since is not None:  # a resumed run may have nothing but an evaluation left to do
+                logs["tokens_per_second"] = (logical - self.timed_tokens) / (now - self.timed_since)
             self.timed_tokens, self.timed_since = logical, now
         if "train_runtime" in logs:
             self.add_earlier_seconds(logs)
