@@ -192,7 +192,7 @@ def test_a_layout_in_doubt_is_refused_and_the_flag_it_names_settles_it(content, 
 def test_a_named_column_may_be_a_name_in_the_header():
     content = "raw\tmark\n" + column("青 湖 很 旧", "B-LOC I-LOC O O")
     assert texts_and_spans(content, text_column="raw", label_column="mark")[1] == PLACE
-    with pytest.raises(InputError, match="--text_column.*raw、mark"):
+    with pytest.raises(InputError, match=r"--text_column.*raw、mark"):
         read("a.txt", content, "entities", text_column="other")
 
 

@@ -242,10 +242,8 @@ def _refuse_look_alikes(
     is_told = options.text_column or options.label_column
     problem = table_problem(sample, rows)
     are_tags = source.answers == "entities" and has_tag_column(rows)
-    if are_tags and source.format == "tsv":  # a tagged file, but without the columns that the user has named
-        problem = (
-            f"没有 --text_column、--label_column 给出的列；有的列是 {'、'.join(rows[0])[:80]}" if is_told else problem
-        )
+    if are_tags and is_told and source.format == "tsv":  # a tagged file, but without the columns that are named
+        problem = f"没有 --text_column、--label_column 给出的列；有的列是 {'、'.join(rows[0])[:80]}"
     if problem and (not is_told or are_tags):
         raise InputError(f"{source.path}：{problem}")
 
