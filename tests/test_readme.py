@@ -610,8 +610,11 @@ def test_quickstart_teaches_the_demo_model_both_tasks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_first_block_and_what_quickstart_says_next_work_in_a_fresh_shell(tmp_path: Path) -> None:
-    """From a clone, with small samples; only the packages are there already."""
+def test_the_first_block_works_in_a_fresh_shell(tmp_path: Path) -> None:
+    """From a clone, with small samples; only the packages are there already.
+
+    `tests/test_first_minutes.py` types what quickstart says next.
+    """
     source = copy_checkout(tmp_path / "source")
     shorten_samples(source, TRAIN_ROWS)
     (source / ".venv").mkdir()
@@ -630,11 +633,7 @@ def test_the_first_block_and_what_quickstart_says_next_work_in_a_fresh_shell(tmp
     first = [command.replace("URL", shlex.quote(str(source))) for command in FIRST_BLOCK]
     done = typed(*first, "python -c 'import torch'", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    folder = tmp_path / "chinese-llm-sft"
-    said = done.stdout[done.stdout.index("微调前") :]
-    following = re.findall(r"^\s*(?:Linux[^：]*：)?((?:source|python) [^（]*)", said, re.MULTILINE)
-    next_steps = typed("source .venv/bin/activate", *following, cwd=folder)
-    assert next_steps.returncode == 0, f"{following}\n{next_steps.stderr[-3000:]}"
+    assert "微调后" in done.stdout
 
 
 @pytest.mark.slow
