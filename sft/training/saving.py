@@ -46,10 +46,8 @@ class SavingTrainer(Trainer):
         self.threshold: tuple[int | None, float | None] = (None, None)  # of the last step evaluated, with its number
         self.earlier_seconds = 0.0
         self.started = time.perf_counter()
-        self._last_step: tuple[torch.Tensor | float | None, float | None] = (
-            None,
-            None,
-        )  # gradient norm, learning rate
+        # gradient norm, learning rate
+        self._last_step: tuple[torch.Tensor | float | None, float | None] = (None, None)
         self._saved: tuple[int, int] | None = None  # step and number of logs when it was saved
         self._folder_of_checkpoints: str | None = None
 
