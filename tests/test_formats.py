@@ -189,3 +189,13 @@ def test_a_character_across_the_edge_of_the_sample_is_no_bad_byte(tmp_path):
     for shift in range(3):
         (tmp_path / "a").write_bytes(b"x" * shift + "长".encode() * 400_000)
         assert detect_encoding(tmp_path / "a") == "utf-8"
+
+
+def test_a_notation_that_the_summary_names_can_be_said_and_another_is_refused():
+    content = json.dumps({"instruction": "判断情感", "input": "很好", "output": "好评"}, ensure_ascii=False) + "\n"
+    for format in ("auto", "alpaca"):
+        source, rows = read("a.jsonl", content, "label", format=format)
+        assert source.format == "alpaca" and rows[0][2]["output"] == "好评"
+    for format in ("messages", "fudan"):
+        with pytest.raises(InputError, match=f"--format {format}.*alpaca"):
+            read("a.jsonl", content, "label", format=format)

@@ -14,11 +14,12 @@ from sft.data.places import path_of_test, path_of_train
 from sft.errors import InputError
 
 # What ``--format`` can say besides ``auto``. ``jsonl`` is any JSON; the other JSON formats name a notation of rows.
-JSON_FORMATS = ("jsonl", "fudan", "ccfbdci", "spans", "doccano", "cluener")
+ROW_FORMATS = ("alpaca", "messages", "label_studio", "prodigy", "tokens")  # known by the fields of each row
+JSON_FORMATS = ("jsonl", "fudan", "ccfbdci", "spans", "doccano", "cluener", *ROW_FORMATS)
 TABLE_FORMATS = ("csv", "tsv", "xlsx")
-LABEL_FORMATS = ("jsonl", "fudan", *TABLE_FORMATS, "fasttext", "toutiao")
+LABEL_FORMATS = ("jsonl", "fudan", *ROW_FORMATS[:-1], *TABLE_FORMATS, "fasttext", "toutiao")
 ENTITY_FORMATS = (
-    *("jsonl", "ccfbdci", "spans", "doccano", "cluener"),
+    *("jsonl", "ccfbdci", "spans", "doccano", "cluener", *ROW_FORMATS),
     *TABLE_FORMATS,
     *("conll", "inline", "words", "words_ltp", "brat"),
 )

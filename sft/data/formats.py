@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from sft.data import marked
-from sft.data.arguments import JSON_FORMATS, ReadOptions
+from sft.data.arguments import JSON_FORMATS, ROW_FORMATS, ReadOptions
 from sft.data.brat import describe_brat, is_brat
 from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, USUAL_COLUMNS, Columns
 from sft.data.documents import is_document, read_document
@@ -332,7 +332,11 @@ def _as_document(source: Source, options: ReadOptions, gold: bool) -> Source:
 def _with_notation(source: Source, rows: Sequence[dict], options: ReadOptions, gold: bool) -> Source:
     """The source with the notation of its rows and the columns to take."""
     columns = Columns(options.text_column, options.label_column)
-    format = options.format if options.format in JSON_FORMATS else notation_of(rows, source.answers, columns)
+    format = notation_of(rows, source.answers, columns)
+    if options.format in JSON_FORMATS and options.format != "jsonl":
+        if options.format != format and {options.format, format} & set(ROW_FORMATS):
+            raise InputError(f"{source.path}：--format {options.format}，可是这里的行像 {format}；请去掉 --format")
+        format = options.format
     source = replace(source, format="jsonl" if format in (None, "plain") else format)
     source = replace(source, ccfbdci_labels=source.format == "ccfbdci" and _has_ccfbdci_labels(rows))
     return _with_columns(source, rows, columns, gold)
