@@ -8,8 +8,8 @@ switched once, when it is loaded, and never back.
 There is one function but three layouts, each with its own kernel, because they need different things:
 
 - training (`sft.engine.prefix_tree`) needs gradients, and few large calls: branches of similar length together;
-- scoring options (`sft.engine.option_tree`) needs a mask, but only for the last few positions of each row: a mask over
-  the whole row would grow with the square of its length;
+- scoring options (`sft.engine.option_tree`) needs a mask for the options of each row, and rows of similar length
+  together;
 - decoding (`sft.engine.ragged`) needs the keys and values that earlier passes have kept.
 """
 
@@ -164,8 +164,9 @@ class MaskedQueries:
 
     Args:
         flat: (rows, width) where the queries stand in the flat row; a shorter row repeats its last one.
-        sees: called with a slice of the width; gives (rows, slice, keys), true where a query sees a key. The number of
-            keys is a multiple of `ALIGNMENT`, and each query sees at least one.
+        sees: called with a slice of the width; gives (rows or 1, slice, keys), true where a query sees a key. Keys at
+            the end that none of the slice sees may be left out. The number of keys is a multiple of `ALIGNMENT`, and
+            each query sees at least one.
     """
 
     def __init__(self, flat: torch.Tensor, sees: Callable[[slice], torch.Tensor]) -> None:
@@ -190,32 +191,37 @@ class MaskedQueries:
         heads, size = keys.shape[1], keys.shape[3]
         repeats = query.shape[1] // heads
         query, result = query.view(-1, repeats * size), result.view(-1, repeats, size)
-        for at, mask in self._blocks(heads, repeats, keys.shape[2], query.dtype):
+        for at, mask in self._blocks(heads, repeats, query.dtype):
             queries = query.index_select(0, at.flatten()).view(*at.shape[:2], -1, size)
-            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
+            seen = mask.shape[-1]
+            attended = scaled_dot_product_attention(
+                queries, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask, scale=scaling
+            )
             result[at] = attended.unflatten(2, (-1, repeats))
 
-    def _blocks(
-        self, heads: int, repeats: int, keys: int, dtype: torch.dtype
-    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        kind = heads, repeats, keys, dtype
+    def _blocks(self, heads: int, repeats: int, dtype: torch.dtype) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        kind = heads, repeats, dtype
         if kind in self._made:
-            return self._made[kind]
-        blocks = self._make_blocks(heads, repeats, dtype)
-        if self.flat.numel() * repeats * keys > KEPT_MASK_NUMBERS:
-            return blocks
-        self._made[kind] = list(blocks)
-        return self._made[kind]
+            yield from self._made[kind]
+            return
+        made, numbers = [], 0
+        for block in self._make_blocks(heads, repeats, dtype):
+            yield block
+            numbers += block[1].numel()
+            if numbers <= KEPT_MASK_NUMBERS:
+                made.append(block)
+        if numbers <= KEPT_MASK_NUMBERS:
+            self._made[kind] = made
 
     def _make_blocks(
         self, heads: int, repeats: int, dtype: torch.dtype
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For a part of the width at a time: (rows, key heads, part) where the queries of one key head stand, counted
-        in key heads; and (rows, 1, part × repeats, keys), what is added to their scores."""
+        in key heads; and (rows or 1, 1, part × repeats, keys), what is added to their scores."""
         head = torch.arange(heads, device=self.flat.device)[:, None]
         step = max(1, QUERY_BLOCK // repeats)
         for start in range(0, self.flat.shape[1], step):
-            part = slice(start, start + step)
+            part = slice(start, min(start + step, self.flat.shape[1]))
             sees = self._sees(part)
             mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
             mask = mask[:, :, None].expand(-1, -1, repeats, -1).flatten(1, 2)

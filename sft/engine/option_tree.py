@@ -30,7 +30,7 @@ from sft.engine.attention import (
     use_packed_attention,
 )
 from sft.engine.forward import hidden_states_at
-from sft.engine.prefix_tree import PrefixTree, build_tree, group_by_length
+from sft.engine.prefix_tree import group_by_length
 
 logger = logging.getLogger(__name__)
 
@@ -61,50 +61,48 @@ class Unit(NamedTuple):
     trie: Trie
 
 
-class NodeGroup(NamedTuple):
-    """Units with prompts of similar length, whose nodes are attended together.
+class UnitGroup(NamedTuple):
+    """Units with prompts of similar length, which are attended together.
 
     Attributes:
-        queries: their nodes.
-        keys: (units × keys,) flat positions of what their nodes may see: prefix, rest of the prompt, nodes.
         units: how many.
+        keys: (units × keys,) flat positions of what their tokens may see: prefix, rest of the prompt, nodes.
+        queries: the rests of their prompts, and their nodes if there are any.
     """
 
-    queries: MaskedQueries
-    keys: torch.Tensor
     units: int
+    keys: torch.Tensor
+    queries: list[MaskedQueries]
 
 
 class OptionTree(NamedTuple):
-    """The layout of a pass: the prompts, then the nodes of all units. Each unit sees only the prefix and itself.
+    """The layout of a pass: the prefix, the rests of all prompts, the nodes of all units.
 
     Attributes:
-        prompts: what all prompts begin with, and the rest of each.
-        prompt_tokens: the number of tokens in ``prompts``.
-        groups: the units that have nodes.
+        prefix_tokens: how many tokens all prompts begin with; 0 for none. All units see them.
+        prefix: the same as queries; None for none.
+        groups: the units. Each sees only the prefix and itself.
     """
 
-    prompts: PrefixTree
-    prompt_tokens: int
-    groups: list[NodeGroup]
+    prefix_tokens: int
+    prefix: MaskedQueries | None
+    groups: list[UnitGroup]
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, *_
     ) -> torch.Tensor:
         """See `sft.engine.attention.Layout`. Ignores ``dropout``."""
-        of_prompts = (states[:, :, : self.prompt_tokens] for states in (query, key, value))
-        prompts = self.prompts.attend(*of_prompts, scaling)
-        if not self.groups:
-            return prompts
-        query, key, value = map(by_token, (query, key, value))
+        query, by_key, by_value = map(by_token, (query, key, value))
         result = torch.empty_like(query)
-        result[: self.prompt_tokens] = prompts[0]
+        if self.prefix is not None:
+            self.prefix.attend(query, result, key, value, scaling)
         for group in self.groups:
             keys, values = (
                 states.index_select(0, group.keys).unflatten(0, (group.units, -1)).transpose(1, 2)
-                for states in (key, value)
+                for states in (by_key, by_value)
             )
-            group.queries.attend(query, result, keys, values, scaling)
+            for queries in group.queries:
+                queries.attend(query, result, keys, values, scaling)
         return result[None]
 
 
@@ -222,40 +220,63 @@ def _lay_out(
     ancestries: Sequence[torch.Tensor],
     device: torch.device,
 ) -> OptionTree:
-    tree = build_tree(shared, prompts).to(device)
-    groups = []
-    for members in group_by_length([*zip(prompts, nodes, ancestries, strict=True)], lambda unit: len(unit[0])):
-        with_nodes = [unit for unit in members if unit[1]]
-        if with_nodes:
-            groups.append(_node_group(shared, with_nodes, device))
-    return OptionTree(tree, prompts[-1].stop, groups)
+    prefix = _causal(torch.arange(shared)[None], 0, [shared], prompts[0].stop, device) if shared else None
+    units = [*zip(prompts, nodes, ancestries, strict=True)]
+    groups = group_by_length(units, lambda unit: len(unit[0]))
+    return OptionTree(shared, prefix, [_unit_group(shared, members, device) for members in groups])
 
 
-def _node_group(shared: int, units: Sequence[tuple[range, range, torch.Tensor]], device: torch.device) -> NodeGroup:
+def _unit_group(shared: int, units: Sequence[tuple[range, range, torch.Tensor]], device: torch.device) -> UnitGroup:
     """The group of these units; each is the flat positions of its prompt and of its nodes, and who sees whom."""
-    width = max(len(nodes) for _, nodes, _ in units)
-    longest = max(len(prompt) for prompt, _, _ in units)
-    longest += aligned(shared + longest + width) - (shared + longest + width)
-    keys = torch.zeros((len(units), shared + longest + width), dtype=torch.long)
+    longest, width = max(len(prompt) for prompt, _, _ in units), max(len(nodes) for _, nodes, _ in units)
+    before = aligned(shared + longest + width) - width  # keys before the nodes, some of them for padding
+    flat = torch.empty((len(units), longest), dtype=torch.long)
+    keys = torch.zeros((len(units), before + width), dtype=torch.long)
     keys[:, :shared] = torch.arange(shared)
+    for row, (prompt, own, _) in enumerate(units):
+        flat[row] = torch.arange(prompt.start, prompt.start + longest).clamp_(max=prompt[-1])
+        keys[row, shared : shared + longest] = flat[row]
+        keys[row, before : before + len(own)] = torch.arange(own.start, own.stop)
+    queries = [_causal(flat, shared, [len(prompt) for prompt, _, _ in units], before + width, device)]
+    if width:
+        queries.append(_nodes(shared, before, width, units, device))
+    return UnitGroup(len(units), keys.flatten().to(device), queries)
+
+
+def _causal(flat: torch.Tensor, before: int, lengths: Sequence[int], keys: int, device: torch.device) -> MaskedQueries:
+    """Queries of which each sees the first ``before`` of the ``keys``, and after them its row's queries up to itself.
+
+    Args:
+        lengths: queries of each row; what repeats its last one sees what that one sees.
+    """
+    lasts = torch.tensor(lengths[:1] if len(set(lengths)) == 1 else lengths)[:, None] - 1  # of equal rows, one mask
+    places = (before + torch.arange(flat.shape[1]).minimum(lasts))[:, :, None].to(device)
+
+    def sees(part: slice) -> torch.Tensor:
+        return torch.arange(min(aligned(before + part.stop), keys), device=device) <= places[:, part]
+
+    return MaskedQueries(flat.to(device), sees)
+
+
+def _nodes(
+    shared: int, before: int, width: int, units: Sequence[tuple[range, range, torch.Tensor]], device: torch.device
+) -> MaskedQueries:
+    """The nodes of the units, padded to ``width``: they see the prompt, which is among the keys ``before``."""
     flat = torch.empty((len(units), width), dtype=torch.long)
     ancestors = torch.zeros((len(units), width, width), dtype=torch.bool)
-    for row, (prompt, nodes, sees) in enumerate(units):
-        count = len(nodes)
-        keys[row, shared : shared + len(prompt)] = torch.arange(prompt.start, prompt.stop)
-        flat[row] = torch.arange(nodes.start, nodes.start + width).clamp_(max=nodes[-1])
-        keys[row, shared + longest :] = flat[row]
-        ancestors[row, :count, :count] = sees
-        ancestors[row, count:, :count] = sees[-1]
+    for row, (prompt, own, sees) in enumerate(units):
+        places = torch.arange(width).clamp_(max=max(0, len(own) - 1))
+        flat[row] = places + (own.start if own else prompt[-1])
+        ancestors[row, :, : len(own)] = sees[places] if own else False
     ends = torch.tensor([shared + len(prompt) for prompt, _, _ in units])[:, None, None].to(device)
-    ancestors = ancestors.to(device)
+    flat, ancestors = flat.to(device), ancestors.to(device)
 
     def sees_of(part: slice) -> torch.Tensor:
+        prompt = torch.arange(before, device=device) < ends
         own = ancestors[:, part]
-        prompt = torch.arange(shared + longest, device=device) < ends
         return torch.cat((prompt.expand(-1, own.shape[1], -1), own), dim=2)
 
-    return NodeGroup(MaskedQueries(flat.to(device), sees_of), keys.flatten().to(device), len(units))
+    return MaskedQueries(flat, sees_of)
 
 
 def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:

@@ -159,13 +159,13 @@ def _group(members: Sequence[tuple[int, Feed]], device: torch.device) -> Group:
     starts, firsts, counts = torch.tensor([(start, feed.place, len(feed.token_ids)) for start, feed in members]).T
     steps = torch.minimum(torch.arange(int(counts.max())), counts[:, None] - 1)
     places = firsts[:, None] + steps
-    seen = aligned(int(places.max()) + 1)
+    seen = [aligned(place + 1) for place in places.amax(0).tolist()]  # of each new token, at most; ascending
     places, flat = places.to(device), (starts[:, None] + steps).to(device)
 
     def sees(part: slice) -> torch.Tensor:
-        return torch.arange(seen, device=device) <= places[:, part, None]
+        return torch.arange(seen[part.stop - 1], device=device) <= places[:, part, None]
 
-    return Group(_slots([feed.slot for _, feed in members], device), MaskedQueries(flat, sees), seen)
+    return Group(_slots([feed.slot for _, feed in members], device), MaskedQueries(flat, sees), seen[-1])
 
 
 def _slots(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:
