@@ -21,13 +21,13 @@ from typing import Protocol
 import torch
 from peft import PeftModel
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"  # under which transformers finds `packed_attention`
-# Model types that pass ``layout`` on to attention, and whose logits are the output layer's, neither scaled nor capped.
-ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
+# What some models ask of attention that no layout computes: capped scores, and a sink beside the keys.
+NOT_IN_LAYOUTS = ("softcap", "s_aux")
 # transformers passes a mask of four dimensions on as it is, so it builds none. No layout reads it.
 NO_MASK = torch.zeros((1, 1, 1, 1), dtype=torch.bool)
 
@@ -43,6 +43,7 @@ class Layout(Protocol):
         scaling: float | None,
         dropout: float,
         layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         """Attention of one layer.
 
@@ -53,6 +54,7 @@ class Layout(Protocol):
             scaling: of the scores; None for one over the square root of the head size.
             dropout: of the attention weights.
             layer: the number of the layer, for a layout that keeps keys and values.
+            window: how many positions a token sees, its own included, counted in its own sequence; None for all.
 
         Returns:
             (1, tokens, heads, head size).
@@ -71,15 +73,21 @@ def packed_attention(
     """What ``layout`` computes; transformers' SDPA attention without one.
 
     Args:
-        settings: what else transformers passes on, such as ``scaling`` and ``dropout``.
+        settings: what else transformers passes on, such as ``scaling``, ``dropout`` and ``sliding_window``.
 
     Returns:
         (1, tokens, heads, head size), and None in place of the attention weights.
+
+    Raises:
+        NotImplementedError: the model asks for what no layout computes; `sft.engine.trial` finds that at the start.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    scaling, dropout = settings.get("scaling"), settings.get("dropout", 0.0)
-    return layout.attend(query, key, value, scaling, dropout, module.layer_idx), None
+    for name in NOT_IN_LAYOUTS:
+        if settings.get(name) is not None:
+            raise NotImplementedError(name)
+    scaling, dropout, window = settings.get("scaling"), settings.get("dropout", 0.0), settings.get("sliding_window")
+    return layout.attend(query, key, value, scaling, dropout, module.layer_idx, window), None
 
 
 def use_packed_attention(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -97,22 +105,6 @@ def use_packed_attention(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
         AttentionMaskInterface.register(NAME, sdpa_mask)
         base.set_attn_implementation(NAME)
     return base
-
-
-def can_express(config: PreTrainedConfig, length_tokens: int) -> bool:
-    """Whether a layout describes all of this model's attention, for sequences of up to ``length_tokens``."""
-    return config.model_type in ARCHITECTURES and _sees_everything(config, length_tokens)
-
-
-def _sees_everything(config: PreTrainedConfig, length_tokens: int) -> bool:
-    """Whether every layer attends to all of ``length_tokens``; a window that no row exceeds is full attention."""
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if not kinds and window is not None:  # Mistral's config has a window but no layer types
-        kinds = {"sliding_attention"}
-    return kinds <= {"full_attention"} or (
-        kinds <= {"full_attention", "sliding_attention"} and length_tokens <= window
-    )
 
 
 # ---- what the kernels share ----

@@ -1,6 +1,6 @@
-"""Training rows to batches. There are two ways, padded and as a prefix tree; each is a value, a `Batching`.
+"""Training rows to batches: padded, as a prefix tree, or whichever of the two fits a batch; each is a `Batching`.
 
-Both give a batch of the same form, a dict for `sft.engine.loss.supervised_loss`:
+All give a batch of the same form, a dict for `sft.engine.loss.supervised_loss`:
 
 - ``inputs``: the model's keyword arguments. ``input_ids`` and ``position_ids`` are (rows, width), or (1, tokens) for a
   tree; ``logits_to_keep`` is the number of last positions to keep of each row, or (supervised,) positions for a tree;
@@ -15,7 +15,7 @@ The Trainer moves all tensors in dicts, tuples and lists to the device; `supervi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -155,6 +155,36 @@ class PrefixTreeBatching:
     def for_model(self, model: PreTrainedModel, device: torch.device) -> PrefixTreeBatching:
         """See `Batching`."""
         return replace(self, varlen=varlen_works(model, device))
+
+
+@dataclass(frozen=True)
+class TreeUpTo:
+    """A prefix tree for rows up to a length; a batch with a longer row is padded.
+
+    Attributes:
+        limit_tokens: see `sft.engine.served.Served`.
+    """
+
+    limit_tokens: int
+    padded: PaddedBatching
+    tree: PrefixTreeBatching = field(default_factory=PrefixTreeBatching)
+    title: ClassVar[str] = PrefixTreeBatching.title
+    description: ClassVar[str] = PrefixTreeBatching.description
+
+    def tokens(self, rows: Sequence[EncodedRow]) -> int:
+        """See `Batching`."""
+        return self._way(rows).tokens(rows)
+
+    def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
+        """See `Batching`."""
+        return self._way(rows).collate(rows)
+
+    def for_model(self, model: PreTrainedModel, device: torch.device) -> TreeUpTo:
+        """See `Batching`."""
+        return replace(self, tree=self.tree.for_model(model, device))
+
+    def _way(self, rows: Sequence[EncodedRow]) -> Batching:
+        return self.tree if max(map(len, rows)) <= self.limit_tokens else self.padded
 
 
 def _shared_tokens(rows: Sequence[EncodedRow]) -> int:

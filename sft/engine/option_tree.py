@@ -12,24 +12,15 @@ once, too. The last token of an option is only predicted, so it is not part of t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from sft.console import say_once
-from sft.engine.attention import (
-    at_least_float32,
-    can_express,
-    common_prefix_tokens,
-    grouped_query_attention,
-    use_packed_attention,
-)
+from sft.engine.attention import at_least_float32, common_prefix_tokens, grouped_query_attention, use_packed_attention
 from sft.engine.forward import hidden_states_at
-
-logger = logging.getLogger(__name__)
+from sft.engine.served import served_by
 
 HEAD_BLOCK_TOKENS = 256  # places whose logits exist at a time: 256 × 151,936 in float32 are 156 MB
 LEAST_OPTION_TOKENS = 256  # room for options in a pass, however long the prompt is
@@ -112,15 +103,17 @@ def score(
     Returns:
         For each row (options,), float32 or wider, on the CPU.
     """
-    longest = max(len(ids) + max(map(len, branches)) - 1 for ids, branches in zip(prompts, branches_of, strict=True))
-    if not can_express(model.config, longest):
-        say_once(logger, "这种模型的注意力无法用前缀树表达：每个选项单独计算，结果相同，只是慢")
-        return [_score_padded(model, ids, branches) for ids, branches in zip(prompts, branches_of, strict=True)]
-    scores: list[list[torch.Tensor]] = [[] for _ in prompts]
-    base = use_packed_attention(model)
-    for units in _passes(prompts, branches_of, max_tokens):
-        for unit, unit_scores in zip(units, _score_pass(base, units), strict=True):
-            scores[unit.row].append(unit_scores)
+    rows = list(zip(prompts, branches_of, strict=True))
+    known = served_by(model)
+    together = [row for row, (ids, own) in enumerate(rows) if known.expresses(len(ids) + max(map(len, own)) - 1)]
+    scores: list[list[torch.Tensor]] = [[] for _ in rows]
+    if together:
+        base = use_packed_attention(model)
+        for units in _passes(*zip(*(rows[row] for row in together), strict=True), max_tokens):
+            for unit, unit_scores in zip(units, _score_pass(base, units), strict=True):
+                scores[together[unit.row]].append(unit_scores)
+    for row in set(range(len(rows))).difference(together):
+        scores[row].append(_score_padded(model, *rows[row]))
     return [torch.cat(parts) for parts in scores]
 
 
@@ -216,11 +209,11 @@ def _log_probabilities(
         index: (tokens,) the row of ``hidden`` that predicts the token.
         tokens: (tokens,) token ids.
     """
-    head = base.get_output_embeddings()
+    head, rule = base.get_output_embeddings(), served_by(base).logits
     parts, order = [], []
     for start in range(0, len(hidden), HEAD_BLOCK_TOKENS):  # in blocks, because the logits of all places are large
         inside = ((index >= start) & (index < start + HEAD_BLOCK_TOKENS)).nonzero()[:, 0]
-        log_probabilities = at_least_float32(head(hidden[start : start + HEAD_BLOCK_TOKENS])).log_softmax(-1)
+        log_probabilities = rule.of(at_least_float32(head(hidden[start : start + HEAD_BLOCK_TOKENS]))).log_softmax(-1)
         at = (index[inside] - start).to(hidden.device), tokens[inside].to(hidden.device)
         parts.append(log_probabilities[at].cpu())
         order.append(inside)

@@ -80,6 +80,7 @@ class RaggedPass(NamedTuple):
         scaling: float | None,
         dropout: float,
         layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         """See `sft.engine.attention.Layout`. A new token sees all of its row up to itself. Ignores ``dropout``."""
         kept = self.cache.write(layer, self, key, value)
