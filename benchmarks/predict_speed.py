@@ -244,7 +244,7 @@ def counting(model: PreTrainedModel) -> Iterator[Work]:
         work.passes += 1
         work.tokens += input_ids.numel()
         layout = keywords.get("layout")
-        work.row_passes += int(layout.slots.unique().numel()) if isinstance(layout, RaggedPass) else len(input_ids)
+        work.row_passes += layout.rows if isinstance(layout, RaggedPass) else len(input_ids)
 
     def head(module, positional, output) -> None:
         work.head_rows += output.numel() // output.shape[-1]

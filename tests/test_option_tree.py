@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import WHOLE, tiny_model
 from test_decoding import check_scores, scored_alone, some_prompts
+from torch.overrides import TorchFunctionMode
 
 from sft.decoding.decode import score_options
 from sft.engine import option_tree as scoring
@@ -42,16 +43,19 @@ def test_long_documents_score_as_alone(tokenizer, architecture):
     check_scores(model, tokenizer, prompts, [("体育", "体育新闻", "军"), ("经济", "军事"), ("a", "ab", "abc")], 1e-5)
 
 
-def test_no_mask_is_the_square_of_a_long_row(tokenizer, monkeypatch):
+def test_no_mask_is_the_square_of_a_long_row(tokenizer):
     masks = []
-    original = scoring.grouped_query_attention
 
-    def noted(*states, attn_mask=None, **settings):
-        masks.append(0 if attn_mask is None else attn_mask.numel())
-        return original(*states, attn_mask=attn_mask, **settings)
+    class Noted(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                mask = kwargs.get("attn_mask")
+                masks.append(0 if mask is None else mask.numel())
+            return func(*args, **kwargs)
 
-    monkeypatch.setattr(scoring, "grouped_query_attention", noted)
-    score_options(tiny_model("qwen2"), tokenizer, some_prompts((1500,)), [("体育", "军事")])
+    with Noted():
+        score_options(tiny_model("qwen2"), tokenizer, some_prompts((1500,)), [("体育", "军事")])
     assert 0 < max(masks) < 20 * 1500
 
 

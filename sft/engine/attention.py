@@ -15,7 +15,7 @@ There is one function but three layouts, each with its own kernel, because they 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -26,8 +26,11 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"  # under which transformers finds `packed_attention`
-# What some models ask of attention that no layout computes: capped scores, and a sink beside the keys.
-NOT_IN_LAYOUTS = ("softcap", "s_aux")
+# What some models ask of attention that no layout computes, by the name of the argument; told to the user.
+NOT_IN_LAYOUTS = {"softcap": "注意力的分数有上限", "s_aux": "注意力有汇点（sink）"}
+QUERY_BLOCK = 512  # queries under one mask: a mask for all of a long row would grow with the square of its length
+KEPT_MASK_NUMBERS = 1 << 24  # masks are kept from layer to layer up to this size, 64 MB in float32
+ALIGNMENT = 8  # a fused kernel copies a mask whose rows are no multiple of so many numbers
 # transformers passes a mask of four dimensions on as it is, so it builds none. No layout reads it.
 NO_MASK = torch.zeros((1, 1, 1, 1), dtype=torch.bool)
 
@@ -83,9 +86,11 @@ def packed_attention(
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    for name in NOT_IN_LAYOUTS:
+    for name, meaning in NOT_IN_LAYOUTS.items():
         if settings.get(name) is not None:
-            raise NotImplementedError(name)
+            raise NotImplementedError(meaning)
+    if key.shape[3] != value.shape[3]:
+        raise NotImplementedError("注意力的键和值大小不同")
     scaling, dropout, window = settings.get("scaling"), settings.get("dropout", 0.0), settings.get("sliding_window")
     return layout.attend(query, key, value, scaling, dropout, module.layer_idx, window), None
 
@@ -143,6 +148,86 @@ def grouped_query_attention(
     return scaled_dot_product_attention(
         query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=grouped, **mask
     )
+
+
+class MaskedQueries:
+    """Queries of several rows, padded to one width, that see some of the keys of their own row. Made for one pass.
+
+    Query heads that share keys stand side by side, as if they were more queries. So no key is copied, and every fused
+    kernel takes them. The indices and masks are made in the first layer and kept for the others.
+
+    Args:
+        flat: (rows, width) where the queries stand in the flat row; a shorter row repeats its last one.
+        sees: called with a slice of the width and a window; gives (rows, slice, keys), true where a query sees a key.
+            The number of keys is a multiple of `ALIGNMENT`, and each query sees at least one.
+        longest: the length of the longest row. A window that is not shorter hides nothing, and is left out.
+    """
+
+    def __init__(self, flat: torch.Tensor, sees: Callable[[slice, int | None], torch.Tensor], longest: int) -> None:
+        self.flat, self._sees, self._longest = flat, sees, longest
+        self._made: dict[tuple, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        result: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> None:
+        """Attention of these queries, written to their places in ``result``.
+
+        Args:
+            query: (tokens, heads, head size), contiguous, of the whole flat row.
+            result: like ``query``.
+            keys: (rows, key heads, keys, head size); ``values`` alike.
+            window: see `Layout`.
+        """
+        window = None if window is None or window >= self._longest else window
+        heads, size = keys.shape[1], keys.shape[3]
+        repeats = query.shape[1] // heads
+        query, result = query.view(-1, repeats * size), result.view(-1, repeats, size)
+        for at, mask in self._blocks(heads, repeats, window, keys.shape[2], query.dtype):
+            queries = query.index_select(0, at.flatten()).view(*at.shape[:2], -1, size)
+            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
+            result[at] = attended.unflatten(2, (-1, repeats))
+
+    def _blocks(
+        self, heads: int, repeats: int, window: int | None, keys: int, dtype: torch.dtype
+    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        kind = heads, repeats, window, keys, dtype
+        if kind in self._made:
+            return self._made[kind]
+        blocks = self._make_blocks(heads, repeats, window, dtype)
+        if self.flat.numel() * repeats * keys > KEPT_MASK_NUMBERS:
+            return blocks
+        self._made[kind] = list(blocks)
+        return self._made[kind]
+
+    def _make_blocks(
+        self, heads: int, repeats: int, window: int | None, dtype: torch.dtype
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """For a part of the width at a time: (rows, key heads, part) where the queries of one key head stand, counted
+        in key heads; and (rows, 1, part × repeats, keys), what is added to their scores."""
+        head = torch.arange(heads, device=self.flat.device)[:, None]
+        step = max(1, QUERY_BLOCK // repeats)
+        for start in range(0, self.flat.shape[1], step):
+            part = slice(start, start + step)
+            sees = self._sees(part, window)
+            mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
+            mask = mask[:, :, None].expand(-1, -1, repeats, -1).flatten(1, 2)
+            yield self.flat[:, None, part] * heads + head, mask[:, None]
+
+
+def aligned(length: int) -> int:
+    """``length`` rounded up to a multiple of `ALIGNMENT`."""
+    return -(-length // ALIGNMENT) * ALIGNMENT
+
+
+def by_token(states: torch.Tensor) -> torch.Tensor:
+    """(1, heads, tokens, size) as (tokens, heads, size), contiguous. Projections come that way: nothing is copied."""
+    return states[0].transpose(0, 1).contiguous()
 
 
 def take(states: torch.Tensor, group: torch.Tensor) -> torch.Tensor:

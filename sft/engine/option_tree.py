@@ -18,8 +18,16 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from sft.engine.attention import at_least_float32, common_prefix_tokens, grouped_query_attention, use_packed_attention
+from sft.engine.attention import (
+    MaskedQueries,
+    aligned,
+    at_least_float32,
+    by_token,
+    common_prefix_tokens,
+    use_packed_attention,
+)
 from sft.engine.forward import hidden_states_at
+from sft.engine.prefix_tree import PrefixTree, build_tree, group_by_length
 from sft.engine.served import served_by
 
 HEAD_BLOCK_TOKENS = 256  # places whose logits exist at a time: 256 × 151,936 in float32 are 156 MB
@@ -49,41 +57,58 @@ class Unit(NamedTuple):
     trie: Trie
 
 
-class OptionTree(NamedTuple):
-    """The layout of a pass: all units see the first ``prefix_tokens``; apart from that each unit sees only itself.
+class NodeGroup(NamedTuple):
+    """Units with prompts of similar length, whose nodes are attended together.
 
     Attributes:
-        prefix_tokens: how many tokens all prompts begin with; 0 for none.
-        units: for each unit its flat positions (the rest of the prompt, then the nodes) and a mask of shape
-            (nodes, nodes): true where the column is an ancestor of the row or the same node.
+        queries: their nodes.
+        keys: (units × keys,) flat positions of what their nodes may see: prefix, rest of the prompt, nodes.
+        units: how many.
     """
 
-    prefix_tokens: int
-    units: list[tuple[range, torch.Tensor]]
+    queries: MaskedQueries
+    keys: torch.Tensor
+    units: int
+
+
+class OptionTree(NamedTuple):
+    """The layout of a pass: the prompts, then the nodes of all units. Each unit sees only the prefix and itself.
+
+    Attributes:
+        prompts: what all prompts begin with, and the rest of each.
+        prompt_tokens: the number of tokens in ``prompts``.
+        groups: the units that have nodes.
+    """
+
+    prompts: PrefixTree
+    prompt_tokens: int
+    groups: list[NodeGroup]
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, *_
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        dropout: float,
+        layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         """See `sft.engine.attention.Layout`. Ignores ``dropout``."""
-        shared = self.prefix_tokens
-        parts = []
-        if shared:
-            prefix = (states[:, :, :shared] for states in (query, key, value))
-            parts.append(grouped_query_attention(*prefix, scaling, is_causal=True))
-        for places, sees in self.units:
-            own = slice(places.start, places.stop)
-            unit_query, unit_key, unit_value = (
-                torch.cat((states[:, :, :shared], states[:, :, own]), dim=2) for states in (query, key, value)
+        of_prompts = (states[:, :, : self.prompt_tokens] for states in (query, key, value))
+        prompts = self.prompts.attend(*of_prompts, scaling, window=window)
+        if not self.groups:
+            return prompts
+        query, key, value = map(by_token, (query, key, value))
+        result = torch.empty_like(query)
+        result[: self.prompt_tokens] = prompts[0]
+        for group in self.groups:
+            keys, values = (
+                states.index_select(0, group.keys).unflatten(0, (group.units, -1)).transpose(1, 2)
+                for states in (key, value)
             )
-            prompt = unit_key.shape[2] - len(sees)
-            # The queries of the prefix run again with each prompt: whole prompts need no mask, only is_causal.
-            of_prompt = (states[:, :, :prompt] for states in (unit_query, unit_key, unit_value))
-            parts.append(grouped_query_attention(*of_prompt, scaling, is_causal=True)[:, :, shared:])
-            if len(sees):
-                mask = torch.cat((sees.new_ones((len(sees), prompt)), sees), dim=1)
-                nodes = unit_query[:, :, prompt:]
-                parts.append(grouped_query_attention(nodes, unit_key, unit_value, scaling, attn_mask=mask))
-        return torch.cat(parts, dim=2).transpose(1, 2)
+            group.queries.attend(query, result, keys, values, scaling, window)
+        return result[None]
 
 
 def score(
@@ -169,27 +194,87 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
     """Log-probabilities of the options of each unit, from one pass."""
     shared = common_prefix_tokens([unit.prompt for unit in units], own=1)
     input_ids, position_ids = list(units[0].prompt[:shared]), list(range(shared))
-    laid_out: list[tuple[range, torch.Tensor]] = []
-    predicted: list[list[list[tuple[int, int]]]] = []  # for each unit and option: (flat place that predicts, token)
+    prompts, nodes = [], []  # flat positions: the rest of each prompt, and the nodes of each unit
     for unit in units:
-        start = len(input_ids)
-        rest, (token_ids, parents, branches) = unit.prompt[shared:], unit.trie
-        input_ids += [*rest, *token_ids]
-        sees, depths = _ancestry(parents)
-        position_ids += [*range(shared, len(unit.prompt)), *(len(unit.prompt) + depth for depth in depths)]
-        laid_out.append((range(start, len(input_ids)), sees.to(base.device)))
-        nodes = start + len(rest)  # the place of node 0; the prompt's last token, node -1, is the one before
-        predicted.append([[(nodes + node, token_id) for node, token_id in branch] for branch in branches])
-    pairs = torch.tensor([pair for branches in predicted for branch in branches for pair in branch])
+        prompts.append(range(len(input_ids), len(input_ids) + len(unit.prompt) - shared))
+        input_ids += unit.prompt[shared:]
+        position_ids += range(shared, len(unit.prompt))
+    ancestries = []
+    for unit in units:
+        sees, depths = _ancestry(unit.trie.parents)
+        ancestries.append(sees)
+        nodes.append(range(len(input_ids), len(input_ids) + len(depths)))
+        input_ids += unit.trie.token_ids
+        position_ids += (len(unit.prompt) + depth for depth in depths)
+    predicted = [  # for each option of each unit: (flat place that predicts, token)
+        [(own[node] if node >= 0 else prompt[-1], token_id) for node, token_id in branch]
+        for unit, prompt, own in zip(units, prompts, nodes, strict=True)
+        for branch in unit.trie.branches
+    ]
+    pairs = torch.tensor([pair for branch in predicted for pair in branch])
     places, index = pairs[:, 0].unique(return_inverse=True)
-    hidden = hidden_states_at(base, input_ids, position_ids, OptionTree(shared, laid_out), places.tolist())
+    layout = _lay_out(shared, prompts, nodes, ancestries, base.device)
+    hidden = hidden_states_at(base, input_ids, position_ids, layout, places.tolist())
     values = _log_probabilities(base, hidden, index, pairs[:, 1])
-    found = iter(values.split([len(branch) for branches in predicted for branch in branches]))
-    return [torch.stack([next(found).sum() for _ in branches]) for branches in predicted]
+    found = iter(values.split([len(branch) for branch in predicted]))
+    return [torch.stack([next(found).sum() for _ in unit.trie.branches]) for unit in units]
+
+
+def _lay_out(
+    shared: int,
+    prompts: Sequence[range],
+    nodes: Sequence[range],
+    ancestries: Sequence[torch.Tensor],
+    device: torch.device,
+) -> OptionTree:
+    tree = build_tree(shared, prompts).to(device)
+    groups = []
+    for members in group_by_length([*zip(prompts, nodes, ancestries, strict=True)], lambda unit: len(unit[0])):
+        with_nodes = [unit for unit in members if unit[1]]
+        if with_nodes:
+            groups.append(_node_group(shared, with_nodes, device))
+    return OptionTree(tree, prompts[-1].stop, groups)
+
+
+def _node_group(shared: int, units: Sequence[tuple[range, range, torch.Tensor]], device: torch.device) -> NodeGroup:
+    """The group of these units; each is the flat positions of its prompt and of its nodes, and who sees whom."""
+    width = max(len(nodes) for _, nodes, _ in units)
+    longest = max(len(prompt) for prompt, _, _ in units)
+    longest += aligned(shared + longest + width) - (shared + longest + width)
+    keys = torch.zeros((len(units), shared + longest + width), dtype=torch.long)
+    keys[:, :shared] = torch.arange(shared)
+    flat = torch.empty((len(units), width), dtype=torch.long)
+    ancestors = torch.zeros((len(units), width, width), dtype=torch.bool)
+    for row, (prompt, nodes, sees) in enumerate(units):
+        count = len(nodes)
+        keys[row, shared : shared + len(prompt)] = torch.arange(prompt.start, prompt.stop)
+        flat[row] = torch.arange(nodes.start, nodes.start + width).clamp_(max=nodes[-1])
+        keys[row, shared + longest :] = flat[row]
+        ancestors[row, :count, :count] = sees
+        ancestors[row, count:, :count] = sees[-1]
+    ends = torch.tensor([shared + len(prompt) for prompt, _, _ in units])[:, None, None].to(device)
+    ancestors = ancestors.to(device)
+    depths = ancestors.sum(2, keepdim=True) - 1  # (units, width, 1): an ancestor is a level higher
+    places = ends + depths
+
+    def sees_of(part: slice, window: int | None) -> torch.Tensor:
+        own = ancestors[:, part]
+        of_prompt = torch.arange(shared + longest, device=device)
+        prompt = of_prompt < ends
+        if window is not None:
+            prompt = prompt & (of_prompt > places[:, part] - window)
+            own = own & (depths.mT > depths[:, part] - window)
+        return torch.cat((prompt.expand(-1, own.shape[1], -1), own), dim=2)
+
+    queries = MaskedQueries(flat.to(device), sees_of, int(places.max()) + 1)
+    return NodeGroup(queries, keys.flatten().to(device), len(units))
 
 
 def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
-    """The mask (nodes, nodes) of `OptionTree`, and the depth of each node; a parent comes before its children."""
+    """(nodes, nodes): true where the column is an ancestor of the row or the same node; and the depth of each node.
+
+    A parent comes before its children.
+    """
     sees = torch.eye(len(parents), dtype=torch.bool)
     depths = []
     for node, parent in enumerate(parents):

@@ -11,10 +11,10 @@ width and attended together. By segments, on GPUs where it works: one call of va
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from sft.engine.attention import at_least_float32, grouped_query_attention, in_order, take
 
 logger = logging.getLogger(__name__)
+Member = TypeVar("Member")
 
 # A new group begins with a branch that is longer than the group's shortest times the first, plus the second.
 GROUP_WASTE = 1.25
@@ -118,7 +119,7 @@ def build_tree(prefix_tokens: int, branches: Sequence[range], varlen: bool = Fal
     order = torch.arange(total)
     groups: list[torch.Tensor] = []
     place = prefix_tokens
-    for members in _group_by_length([branch for branch in branches if len(branch)]):
+    for members in group_by_length([branch for branch in branches if len(branch)]):
         width = len(members[-1])
         group = torch.empty((len(members), width), dtype=torch.long)
         for row, branch in enumerate(members):
@@ -130,13 +131,13 @@ def build_tree(prefix_tokens: int, branches: Sequence[range], varlen: bool = Fal
     return PrefixTree(prefix_tokens, groups, order, _segments(prefix_tokens, branches) if varlen else None)
 
 
-def _group_by_length(branches: Sequence[range]) -> list[list[range]]:
-    """Branches sorted by length, divided where padding to the longest would waste more than a quarter."""
-    groups: list[list[range]] = []
-    for branch in sorted(branches, key=len):
-        if not groups or len(branch) > GROUP_WASTE * len(groups[-1][0]) + GROUP_SLACK_TOKENS:
+def group_by_length(members: Iterable[Member], length: Callable[[Member], int] = len) -> list[list[Member]]:
+    """What is laid out together: sorted by length, divided where padding to the longest wastes more than a quarter."""
+    groups: list[list[Member]] = []
+    for member in sorted(members, key=length):
+        if not groups or length(member) > GROUP_WASTE * length(groups[-1][0]) + GROUP_SLACK_TOKENS:
             groups.append([])
-        groups[-1].append(branch)
+        groups[-1].append(member)
     return groups
 
 

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from sft.engine.attention import grouped_query_attention, in_order, take
+from sft.engine.attention import MaskedQueries, aligned, by_token
 from sft.engine.forward import hidden_states_at
 
-QUERY_BLOCK_TOKENS = 512  # queries computed at a time: a mask for all of them would grow with the square of the row
 GROWTH_TOKENS = 64  # extra room when the cache grows, so that it does not grow in every pass
 
 
@@ -44,14 +43,12 @@ class Group(NamedTuple):
 
     Attributes:
         slots: their slots in the cache: a slice where the slots are consecutive, else a tensor of shape (rows,).
-        flat: (rows, width) flat positions of the new tokens; a shorter row repeats its last one.
-        places: (rows, width) their positions in their rows.
-        seen: the number of places in the cache that at least one of the new tokens sees.
+        queries: their new tokens.
+        seen: the number of places in the cache that at least one of the new tokens sees, aligned.
     """
 
     slots: slice | torch.Tensor
-    flat: torch.Tensor
-    places: torch.Tensor
+    queries: MaskedQueries
     seen: int
 
 
@@ -60,17 +57,15 @@ class RaggedPass(NamedTuple):
 
     Attributes:
         cache: the keys and values of all rows.
-        slots: (tokens,) the slot of each flat token's row.
-        places: (tokens,) the position of each flat token in its row.
+        rows: how many rows have new tokens.
+        kept_at: (tokens,) where the cache keeps each flat token: its slot × the capacity + its place in its row.
         groups: the rows of the pass, by the number of new tokens.
-        order: (tokens,) where each flat token stands in the groups, flattened and concatenated.
     """
 
     cache: Cache
-    slots: torch.Tensor
-    places: torch.Tensor
+    rows: int
+    kept_at: torch.Tensor
     groups: list[Group]
-    order: torch.Tensor
 
     def attend(
         self,
@@ -83,12 +78,13 @@ class RaggedPass(NamedTuple):
         window: int | None,
     ) -> torch.Tensor:
         """See `sft.engine.attention.Layout`. A new token sees all of its row up to itself. Ignores ``dropout``."""
-        kept = self.cache.write(layer, self, key, value)
-        parts = []
+        kept = self.cache.write(layer, self.kept_at, key, value)
+        query = by_token(query)
+        result = torch.empty_like(query)
         for group in self.groups:
-            keys, values = kept[:, group.slots, :, : group.seen]
-            parts.append(_attend_in_blocks(take(query, group.flat), keys, values, group.places, scaling))
-        return in_order(parts, self.order)
+            keys, values = kept[:, group.slots, : group.seen].transpose(2, 3)
+            group.queries.attend(query, result, keys, values, scaling, window)
+        return result[None]
 
 
 class Cache:
@@ -98,35 +94,38 @@ class Cache:
     """
 
     def __init__(self, slots: int, capacity: int) -> None:
-        self.slots, self.capacity = slots, capacity
-        self.layers: dict[int, torch.Tensor] = {}  # of each layer (2, slots, key heads, capacity, head size)
+        self.slots, self.capacity = slots, aligned(capacity)
+        self.layers: dict[int, torch.Tensor] = {}  # of each layer (2, slots, capacity, key heads, head size)
 
-    def write(self, layer: int, step: RaggedPass, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def write(self, layer: int, kept_at: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Store the keys and values of one layer and pass, both of shape (1, key heads, tokens, head size).
 
+        Args:
+            kept_at: see `RaggedPass`.
+
         Returns:
-            Everything stored for the layer: (2, slots, key heads, capacity, head size), keys first.
+            Everything stored for the layer: (2, slots, capacity, key heads, head size), keys first.
         """
         if layer not in self.layers:
-            shape = (2, self.slots, key.shape[1], self.capacity, key.shape[3])
+            shape = (2, self.slots, self.capacity, key.shape[1], key.shape[3])
             self.layers[layer] = key.new_zeros(shape)
         kept = self.layers[layer]
-        kept[0][step.slots, :, step.places] = key[0].transpose(0, 1)
-        kept[1][step.slots, :, step.places] = value[0].transpose(0, 1)
+        for states, new in zip(kept.flatten(1, 2), (key, value), strict=True):
+            states.index_copy_(0, kept_at, new[0].transpose(0, 1))
         return kept
 
     def share(self, tokens: int) -> None:
         """Copy the first ``tokens`` of slot 0 to every slot."""
         for kept in self.layers.values():
-            kept[:, 1:, :, :tokens] = kept[:, :1, :, :tokens]
+            kept[:, 1:, :tokens] = kept[:, :1, :tokens]
 
     def reserve(self, capacity: int) -> None:
         """Make room for at least ``capacity`` tokens a slot."""
         if capacity > self.capacity:
-            capacity += GROWTH_TOKENS
+            capacity = aligned(capacity + GROWTH_TOKENS)
             for layer, kept in self.layers.items():
-                wider = kept.new_zeros((*kept.shape[:3], capacity, kept.shape[4]))
-                wider[:, :, :, : self.capacity] = kept
+                wider = kept.new_zeros((*kept.shape[:2], capacity, *kept.shape[3:]))
+                wider[:, :, : self.capacity] = kept
                 self.layers[layer] = wider
             self.capacity = capacity
 
@@ -145,45 +144,34 @@ def run(base: PreTrainedModel, cache: Cache, feeds: Sequence[Feed], places: Sequ
 
 
 def _lay_out(cache: Cache, feeds: Sequence[Feed], device: torch.device) -> RaggedPass:
-    slots, places, start = [], [], 0
+    kept_at, start = [], 0
     by_width: dict[int, list[tuple[int, Feed]]] = defaultdict(list)
     for feed in feeds:
         count = len(feed.token_ids)
-        slots += [feed.slot] * count
-        places += feed.places
+        kept_at += (feed.slot * cache.capacity + place for place in feed.places)
         by_width[(count - 1).bit_length()].append((start, feed))
         start += count
-    order = torch.empty(start, dtype=torch.long)
-    groups, offset = [], 0
-    for members in by_width.values():
-        width = max(len(feed.token_ids) for _, feed in members)
-        flat = torch.empty((len(members), width), dtype=torch.long)
-        for row, (first, feed) in enumerate(members):
-            count = len(feed.token_ids)
-            flat[row] = torch.arange(first, first + width).clamp_(max=first + count - 1)
-            order[first : first + count] = torch.arange(offset, offset + count)
-            offset += width
-        at = torch.tensor(places)[flat]
-        chosen = _slots([feed.slot for _, feed in members], device)
-        groups.append(Group(chosen, flat.to(device), at.to(device), int(at.max()) + 1))
-    return RaggedPass(
-        cache, torch.tensor(slots, device=device), torch.tensor(places, device=device), groups, order.to(device)
-    )
+    groups = [_group(members, device) for members in by_width.values()]
+    return RaggedPass(cache, len(feeds), torch.tensor(kept_at, device=device), groups)
+
+
+def _group(members: Sequence[tuple[int, Feed]], device: torch.device) -> Group:
+    """The group of these rows; each comes with the flat position of its first new token."""
+    starts, firsts, counts = torch.tensor([(start, feed.place, len(feed.token_ids)) for start, feed in members]).T
+    steps = torch.minimum(torch.arange(int(counts.max())), counts[:, None] - 1)
+    places = firsts[:, None] + steps
+    longest = int(places.max()) + 1
+    seen = aligned(longest)
+    places, flat = places.to(device), (starts[:, None] + steps).to(device)
+
+    def sees(part: slice, window: int | None) -> torch.Tensor:
+        kept, own = torch.arange(seen, device=device), places[:, part, None]
+        return kept <= own if window is None else (kept <= own) & (kept > own - window)
+
+    return Group(_slots([feed.slot for _, feed in members], device), MaskedQueries(flat, sees, longest), seen)
 
 
 def _slots(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:
     if list(slots) == list(range(slots[0], slots[0] + len(slots))):
         return slice(slots[0], slots[0] + len(slots))  # indexing by a slice copies nothing
     return torch.tensor(slots, device=device)
-
-
-def _attend_in_blocks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor, scaling: float | None
-) -> torch.Tensor:
-    """Attention of each query to the keys up to its own place: (rows, heads, width, head size)."""
-    blocks = []
-    for start in range(0, query.shape[2], QUERY_BLOCK_TOKENS):
-        block = slice(start, start + QUERY_BLOCK_TOKENS)
-        mask = torch.arange(key.shape[2], device=key.device) <= places[:, None, block, None]
-        blocks.append(grouped_query_attention(query[:, :, block], key, value, scaling, attn_mask=mask))
-    return torch.cat(blocks, dim=2)

@@ -94,7 +94,7 @@ def _problem(tiny: PreTrainedModel, config: PreTrainedConfig, logits: Logits | N
         try:
             found = _packed(tiny, logits)
         except NotImplementedError as error:  # from `packed_attention`
-            return f"注意力还要 {error}"
+            return str(error)
     wrong = [name for name, value in found.items() if not _same(value, right[name])]
     return f"{'、'.join(wrong)}与逐条计算的不同" if wrong else ""
 
