@@ -14,8 +14,7 @@ from sft.engine import loss as head
 from sft.engine.batches import EncodedRow, PaddedBatching
 from sft.engine.loss import chunked_loss, frozen_head, plain_loss, supervised_loss
 from sft.engine.served import PLAIN, Logits, Served, assume
-from sft.training.flags import LINEAR_PROJECTIONS
-from tests.models import WHOLE, tiny_model, with_random_lora
+from tests.models import LINEAR_PROJECTIONS, WHOLE, tiny_model, with_random_lora
 
 VOCABULARY, HIDDEN = 512, 32
 

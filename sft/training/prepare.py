@@ -8,7 +8,7 @@ import random
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from sft.errors import InputError
 from sft.model.encoding import LengthReport, encode_rows, terminator_id
 from sft.model.hub import lasting_name, resolve_model
 from sft.model.loading import load_config, load_tokenizer, resolve_dtype
-from sft.model.lora import require_target_modules
+from sft.model.lora import target_modules
 from sft.model.template import prompt_date
 from sft.tasks.settings import TaskSettings, require_pair, settings_path
 from sft.tasks.task import Task
@@ -108,8 +108,9 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         base_folder = resolve_model(arguments.model.model_name_or_path)
     config = load_config(base_folder)  # first of all: says which kinds of models cannot be trained
     if not arguments.model.init_adapter:
-        every_one = "lora_target_modules" in arguments.given
-        require_target_modules(config, arguments.lora.lora_target_modules, every_one=every_one)
+        modules = target_modules(config, arguments.lora.lora_target_modules)
+        if "lora_target_modules" not in arguments.given:  # the run, the card and the adapter name the layers
+            arguments = arguments._replace(lora=replace(arguments.lora, lora_target_modules=modules))
     tokenizer = load_tokenizer(Path(arguments.model.init_adapter or base_folder))
     rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
     require_supervision(rows, data.train_file)
