@@ -60,6 +60,9 @@ class Batching(Protocol):
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
         """The batch of ``rows``, on the CPU."""
 
+    def apart(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        """``rows`` in parts that must not be in one batch, in the order given; usually one."""
+
     def for_model(self, model: PreTrainedModel, device: torch.device) -> Batching:
         """The same way with the fastest attention that works for ``model`` on ``device``."""
 
@@ -97,6 +100,10 @@ class PaddedBatching:
             "labels": _labels(rows),
             "lines": _lines(rows),
         }
+
+    def apart(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        """See `Batching`."""
+        return [list(rows)]
 
     def for_model(self, model: PreTrainedModel, device: torch.device) -> PaddedBatching:
         """See `Batching`."""
@@ -152,6 +159,10 @@ class PrefixTreeBatching:
             "lines": _lines(rows),
         }
 
+    def apart(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        """See `Batching`."""
+        return [list(rows)]
+
     def for_model(self, model: PreTrainedModel, device: torch.device) -> PrefixTreeBatching:
         """See `Batching`."""
         return replace(self, varlen=varlen_works(model, device))
@@ -178,6 +189,11 @@ class TreeUpTo:
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
         """See `Batching`."""
         return self._way(rows).collate(rows)
+
+    def apart(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        """See `Batching`. A longer row changes the angles of all rows of its batch."""
+        short = [row for row in rows if len(row) <= self.limit_tokens]
+        return [part for part in (short, [row for row in rows if len(row) > self.limit_tokens]) if part]
 
     def for_model(self, model: PreTrainedModel, device: torch.device) -> TreeUpTo:
         """See `Batching`."""
@@ -214,7 +230,10 @@ def split_rows(rows: Sequence[EncodedRow], max_tokens: int, batching: Batching) 
 
     A row is never split, so a piece of one row can be longer.
     """
-    rows = sorted(rows, key=len)
+    return [piece for part in batching.apart(sorted(rows, key=len)) for piece in _split(part, max_tokens, batching)]
+
+
+def _split(rows: list[EncodedRow], max_tokens: int, batching: Batching) -> list[list[EncodedRow]]:
     if rows and batching.tokens(rows) <= max_tokens:
         return [rows]
     pieces: list[list[EncodedRow]] = [[]]

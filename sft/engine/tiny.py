@@ -88,7 +88,7 @@ def _is_list_of(value: object, length: int) -> bool:
 
 
 def _fit_positions(tiny: PreTrainedConfig) -> None:
-    """Lists with one number for each pair of rotated features, cut to the head size of the copy."""
+    """Lists with one number for each pair of rotated features, fitted to the head size of the copy."""
     own = getattr(tiny, "rope_parameters", None)
     for rope in [own, *own.values()] if isinstance(own, dict) else []:
         if not isinstance(rope, dict):
@@ -96,6 +96,6 @@ def _fit_positions(tiny: PreTrainedConfig) -> None:
         pairs = int(HEAD_SIZE * rope.get("partial_rotary_factor", 1.0)) // 2
         for name in ("short_factor", "long_factor"):
             if isinstance(rope.get(name), list):
-                rope[name] = rope[name][:pairs]
+                rope[name] = (rope[name] * pairs)[:pairs]
         if isinstance(rope.get("mrope_section"), list):
             rope["mrope_section"] = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3]

@@ -58,7 +58,7 @@ def add_lora(
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise InputError(f"LoRA 加不上（{one_line(error)[:200]}）；请换 --lora_target_modules") from error
-    if line := _left_out(adapted, own, targets):
+    if line := _left_out(adapted, own, [] if everything else targets):
         logger.warning("%s", line)
     return adapted
 
@@ -112,14 +112,20 @@ def _no_such_layers(names: Sequence[str], model: PreTrainedModel) -> InputError:
 
 
 def _left_out(adapted: PeftModel, own: Counter[str], wanted: Sequence[str]) -> str | None:
-    """What of the model has no adapter, in one line; None if every linear layer has one."""
+    """What of the model has no adapter, in one line; None if every linear layer has one.
+
+    Args:
+        wanted: the names that the user gave; none if every layer was wanted, and PEFT left some out. In some models it
+            takes the stacked weights of the experts for those names.
+    """
     missing = own - Counter(name.rpartition(".")[2] for name in adapted.targeted_module_names)
     parts = []
     if missing:
         parts.append("没有适配器的线性层：" + "、".join(f"{name}（{count} 层）" for name, count in missing.items()))
         if unknown := _unknown(wanted, adapted.get_base_model()):
             parts.append(f"模型里没有 {'、'.join(unknown)}")
-        parts.append(f"要全部都有，加 --lora_target_modules {ALL_LINEAR}")
+        if wanted:
+            parts.append(f"要全部都有，加 --lora_target_modules {ALL_LINEAR}")
     if experts := _expert_weights(adapted):
         parts.append(f"专家的权重（{'、'.join(experts)}）不是线性层，没有适配器")
     return "；".join(parts) or None
