@@ -21,8 +21,8 @@ from sft.model.encoding import encode_texts, terminator_id
 from sft.tasks.classification import Classification
 from sft.tasks.entity_lines import NO_ENTITY, entity_line
 from sft.tasks.settings import TaskSettings
-from sft.training.flags import LINEAR_PROJECTIONS
 
+LINEAR_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = {
     "vocab_size": 512,
     "hidden_size": 32,

@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft.engine import loss as head
 from sft.engine.batches import EncodedRow, PaddedBatching
-from sft.engine.loss import chunked_loss, frozen_head, supervised_loss
-from sft.training.flags import LINEAR_PROJECTIONS
-from tests.models import WHOLE, tiny_model, with_random_lora
+from sft.engine.loss import chunked_loss, frozen_head, plain_loss, supervised_loss
+from sft.engine.served import PLAIN, Logits, Served, assume
+from tests.models import LINEAR_PROJECTIONS, WHOLE, tiny_model, with_random_lora
 
 VOCABULARY, HIDDEN = 512, 32
 
@@ -33,17 +33,23 @@ class LargestTensor(TorchDispatchMode):
 
 
 @settings(max_examples=30)
-@given(tokens=st.integers(1, 40), chunk=st.integers(1, 50), bias=st.booleans(), seed=st.integers(0, 99))
-def test_loss_and_gradient_are_those_of_all_logits_at_once(tokens, chunk, bias, seed):
+@given(
+    tokens=st.integers(1, 40),
+    chunk=st.integers(1, 50),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+    rule=st.sampled_from([PLAIN, Logits(1 / 8), Logits(cap=0.7), Logits(0.0625, 3.0)]),
+)
+def test_loss_and_gradient_are_those_of_all_logits_at_once(tokens, chunk, bias, seed, rule):
     torch.manual_seed(seed)
     layer = torch.nn.Linear(8, 20, bias=bias, dtype=torch.float64).requires_grad_(False)
     states = torch.randn(tokens, 8, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(20, (tokens,))
-    expected = cross_entropy(layer(states), targets, reduction="sum") / 7
+    expected = cross_entropy(rule.of(layer(states)), targets, reduction="sum") / 7
     (expected_gradient,) = torch.autograd.grad(expected, states)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(head, "CHUNK_LOGITS", 20 * chunk)
-        loss = chunked_loss(states, layer, targets) / 7
+        loss = chunked_loss(states, layer, targets, rule) / 7
         (gradient,) = torch.autograd.grad(loss, states)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-14)
@@ -89,6 +95,9 @@ def test_a_head_that_is_more_than_one_frozen_layer_is_left_to_its_model():
     model = tiny_model("qwen2").requires_grad_(False)
     assert frozen_head(model) is model.lm_head
     assert frozen_head(with_random_lora(model)) is model.lm_head
-    model.config.model_type = "gemma2"  # an architecture that caps its logits
+    assume(model, Served(False, None))  # it makes its logits in a way of its own
     assert frozen_head(model) is None
+    batch = PaddedBatching(0).collate([EncodedRow([1, 2], [3], 1)])
+    logits = model(torch.tensor([[1, 2, 3]])).logits[0, 1:2]
+    torch.testing.assert_close(supervised_loss(model, batch, 1), plain_loss(logits, torch.tensor([3])))
     assert frozen_head(tiny_model("llama")) is None  # this head is trainable

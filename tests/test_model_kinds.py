@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import SIZES, save_model
+from models import LINEAR_PROJECTIONS, SIZES, save_model, tiny_model
 from transformers import (
     AutoModelForCausalLM,
     BartConfig,
     BertConfig,
     BloomConfig,
     Gemma2Config,
+    Gemma3Config,
     GlmConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -22,8 +23,10 @@ from transformers import (
     Phi3Config,
     Qwen2Config,
     Qwen2MoeConfig,
+    Qwen3_5TextConfig,
     T5Config,
 )
+from transformers.pytorch_utils import Conv1D
 
 from sft.engine.batches import EncodedRow, PaddedBatching
 from sft.engine.loss import supervised_loss
@@ -31,7 +34,7 @@ from sft.engine.option_tree import score
 from sft.errors import InputError
 from sft.model.kinds import refuse_other_kinds
 from sft.model.loading import load_base, load_config, load_tokenizer
-from sft.model.lora import add_lora
+from sft.model.lora import add_lora, target_modules
 from sft.training.flags import LoraArguments
 from sft.training.memory import shape_of
 
@@ -47,6 +50,15 @@ MODELS = {
     "phi3": Phi3Config(**COMMON),
     "glm": GlmConfig(**COMMON, head_dim=8),
     "mistral": MistralConfig(**COMMON),
+    "qwen3_5": Qwen3_5TextConfig(  # three recurrent layers of four; here one of two
+        **COMMON,
+        head_dim=16,
+        layer_types=["linear_attention", "full_attention"],
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+    ),
     "qwen2_moe": Qwen2MoeConfig(**COMMON, **EXPERTS, shared_expert_intermediate_size=16),
 }
 ROWS = [
@@ -106,16 +118,45 @@ class TestAnyCausalModel:
 
 
 class TestTargets:
-    @pytest.mark.parametrize(
-        "name, bare",
-        [("phi3", ("qkv_proj（2 层）", "gate_up_proj（2 层）")), ("glm", ("gate_up_proj（2 层）",))],
-    )
-    def test_layers_without_an_adapter_are_named_in_one_line(self, folder_of, name, bare, caplog):
-        add_lora(load_base(folder_of(name), torch.float32), **vars(LoraArguments()))
+    @pytest.mark.parametrize("name", ["mistral", "phi3", "glm", "gpt2", "bloom", "gpt_neox", "qwen3_5"])
+    def test_by_default_every_linear_layer_of_a_block_has_an_adapter_and_no_line_is_needed(
+        self, folder_of, name, caplog
+    ):
+        model = load_base(folder_of(name), torch.float32)
+        caplog.clear()
+        adapted = add_lora(model, **vars(LoraArguments()))
+        head = model.get_output_embeddings()
+        bare = [
+            path
+            for path, module in adapted.get_base_model().named_modules()
+            if isinstance(module, torch.nn.Linear | Conv1D) and "lora_" not in path and module is not head
+            if not path.endswith("base_layer")
+        ]
+        assert not bare
+        assert not caplog.records
+
+    def test_the_recurrent_layers_of_qwen3_5_learn(self, folder_of):
+        model = add_lora(load_base(folder_of("qwen3_5"), torch.float32), **vars(LoraArguments()))
+        supervised_loss(model, PaddedBatching(0).collate(ROWS), 6).backward()
+        for layer in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"):
+            gradients = [p.grad for name, p in model.named_parameters() if f"{layer}.lora_B" in name]
+            assert gradients and all(gradient.abs().max() > 0 for gradient in gradients), layer
+
+    def test_what_reads_images_gets_no_adapter(self, tmp_path):
+        """Its layers have the same names as those of the language model."""
+        vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        text = {name: value for name, value in COMMON.items() if name != "vocab_size"} | {"head_dim": 8}
+        config = Gemma3Config(text_config=text | {"vocab_size": 512}, vision_config=vision)
+        modules = target_modules(config, ["all-linear"])
+        assert len(modules) == 2 * 7
+        assert not any("vision" in name for name in modules)
+
+    def test_layers_without_an_adapter_are_named_in_one_line(self, folder_of, caplog):
+        model = load_base(folder_of("phi3"), torch.float32)
+        add_lora(model, **vars(LoraArguments(lora_target_modules=["o_proj"])))
         (line,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-        assert all(layer in line for layer in bare)
-        assert "all-linear" in line
-        assert "o_proj" not in line.split("模型里没有")[0]
+        assert all(layer in line for layer in ("qkv_proj（2 层）", "gate_up_proj（2 层）", "all-linear"))
+        assert "o_proj" not in line
 
     def test_a_wanted_part_of_the_layers_is_named_too(self, folder_of, caplog):
         add_lora(
@@ -124,14 +165,16 @@ class TestTargets:
         assert "down_proj（2 层）" in caplog.text
         assert "模型里没有 v" in caplog.text
 
-    def test_the_default_layers_need_no_line(self, folder_of, caplog):
-        add_lora(load_base(folder_of("mistral"), torch.float32), **vars(LoraArguments()))
-        assert not caplog.records
+    def test_qwens_adapter_names_the_seven_layers_that_it_always_had(self, tmp_path):
+        """So an adapter of today is the file that it was."""
+        add_lora(tiny_model("qwen2"), **vars(LoraArguments())).save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "adapter_config.json").read_text())
+        assert sorted(config["target_modules"]) == sorted(LINEAR_PROJECTIONS)
 
     @pytest.mark.parametrize("name, layer", [("gpt2", "c_attn"), ("bloom", "query_key_value"), ("gpt_neox", "dense")])
     def test_a_model_with_other_names_says_them(self, folder_of, name, layer):
         with pytest.raises(InputError, match=rf"--lora_target_modules.*{layer}.*all-linear"):
-            add_lora(load_base(folder_of(name), torch.float32), **vars(LoraArguments()))
+            add_lora(load_base(folder_of(name), torch.float32), **vars(LoraArguments(lora_target_modules=["q_proj"])))
 
 
 def config_file(folder: Path, **content: object) -> Path:

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sft.engine import prefix_tree
-from sft.engine.attention import can_express, common_prefix_tokens
+from sft.engine.attention import common_prefix_tokens
 from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching, micro_batches, split_rows
 from sft.engine.loss import supervised_loss
 from sft.engine.prefix_tree import build_tree
 from sft.model.encoding import encode_rows
-from tests.models import SLIDING, WHOLE, tiny_model, with_random_lora
+from tests.models import WHOLE, tiny_model, with_random_lora
 
 TOKENS = st.integers(0, 479)
 TREE, PADDED = PrefixTreeBatching(), PaddedBatching(0)
@@ -74,7 +74,7 @@ def assert_equal(ours, theirs, tolerance: float, truth=None) -> None:
         assert norm(our_gradients[name] - gradient) <= allowed, name
 
 
-@pytest.fixture(scope="module", params=WHOLE)
+@pytest.fixture(scope="module", params=[*WHOLE, "sliding_qwen2"])
 def exact_model(request):
     """A float64 model with an adapter that has no zero gradient, and its base model."""
     base = tiny_model(request.param, torch.float64)
@@ -209,7 +209,8 @@ def test_rows_of_both_tasks_agree(exact_model, tokenizer, classification, ner):
 
 def plain_varlen(query, key, value, query_offsets, key_offsets, longest_queries, longest_keys, **keywords):
     """`torch.nn.attention.varlen.varlen_attn` one sequence at a time, with a causal mask aligned lower right."""
-    assert keywords["window_size"] == (-1, 0) and query_offsets.dtype == key_offsets.dtype == torch.int32
+    before, after = keywords["window_size"]
+    assert after == 0 and query_offsets.dtype == key_offsets.dtype == torch.int32
     parts = []
     for start, end, key_start, key_end in zip(
         query_offsets[:-1], query_offsets[1:], key_offsets[:-1], key_offsets[1:], strict=True
@@ -217,6 +218,7 @@ def plain_varlen(query, key, value, query_offsets, key_offsets, longest_queries,
         queries, keys = int(end - start), int(key_end - key_start)
         assert 0 < queries <= longest_queries and queries <= keys <= longest_keys
         sees = torch.ones((queries, keys), dtype=torch.bool).tril(keys - queries)
+        sees = sees if before < 0 else sees.triu(keys - queries - before)
         states = (query[start:end], key[key_start:key_end], value[key_start:key_end])
         attended = torch.nn.functional.scaled_dot_product_attention(
             *(state.transpose(0, 1)[None] for state in states),
@@ -295,11 +297,36 @@ def test_every_position_is_that_of_its_own_row(rows):
     assert ids[sources].tolist() == read
 
 
-def test_a_window_that_no_row_exceeds_is_full_attention():
-    for architecture in SLIDING:
-        model = tiny_model(architecture)
-        assert can_express(model.config, 12) and not can_express(model.config, 13)
-    assert can_express(tiny_model("qwen2").config, 10**6)
+def test_a_window_that_no_row_exceeds_costs_nothing(monkeypatch):
+    """No mask is made; one token more, and there is one."""
+    masks = []
+    original = prefix_tree.grouped_query_attention
+
+    def noted(*states, attn_mask=None, **settings):
+        masks.append(attn_mask)
+        return original(*states, attn_mask=attn_mask, **settings)
+
+    monkeypatch.setattr(prefix_tree, "grouped_query_attention", noted)
+    states = [torch.ones(1, heads, 20, 8) for heads in (4, 2, 2)]
+    tree = build_tree(6, [range(6, 13), range(13, 20)])
+    for window, hidden in ((13, False), (12, True)):
+        masks.clear()
+        tree.attend(*states, scaling=None, window=window)
+        assert [mask is not None for mask in masks] == [False, hidden]
+
+
+def test_keys_before_the_window_of_a_branch_are_not_computed(monkeypatch):
+    keys = []
+    original = prefix_tree.grouped_query_attention
+
+    def noted(query, key, *rest, **settings):
+        keys.append(key.shape[2])
+        return original(query, key, *rest, **settings)
+
+    monkeypatch.setattr(prefix_tree, "grouped_query_attention", noted)
+    states = [torch.ones(1, heads, 1020, 8) for heads in (4, 2, 2)]
+    build_tree(1000, [range(1000, 1010), range(1010, 1020)]).attend(*states, scaling=None, window=50)
+    assert keys == [1000, 49 + 10]
 
 
 @pytest.mark.parametrize("architecture", WHOLE)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import SIZES
+from models import LINEAR_PROJECTIONS, SIZES
 from transformers import GPT2Config, Phi3Config, Qwen2Config
 
 from sft.errors import InputError
-from sft.model.lora import require_target_modules
+from sft.model.lora import target_modules
 from sft.training.arguments import parse_arguments
-from sft.training.flags import LINEAR_PROJECTIONS
 from sft.training.ranges import RANGES
 
 CONFIGS = {
@@ -120,14 +119,20 @@ class TestTargetModules:
         with pytest.raises(
             InputError, match=r"模型里没有 .*q_proj、k_proj.*--lora_target_modules all-linear"
         ) as refused:
-            require_target_modules(CONFIGS["qwen2"], names, every_one=True)
+            target_modules(CONFIGS["qwen2"], names)
         assert "v_proj" not in str(refused.value).partition("；")[0]
 
-    @pytest.mark.parametrize("names", [["all-linear"], ["q_proj"], ["self_attn.q_proj"], ["layers.1.mlp.up_proj"]])
+    @pytest.mark.parametrize("names", [["q_proj"], ["self_attn.q_proj"], ["layers.1.mlp.up_proj"]])
     def test_a_name_can_be_the_end_of_a_path(self, names):
-        require_target_modules(CONFIGS["qwen2"], names, every_one=True)
+        assert target_modules(CONFIGS["qwen2"], names) == names
 
-    def test_of_the_default_names_some_are_enough(self):
-        require_target_modules(CONFIGS["phi3"], LINEAR_PROJECTIONS, every_one=False)
-        with pytest.raises(InputError, match="c_attn"):
-            require_target_modules(CONFIGS["gpt2"], LINEAR_PROJECTIONS, every_one=False)
+    @pytest.mark.parametrize(
+        "name, layers",
+        [
+            ("qwen2", LINEAR_PROJECTIONS),
+            ("phi3", ["o_proj", "qkv_proj", "gate_up_proj", "down_proj"]),
+            ("gpt2", ["c_attn", "c_proj", "c_fc"]),
+        ],
+    )
+    def test_the_default_is_every_linear_layer_of_the_model(self, name, layers):
+        assert target_modules(CONFIGS[name], parsed().lora.lora_target_modules) == layers

@@ -24,8 +24,9 @@ from sft.console import say_once
 from sft.decoding.automaton import Automaton, Label, Run, State, answer_format
 from sft.decoding.drafts import Drafter, source_tokens
 from sft.decoding.vocabulary import Vocabulary
-from sft.engine.attention import at_least_float32, can_express, common_prefix_tokens, use_packed_attention
+from sft.engine.attention import at_least_float32, common_prefix_tokens, use_packed_attention
 from sft.engine.ragged import Cache, Feed, run
+from sft.engine.served import served_by
 
 logger = logging.getLogger(__name__)
 
@@ -107,13 +108,15 @@ def decode(
         Row(automaton, tokens, list(prompt), automaton.begin)
         for automaton, tokens, prompt in zip(automata, copies, prompts, strict=True)
     ]
-    longest = max(map(len, prompts)) + bounds.answer_tokens + OVERRUN_TOKENS
-    if can_express(model.config, longest):
+    room = bounds.answer_tokens + OVERRUN_TOKENS
+    known = served_by(model)
+    together = [row for row in rows if known.expresses(len(row.unread) + room)]
+    alone = [row for row in rows if not known.expresses(len(row.unread) + room)]
+    if together:
+        longest = max(len(row.unread) for row in together) + room
         base = use_packed_attention(model)
-        _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), rows, longest, bounds)
-    else:
-        say_once(logger, "这种模型的注意力无法用前缀树表达：逐 token 生成，结果相同，只是慢")
-        _decode_padded(model, vocabulary, rows, bounds)
+        _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), together, longest, bounds)
+    _decode_padded(model, vocabulary, alone, bounds)
     if any(len(row.answer) >= bounds.answer_tokens for row in rows):
         say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
     lead = len(vocabulary.lead)
@@ -225,7 +228,7 @@ def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> t
         logits = torch.nn.functional.linear(hidden, head.weight[ids], None if head.bias is None else head.bias[ids])
     else:  # with an adapter on it
         logits = head(hidden)[:, ids]
-    return at_least_float32(logits)
+    return served_by(base).logits.of(at_least_float32(logits))
 
 
 def _choose(decisions: Sequence[Decision], logits: torch.Tensor, columns: torch.Tensor) -> None:

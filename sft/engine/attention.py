@@ -15,19 +15,19 @@ There is one function but three layouts, each with its own kernel, because they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from peft import PeftModel
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "packed"  # under which transformers finds `packed_attention`
-# Model types that pass ``layout`` on to attention, and whose logits are the output layer's, neither scaled nor capped.
-ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
+# What some models ask of attention that no layout computes, by the name of the argument; told to the user.
+NOT_IN_LAYOUTS = {"softcap": "注意力的分数有上限", "s_aux": "注意力有汇点（sink）"}
 QUERY_BLOCK = 512  # queries under one mask: a mask for all of a long row would grow with the square of its length
 KEPT_MASK_NUMBERS = 1 << 24  # masks are kept from layer to layer up to this size, 64 MB in float32
 ALIGNMENT = 8  # a fused kernel copies a mask whose rows are no multiple of so many numbers
@@ -46,6 +46,7 @@ class Layout(Protocol):
         scaling: float | None,
         dropout: float,
         layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         """Attention of one layer.
 
@@ -56,6 +57,7 @@ class Layout(Protocol):
             scaling: of the scores; None for one over the square root of the head size.
             dropout: of the attention weights.
             layer: the number of the layer, for a layout that keeps keys and values.
+            window: how many positions a token sees, its own included, counted in its own sequence; None for all.
 
         Returns:
             (1, tokens, heads, head size).
@@ -74,15 +76,23 @@ def packed_attention(
     """What ``layout`` computes; transformers' SDPA attention without one.
 
     Args:
-        settings: what else transformers passes on, such as ``scaling`` and ``dropout``.
+        settings: what else transformers passes on, such as ``scaling``, ``dropout`` and ``sliding_window``.
 
     Returns:
         (1, tokens, heads, head size), and None in place of the attention weights.
+
+    Raises:
+        NotImplementedError: the model asks for what no layout computes; `sft.engine.trial` finds that at the start.
     """
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    scaling, dropout = settings.get("scaling"), settings.get("dropout", 0.0)
-    return layout.attend(query, key, value, scaling, dropout, module.layer_idx), None
+    for name, meaning in NOT_IN_LAYOUTS.items():
+        if settings.get(name) is not None:
+            raise NotImplementedError(meaning)
+    if key.shape[3] != value.shape[3]:
+        raise NotImplementedError("注意力的键和值大小不同")
+    scaling, dropout, window = settings.get("scaling"), settings.get("dropout", 0.0), settings.get("sliding_window")
+    return layout.attend(query, key, value, scaling, dropout, module.layer_idx, window), None
 
 
 def use_packed_attention(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -100,22 +110,6 @@ def use_packed_attention(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
         AttentionMaskInterface.register(NAME, sdpa_mask)
         base.set_attn_implementation(NAME)
     return base
-
-
-def can_express(config: PreTrainedConfig, length_tokens: int) -> bool:
-    """Whether a layout describes all of this model's attention, for sequences of up to ``length_tokens``."""
-    return config.model_type in ARCHITECTURES and _sees_everything(config, length_tokens)
-
-
-def _sees_everything(config: PreTrainedConfig, length_tokens: int) -> bool:
-    """Whether every layer attends to all of ``length_tokens``; a window that no row exceeds is full attention."""
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    if not kinds and window is not None:  # Mistral's config has a window but no layer types
-        kinds = {"sliding_attention"}
-    return kinds <= {"full_attention"} or (
-        kinds <= {"full_attention", "sliding_attention"} and length_tokens <= window
-    )
 
 
 # ---- what the kernels share ----
@@ -164,13 +158,14 @@ class MaskedQueries:
 
     Args:
         flat: (rows, width) where the queries stand in the flat row; a shorter row repeats its last one.
-        sees: called with a slice of the width; gives (rows or 1, slice, keys), true where a query sees a key. Keys at
-            the end that none of the slice sees may be left out. The number of keys is a multiple of `ALIGNMENT`, and
-            each query sees at least one.
+        sees: called with a slice of the width and a window; gives (rows or 1, slice, keys), true where a query sees a
+            key. Keys at the end that none of the slice sees may be left out. The number of keys is a multiple of
+            `ALIGNMENT`, and each query sees at least one.
+        longest: the length of the longest row. A window that is not shorter hides nothing, and is left out.
     """
 
-    def __init__(self, flat: torch.Tensor, sees: Callable[[slice], torch.Tensor]) -> None:
-        self.flat, self._sees = flat, sees
+    def __init__(self, flat: torch.Tensor, sees: Callable[[slice, int | None], torch.Tensor], longest: int) -> None:
+        self.flat, self._sees, self._longest = flat, sees, longest
         self._made: dict[tuple, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def attend(
@@ -180,6 +175,7 @@ class MaskedQueries:
         keys: torch.Tensor,
         values: torch.Tensor,
         scaling: float | None,
+        window: int | None,
     ) -> None:
         """Attention of these queries, written to their places in ``result``.
 
@@ -187,11 +183,13 @@ class MaskedQueries:
             query: (tokens, heads, head size), contiguous, of the whole flat row.
             result: like ``query``.
             keys: (rows, key heads, keys, head size); ``values`` alike.
+            window: see `Layout`.
         """
+        window = None if window is None or window >= self._longest else window
         heads, size = keys.shape[1], keys.shape[3]
         repeats = query.shape[1] // heads
         query, result = query.view(-1, repeats * size), result.view(-1, repeats, size)
-        for at, mask in self._blocks(heads, repeats, query.dtype):
+        for at, mask in self._blocks(heads, repeats, window, query.dtype):
             queries = query.index_select(0, at.flatten()).view(*at.shape[:2], -1, size)
             seen = mask.shape[-1]
             attended = scaled_dot_product_attention(
@@ -199,13 +197,15 @@ class MaskedQueries:
             )
             result[at] = attended.unflatten(2, (-1, repeats))
 
-    def _blocks(self, heads: int, repeats: int, dtype: torch.dtype) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        kind = heads, repeats, dtype
+    def _blocks(
+        self, heads: int, repeats: int, window: int | None, dtype: torch.dtype
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        kind = heads, repeats, window, dtype
         if kind in self._made:
             yield from self._made[kind]
             return
         made, numbers = [], 0
-        for block in self._make_blocks(heads, repeats, dtype):
+        for block in self._make_blocks(heads, repeats, window, dtype):
             yield block
             numbers += block[1].numel()
             if numbers <= KEPT_MASK_NUMBERS:
@@ -214,7 +214,7 @@ class MaskedQueries:
             self._made[kind] = made
 
     def _make_blocks(
-        self, heads: int, repeats: int, dtype: torch.dtype
+        self, heads: int, repeats: int, window: int | None, dtype: torch.dtype
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For a part of the width at a time: (rows, key heads, part) where the queries of one key head stand, counted
         in key heads; and (rows or 1, 1, part × repeats, keys), what is added to their scores."""
@@ -222,7 +222,7 @@ class MaskedQueries:
         step = max(1, QUERY_BLOCK // repeats)
         for start in range(0, self.flat.shape[1], step):
             part = slice(start, min(start + step, self.flat.shape[1]))
-            sees = self._sees(part)
+            sees = self._sees(part, window)
             mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
             mask = mask[:, :, None].expand(-1, -1, repeats, -1).flatten(1, 2)
             yield self.flat[:, None, part] * heads + head, mask[:, None]

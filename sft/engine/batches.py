@@ -1,6 +1,6 @@
-"""Training rows to batches. There are two ways, padded and as a prefix tree; each is a value, a `Batching`.
+"""Training rows to batches: padded, as a prefix tree, or whichever of the two fits a batch; each is a `Batching`.
 
-Both give a batch of the same form, a dict for `sft.engine.loss.supervised_loss`:
+All give a batch of the same form, a dict for `sft.engine.loss.supervised_loss`:
 
 - ``inputs``: the model's keyword arguments. ``input_ids`` and ``position_ids`` are (rows, width), or (1, tokens) for a
   tree; ``logits_to_keep`` is the number of last positions to keep of each row, or (supervised,) positions for a tree;
@@ -15,7 +15,7 @@ The Trainer moves all tensors in dicts, tuples and lists to the device; `supervi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -60,6 +60,9 @@ class Batching(Protocol):
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
         """The batch of ``rows``, on the CPU."""
 
+    def apart(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        """``rows`` in parts that must not be in one batch, in the order given; usually one."""
+
     def for_model(self, model: PreTrainedModel, device: torch.device) -> Batching:
         """The same way with the fastest attention that works for ``model`` on ``device``."""
 
@@ -97,6 +100,10 @@ class PaddedBatching:
             "labels": _labels(rows),
             "lines": _lines(rows),
         }
+
+    def apart(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        """See `Batching`."""
+        return [list(rows)]
 
     def for_model(self, model: PreTrainedModel, device: torch.device) -> PaddedBatching:
         """See `Batching`."""
@@ -152,9 +159,48 @@ class PrefixTreeBatching:
             "lines": _lines(rows),
         }
 
+    def apart(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        """See `Batching`."""
+        return [list(rows)]
+
     def for_model(self, model: PreTrainedModel, device: torch.device) -> PrefixTreeBatching:
         """See `Batching`."""
         return replace(self, varlen=varlen_works(model, device))
+
+
+@dataclass(frozen=True)
+class TreeUpTo:
+    """A prefix tree for rows up to a length; a batch with a longer row is padded.
+
+    Attributes:
+        limit_tokens: see `sft.engine.served.Served`.
+    """
+
+    limit_tokens: int
+    padded: PaddedBatching
+    tree: PrefixTreeBatching = field(default_factory=PrefixTreeBatching)
+    title: ClassVar[str] = PrefixTreeBatching.title
+    description: ClassVar[str] = PrefixTreeBatching.description
+
+    def tokens(self, rows: Sequence[EncodedRow]) -> int:
+        """See `Batching`."""
+        return self._way(rows).tokens(rows)
+
+    def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
+        """See `Batching`."""
+        return self._way(rows).collate(rows)
+
+    def apart(self, rows: Sequence[EncodedRow]) -> list[list[EncodedRow]]:
+        """See `Batching`. A longer row changes the angles of all rows of its batch."""
+        short = [row for row in rows if len(row) <= self.limit_tokens]
+        return [part for part in (short, [row for row in rows if len(row) > self.limit_tokens]) if part]
+
+    def for_model(self, model: PreTrainedModel, device: torch.device) -> TreeUpTo:
+        """See `Batching`."""
+        return replace(self, tree=self.tree.for_model(model, device))
+
+    def _way(self, rows: Sequence[EncodedRow]) -> Batching:
+        return self.tree if max(map(len, rows)) <= self.limit_tokens else self.padded
 
 
 def _shared_tokens(rows: Sequence[EncodedRow]) -> int:
@@ -184,7 +230,10 @@ def split_rows(rows: Sequence[EncodedRow], max_tokens: int, batching: Batching) 
 
     A row is never split, so a piece of one row can be longer.
     """
-    rows = sorted(rows, key=len)
+    return [piece for part in batching.apart(sorted(rows, key=len)) for piece in _split(part, max_tokens, batching)]
+
+
+def _split(rows: list[EncodedRow], max_tokens: int, batching: Batching) -> list[list[EncodedRow]]:
     if rows and batching.tokens(rows) <= max_tokens:
         return [rows]
     pieces: list[list[EncodedRow]] = [[]]

@@ -60,12 +60,21 @@ def last_layer_at(base: PreTrainedModel, places: torch.Tensor) -> Iterator[None]
         total.append((inputs[0] if inputs else keywords["hidden_states"]).shape[1])
 
     total: list[int] = []
-    layer = base.base_model.layers[-1]
-    hooks = [layer.register_forward_pre_hook(note_total, with_kwargs=True)]
-    for module in (layer.self_attn.q_proj, layer.self_attn.o_proj, layer.mlp):
+    layer, modules = _skippable(base)
+    hooks = [layer.register_forward_pre_hook(note_total, with_kwargs=True)] if modules else []
+    for module in modules:
         hooks += [module.register_forward_pre_hook(only_there), module.register_forward_hook(zero_elsewhere)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _skippable(base: PreTrainedModel) -> tuple[torch.nn.Module | None, list[torch.nn.Module]]:
+    """The last layer and its modules that may run at a few places only; none where layers are built otherwise."""
+    layers = getattr(base.base_model, "layers", None)
+    layer = layers[-1] if isinstance(layers, torch.nn.ModuleList) and len(layers) else None
+    attention = getattr(layer, "self_attn", None)
+    modules = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None), getattr(layer, "mlp", None)]
+    return (None, []) if None in modules else (layer, modules)

@@ -11,7 +11,8 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch.nn.functional import cross_entropy, linear
 
-from sft.engine.attention import ARCHITECTURES, at_least_float32, use_packed_attention
+from sft.engine.attention import at_least_float32, use_packed_attention
+from sft.engine.served import PLAIN, Logits, served_by
 
 CHUNK_LOGITS = 2**25  # logits of one chunk: 220 positions with Qwen2.5's vocabulary, 0.3 GB with their gradient
 
@@ -37,7 +38,8 @@ def supervised_loss(
     if head is None:
         loss = plain_loss(model(**inputs, use_cache=False).logits[kept], labels)
     else:
-        loss = chunked_loss(hidden_states(model, head, **inputs, use_cache=False)[kept], head, labels)
+        logits = served_by(extract_model_from_parallel(model)).logits
+        loss = chunked_loss(hidden_states(model, head, **inputs, use_cache=False)[kept], head, labels, logits)
     return loss / supervised_tokens
 
 
@@ -45,11 +47,11 @@ def frozen_head(model: torch.nn.Module) -> torch.nn.Linear | None:
     """The output layer, if the loss may run it instead of the model.
 
     Returns:
-        None if the layer is trained (an adapter on ``lm_head``), if the model does more than this layer to make logits
-        (scales or caps them), and if the model is compiled.
+        None if the layer is trained (an adapter on ``lm_head``), if the model does more than scale and cap the output
+        of this layer to make logits, and if the model is compiled.
     """
     model = extract_model_from_parallel(model)
-    if isinstance(model, torch._dynamo.OptimizedModule) or model.config.model_type not in ARCHITECTURES:
+    if isinstance(model, torch._dynamo.OptimizedModule) or served_by(model).logits is None:
         return None
     head = model.get_output_embeddings()
     trained = any(parameter.requires_grad for parameter in head.parameters())
@@ -75,9 +77,15 @@ def hidden_states(model: torch.nn.Module, head: torch.nn.Linear, **inputs) -> to
     return taken[0]
 
 
-def chunked_loss(states: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy of ``head`` at ``states`` (tokens, hidden size); ``head`` gets no gradient."""
-    return _ChunkedLoss.apply(states.to(head.weight.dtype), head.weight, head.bias, targets)
+def chunked_loss(
+    states: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor, logits: Logits | None = None
+) -> torch.Tensor:
+    """Summed cross-entropy of ``head`` at ``states`` (tokens, hidden size); ``head`` gets no gradient.
+
+    Args:
+        logits: how the logits come from what ``head`` gives; None: they are what it gives.
+    """
+    return _ChunkedLoss.apply(states.to(head.weight.dtype), head.weight, head.bias, targets, logits or PLAIN)
 
 
 def plain_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -89,19 +97,22 @@ class _ChunkedLoss(torch.autograd.Function):
     """The loss in chunks; the forward pass also computes the gradient at the hidden states."""
 
     @staticmethod
-    def forward(ctx, states, weight, bias, targets):
+    def forward(ctx, states, weight, bias, targets, rule):
         loss = at_least_float32(states.new_zeros(()))
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         size = max(1, CHUNK_LOGITS // len(weight))
         for start in range(0, len(states), size):
             part = slice(start, start + size)
-            logits = at_least_float32(linear(states[part], weight, bias))
+            logits = rule.of(at_least_float32(linear(states[part], weight, bias)))
+            slope = None if gradient is None or rule == PLAIN else rule.slope(logits)
             right = targets[part, None]
             normaliser = logits.logsumexp(-1, keepdim=True)
             loss += (normaliser - logits.gather(-1, right)).sum()
             if gradient is not None:
                 probabilities = logits.sub_(normaliser).exp_()
                 probabilities.scatter_add_(-1, right, torch.full_like(normaliser, -1))
+                if slope is not None:
+                    probabilities.mul_(slope)
                 gradient[part] = probabilities.to(weight.dtype) @ weight
         ctx.save_for_backward(gradient)
         return loss
@@ -110,4 +121,4 @@ class _ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, outer):
         (gradient,) = ctx.saved_tensors
-        return (gradient * outer).to(gradient.dtype), None, None, None
+        return (gradient * outer).to(gradient.dtype), None, None, None, None

@@ -12,27 +12,23 @@ once, too. The last token of an option is only predicted, so it is not part of t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from sft.console import say_once
 from sft.engine.attention import (
     MaskedQueries,
     aligned,
     at_least_float32,
     by_token,
-    can_express,
     common_prefix_tokens,
     use_packed_attention,
 )
 from sft.engine.forward import hidden_states_at
 from sft.engine.prefix_tree import group_by_length
-
-logger = logging.getLogger(__name__)
+from sft.engine.served import served_by
 
 HEAD_BLOCK_TOKENS = 256  # places whose logits exist at a time: 256 × 151,936 in float32 are 156 MB
 LEAST_OPTION_TOKENS = 256  # room for options in a pass, however long the prompt is
@@ -89,20 +85,27 @@ class OptionTree(NamedTuple):
     groups: list[UnitGroup]
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None, *_
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        dropout: float,
+        layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         """See `sft.engine.attention.Layout`. Ignores ``dropout``."""
         query, by_key, by_value = map(by_token, (query, key, value))
         result = torch.empty_like(query)
         if self.prefix is not None:
-            self.prefix.attend(query, result, key, value, scaling)
+            self.prefix.attend(query, result, key, value, scaling, window)
         for group in self.groups:
             keys, values = (
                 states.index_select(0, group.keys).unflatten(0, (group.units, -1)).transpose(1, 2)
                 for states in (by_key, by_value)
             )
             for queries in group.queries:
-                queries.attend(query, result, keys, values, scaling)
+                queries.attend(query, result, keys, values, scaling, window)
         return result[None]
 
 
@@ -123,15 +126,17 @@ def score(
     Returns:
         For each row (options,), float32 or wider, on the CPU.
     """
-    longest = max(len(ids) + max(map(len, branches)) - 1 for ids, branches in zip(prompts, branches_of, strict=True))
-    if not can_express(model.config, longest):
-        say_once(logger, "这种模型的注意力无法用前缀树表达：每个选项单独计算，结果相同，只是慢")
-        return [_score_padded(model, ids, branches) for ids, branches in zip(prompts, branches_of, strict=True)]
-    scores: list[list[torch.Tensor]] = [[] for _ in prompts]
-    base = use_packed_attention(model)
-    for units in _passes(prompts, branches_of, max_tokens):
-        for unit, unit_scores in zip(units, _score_pass(base, units), strict=True):
-            scores[unit.row].append(unit_scores)
+    rows = list(zip(prompts, branches_of, strict=True))
+    known = served_by(model)
+    together = [row for row, (ids, own) in enumerate(rows) if known.expresses(len(ids) + max(map(len, own)) - 1)]
+    scores: list[list[torch.Tensor]] = [[] for _ in rows]
+    if together:
+        base = use_packed_attention(model)
+        for units in _passes(*zip(*(rows[row] for row in together), strict=True), max_tokens):
+            for unit, unit_scores in zip(units, _score_pass(base, units), strict=True):
+                scores[together[unit.row]].append(unit_scores)
+    for row in set(range(len(rows))).difference(together):
+        scores[row].append(_score_padded(model, *rows[row]))
     return [torch.cat(parts) for parts in scores]
 
 
@@ -252,10 +257,11 @@ def _causal(flat: torch.Tensor, before: int, lengths: Sequence[int], keys: int, 
     lasts = torch.tensor(lengths[:1] if len(set(lengths)) == 1 else lengths)[:, None] - 1  # of equal rows, one mask
     places = (before + torch.arange(flat.shape[1]).minimum(lasts))[:, :, None].to(device)
 
-    def sees(part: slice) -> torch.Tensor:
-        return torch.arange(min(aligned(before + part.stop), keys), device=device) <= places[:, part]
+    def sees(part: slice, window: int | None) -> torch.Tensor:
+        of_key, own = torch.arange(min(aligned(before + part.stop), keys), device=device), places[:, part]
+        return of_key <= own if window is None else (of_key <= own) & (of_key > own - window)
 
-    return MaskedQueries(flat.to(device), sees)
+    return MaskedQueries(flat.to(device), sees, before + max(lengths))
 
 
 def _nodes(
@@ -268,15 +274,21 @@ def _nodes(
         places = torch.arange(width).clamp_(max=max(0, len(own) - 1))
         flat[row] = places + (own.start if own else prompt[-1])
         ancestors[row, :, : len(own)] = sees[places] if own else False
-    ends = torch.tensor([shared + len(prompt) for prompt, _, _ in units])[:, None, None].to(device)
-    flat, ancestors = flat.to(device), ancestors.to(device)
+    ends = torch.tensor([shared + len(prompt) for prompt, _, _ in units])[:, None, None]
+    depths = ancestors.sum(2, keepdim=True) - 1  # (units, width, 1): an ancestor is a level higher
+    places = ends + depths
+    longest = int(places.max()) + 1
+    flat, ancestors, ends, depths, places = (t.to(device) for t in (flat, ancestors, ends, depths, places))
 
-    def sees_of(part: slice) -> torch.Tensor:
-        prompt = torch.arange(before, device=device) < ends
-        own = ancestors[:, part]
+    def sees_of(part: slice, window: int | None) -> torch.Tensor:
+        own, of_prompt = ancestors[:, part], torch.arange(before, device=device)
+        prompt = of_prompt < ends
+        if window is not None:
+            prompt = prompt & (of_prompt > places[:, part] - window)
+            own = own & (depths.mT > depths[:, part] - window)
         return torch.cat((prompt.expand(-1, own.shape[1], -1), own), dim=2)
 
-    return MaskedQueries(flat, sees_of)
+    return MaskedQueries(flat, sees_of, longest)
 
 
 def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
@@ -303,11 +315,11 @@ def _log_probabilities(
         index: (tokens,) the row of ``hidden`` that predicts the token.
         tokens: (tokens,) token ids.
     """
-    head = base.get_output_embeddings()
+    head, rule = base.get_output_embeddings(), served_by(base).logits
     parts, order = [], []
     for start in range(0, len(hidden), HEAD_BLOCK_TOKENS):  # in blocks, because the logits of all places are large
         inside = ((index >= start) & (index < start + HEAD_BLOCK_TOKENS)).nonzero()[:, 0]
-        log_probabilities = at_least_float32(head(hidden[start : start + HEAD_BLOCK_TOKENS])).log_softmax(-1)
+        log_probabilities = rule.of(at_least_float32(head(hidden[start : start + HEAD_BLOCK_TOKENS]))).log_softmax(-1)
         at = (index[inside] - start).to(hidden.device), tokens[inside].to(hidden.device)
         parts.append(log_probabilities[at].cpu())
         order.append(inside)

@@ -35,6 +35,14 @@ SHORT_DTYPES = [torch.bfloat16]
 CAUSAL = (-1, 0)  # a window for variable-length attention: everything before, nothing after
 
 
+class How(NamedTuple):
+    """What a layer asks of attention; see `sft.engine.attention.Layout.attend`."""
+
+    scaling: float | None
+    dropout: float
+    window: int | None
+
+
 class Segments(NamedTuple):
     """The tree as sequences for variable-length attention: the prefix, then each branch.
 
@@ -92,11 +100,13 @@ class PrefixTree:
         scaling: float | None,
         dropout: float = 0.0,
         layer: int = 0,
+        window: int | None = None,
     ) -> torch.Tensor:
-        """See `sft.engine.attention.Layout`. Dropout, which no supported model has, needs attention by groups."""
+        """See `sft.engine.attention.Layout`. Dropout, which few models have, needs attention by groups."""
+        how = How(scaling, dropout, window)
         if self.segments is not None and not dropout:
-            return _attend_by_segments(self.segments, query, key, value, scaling)
-        return _attend_by_groups(self, query, key, value, scaling, dropout)
+            return _attend_by_segments(self.segments, query, key, value, how)
+        return _attend_by_groups(self, query, key, value, how)
 
 
 def build_tree(prefix_tokens: int, branches: Sequence[range], varlen: bool = False) -> PrefixTree:
@@ -152,29 +162,24 @@ def _offsets(lengths: Sequence[int]) -> torch.Tensor:
 
 
 def _attend_by_groups(
-    tree: PrefixTree,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float | None,
-    dropout: float,
+    tree: PrefixTree, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How
 ) -> torch.Tensor:
     shared = tree.prefix_tokens
-    prefix_key, prefix_value = key[:, :, :shared], value[:, :, :shared]
     parts = []
     if shared:
-        parts.append(_attend_last(query[:, :, :shared], prefix_key, prefix_value, scaling, dropout))
+        parts.append(_attend_last(*(states[:, :, :shared] for states in (query, key, value)), how))
+    # The first key that a branch can see. Keys before it are left out here, so no mask has to hide them.
+    first = 0 if how.window is None else max(0, shared - how.window + 1)
+    prefix_key, prefix_value = key[:, :, first:shared], value[:, :, first:shared]
     for group in tree.groups:
         branch_query, branch_key, branch_value = (take(states, group) for states in (query, key, value))
         keys = torch.cat((prefix_key.expand(len(group), -1, -1, -1), branch_key), dim=2)
         values = torch.cat((prefix_value.expand(len(group), -1, -1, -1), branch_value), dim=2)
-        parts.append(_attend_last(branch_query, keys, values, scaling, dropout))
+        parts.append(_attend_last(branch_query, keys, values, how))
     return in_order(parts, tree.order)
 
 
-def _attend_last(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, dropout: float
-) -> torch.Tensor:
+def _attend_last(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, how: How) -> torch.Tensor:
     """Causal attention of the last ``width`` of ``length`` positions.
 
     Args:
@@ -182,44 +187,52 @@ def _attend_last(
         keys: (rows, key heads, length, head size); ``values`` alike.
     """
     width, length = queries.shape[2], keys.shape[2]
+    scaling, dropout, window = how
+    if window is not None and window >= length:  # it hides nothing
+        window = None
     on_cpu = queries.device.type == "cpu"
     if on_cpu and length <= SHORT_KEYS and queries.dtype in SHORT_DTYPES and not dropout:
-        return _short_attention(queries, keys, values, scaling)
-    if 2 * width > length:  # with a mask the kernel skips nothing: a few unused queries in front cost less
+        return _short_attention(queries, keys, values, scaling, window)
+    if (
+        2 * width > length and window is None
+    ):  # with a mask the kernel skips nothing: unused queries in front cost less
         queries = pad(queries, (0, 0, length - width, 0))
         attended = grouped_query_attention(queries, keys, values, scaling, dropout, is_causal=True)
         return attended[:, :, length - width :]
-    mask = ~_future(width, length, queries.device)
+    mask = ~_hidden(width, length, window, queries.device)
     return grouped_query_attention(queries, keys, values, scaling, dropout, attn_mask=mask)
 
 
 def _short_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, window: int | None
 ) -> torch.Tensor:
     """`_attend_last` by plain matrix products; scores in float32 or wider, as inside the fused kernels."""
     rows, heads, width, size = queries.shape
     queries = at_least_float32(queries) * (size**-0.5 if scaling is None else scaling)
     queries = queries.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # heads that share keys, side by side
     scores = (queries @ at_least_float32(keys).mT).unflatten(2, (-1, width))
-    scores = scores.masked_fill_(_future(width, keys.shape[2], queries.device), -torch.inf)
+    scores = scores.masked_fill_(_hidden(width, keys.shape[2], window, queries.device), -torch.inf)
     weights = scores.softmax(-1).to(values.dtype).flatten(2, 3)
     return (weights @ values).view(rows, heads, width, size)
 
 
-def _future(width: int, length: int, device: torch.device) -> torch.Tensor:
-    """(width, length): true where a key comes after the query, for the last ``width`` of ``length`` positions.
+def _hidden(width: int, length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """(width, length): true where a key comes after the query or before its window, for the last ``width`` positions.
 
     That also hides the padding of shorter branches, which stands at their ends.
     """
-    return torch.ones((width, length), dtype=torch.bool, device=device).triu(length - width + 1)
+    all_true = torch.ones((width, length), dtype=torch.bool, device=device)
+    after = all_true.triu(length - width + 1)
+    return after if window is None else after | all_true.tril(length - width - window)
 
 
 # ---- attention by segments ----
 
 
 def _attend_by_segments(
-    segments: Segments, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    segments: Segments, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How
 ) -> torch.Tensor:
+    hides = how.window is not None and how.window < segments.longest_keys
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
     attended = varlen_attn(
         query.contiguous(),
@@ -229,8 +242,8 @@ def _attend_by_segments(
         segments.key_offsets,
         segments.longest_queries,
         segments.longest_keys,
-        scale=scaling,
-        window_size=CAUSAL,
+        scale=how.scaling,
+        window_size=(how.window - 1, 0) if hides else CAUSAL,
         enable_gqa=key.shape[1] != query.shape[1],
     )
     return attended[None]
@@ -249,21 +262,25 @@ def varlen_works(model: PreTrainedModel, device: torch.device) -> bool:
 def agrees_with_groups(model: PreTrainedModel, device: torch.device) -> bool:
     """Whether attention by segments equals attention by groups, forward and backward, on a small tree.
 
-    It is tried, not looked up: it depends on the card, the dtype, the head size, and on how torch was built.
+    It is tried, not looked up: it depends on the card, the dtype, the head size, and on how torch was built. A model
+    with windows is tried with and without one.
     """
-    config = model.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     tree = build_tree(5, [range(5, 6), range(6, 15), range(15, 22)], varlen=True).to(device)
     generator = torch.Generator().manual_seed(0)
     states = [torch.randn((1, count, 22, size), generator=generator) for count in (heads, kv_heads, kv_heads)]
-    results = []
-    for layout in (replace(tree, segments=None), tree):
-        inputs = [state.to(device, model.dtype).requires_grad_() for state in states]
-        try:
-            attended = layout.attend(*inputs, scaling=size**-0.5)
-            results.append([attended, *torch.autograd.grad(attended.square().sum(), inputs)])
-        except (RuntimeError, ValueError) as error:
-            logger.debug("变长注意力：%s", error)
-            return False
+    results: tuple[list, list] = [], []
+    windows = (None,) if getattr(config, "sliding_window", None) is None else (None, 4)
+    for window in windows:
+        for layout, found in zip((replace(tree, segments=None), tree), results, strict=True):
+            inputs = [state.to(device, model.dtype).requires_grad_() for state in states]
+            try:
+                attended = layout.attend(*inputs, scaling=size**-0.5, window=window)
+                found += [attended, *torch.autograd.grad(attended.square().sum(), inputs)]
+            except (RuntimeError, ValueError) as error:
+                logger.debug("变长注意力：%s", error)
+                return False
     return all(torch.allclose(ours, theirs, rtol=0.05, atol=0.05) for theirs, ours in zip(*results, strict=True))

@@ -75,6 +75,7 @@ class RaggedPass(NamedTuple):
         scaling: float | None,
         dropout: float,
         layer: int,
+        window: int | None,
     ) -> torch.Tensor:
         """See `sft.engine.attention.Layout`. A new token sees all of its row up to itself. Ignores ``dropout``."""
         kept = self.cache.write(layer, self.kept_at, key, value)
@@ -82,7 +83,7 @@ class RaggedPass(NamedTuple):
         result = torch.empty_like(query)
         for group in self.groups:
             keys, values = kept[:, group.slots, : group.seen].transpose(2, 3)
-            group.queries.attend(query, result, keys, values, scaling)
+            group.queries.attend(query, result, keys, values, scaling, window)
         return result[None]
 
 
@@ -160,12 +161,14 @@ def _group(members: Sequence[tuple[int, Feed]], device: torch.device) -> Group:
     steps = torch.minimum(torch.arange(int(counts.max())), counts[:, None] - 1)
     places = firsts[:, None] + steps
     seen = [aligned(place + 1) for place in places.amax(0).tolist()]  # of each new token, at most; ascending
+    longest = int(places.max()) + 1
     places, flat = places.to(device), (starts[:, None] + steps).to(device)
 
-    def sees(part: slice) -> torch.Tensor:
-        return torch.arange(seen[part.stop - 1], device=device) <= places[:, part, None]
+    def sees(part: slice, window: int | None) -> torch.Tensor:
+        kept, own = torch.arange(seen[part.stop - 1], device=device), places[:, part, None]
+        return kept <= own if window is None else (kept <= own) & (kept > own - window)
 
-    return Group(_slots([feed.slot for _, feed in members], device), MaskedQueries(flat, sees), seen[-1])
+    return Group(_slots([feed.slot for _, feed in members], device), MaskedQueries(flat, sees, longest), seen[-1])
 
 
 def _slots(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:

@@ -22,7 +22,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sft.console import is_watched
-from sft.engine.attention import ARCHITECTURES, use_packed_attention
+from sft.engine.attention import use_packed_attention
+from sft.engine.served import assume, say_what_is_not_served, served
 from sft.errors import InputError, is_out_of_memory, one_line
 from sft.files import ADAPTER_FILE, read_json
 from sft.model.encoding import terminator_id
@@ -152,12 +153,14 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     disable_progress_bar()
     if is_watched():
         logger.info("读入模型 %s", folder)
-    packed = load_config(folder).model_type in ARCHITECTURES
+    config = load_config(folder)
+    found = served(config)
+    say_what_is_not_served(config)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            attn_implementation="sdpa" if packed else None,  # some models have no SDPA: let transformers choose
+            attn_implementation="sdpa" if found.packed else None,  # some models have no SDPA: let transformers choose
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -182,7 +185,8 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         eos_token_id=shipped.eos_token_id,
         pad_token_id=shipped.pad_token_id,
     )
-    if packed:
+    assume(model, found)
+    if found.packed:
         use_packed_attention(model)
     return model
 

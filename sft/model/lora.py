@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from sft.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
 
-ALL_LINEAR = "all-linear"  # PEFT's word for every linear layer but the output layer
+ALL_LINEAR = "all-linear"  # PEFT's word; here every linear layer of the decoder's blocks
 
 
 def add_lora(
@@ -34,18 +35,19 @@ def add_lora(
     Names that the model does not have, and linear layers that get no adapter, are logged in one line.
 
     Args:
-        lora_target_modules: names of layers, or only ``all-linear`` for every linear layer but the output layer.
+        lora_target_modules: names of layers, or only ``all-linear`` for every linear layer of the decoder's blocks.
 
     Raises:
         InputError: the model has no such target module.
     """
     everything = [name.lower() for name in lora_target_modules] == [ALL_LINEAR]
+    targets = _block_layers(model) if everything else lora_target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora_r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=ALL_LINEAR if everything else lora_target_modules,
+        target_modules=targets,
         use_rslora=use_rslora,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2's kind of linear layer
     )
@@ -56,25 +58,44 @@ def add_lora(
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise InputError(f"LoRA 加不上（{one_line(error)[:200]}）；请换 --lora_target_modules") from error
-    if line := _left_out(adapted, own, [] if everything else lora_target_modules):
+    if line := _left_out(adapted, own, [] if everything else targets):
         logger.warning("%s", line)
     return adapted
 
 
-def require_target_modules(config: PreTrainedConfig, names: Sequence[str], *, every_one: bool) -> None:
-    """Check ``--lora_target_modules`` by the model's config alone, before its weights are read.
-
-    Args:
-        every_one: whether the model must have every layer; the default names are those of several models.
+def target_modules(config: PreTrainedConfig, names: Sequence[str]) -> list[str]:
+    """The layers that ``--lora_target_modules`` names, by the model's config alone, before its weights are read.
 
     Raises:
-        InputError: the model has no such layers.
+        InputError: the model does not have one of them.
     """
     with torch.device("meta"):  # names and shapes without memory
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    unknown = [] if list(names) == [ALL_LINEAR] else _unknown(names, model)
-    if unknown and (every_one or len(unknown) == len(names)):
+    if list(names) == [ALL_LINEAR]:
+        return _block_layers(model)
+    if unknown := _unknown(names, model):
         raise _no_such_layers(unknown, model)
+    return list(names)
+
+
+def _block_layers(model: PreTrainedModel) -> list[str]:
+    """The linear layers of the decoder's blocks: their names, or whole paths where other layers are named so, too."""
+    inside = _in_blocks(model)
+    names = list(_linear_layers(model))
+    others = {path.rpartition(".")[2] for path, _ in model.named_modules() if path not in inside}
+    return inside if others.intersection(names) else names
+
+
+def _in_blocks(model: PreTrainedModel) -> list[str]:
+    """The paths of the linear layers in the decoder's blocks: not the output layer, not what reads images."""
+    decoder = model.get_decoder()
+    start = next(path for path, module in model.named_modules() if module is decoder)
+    block = re.compile(rf"{re.escape(start)}\..*\.?\d+\..+" if start else r".*\.?\d+\..+")
+    return [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and block.fullmatch(path)
+    ]
 
 
 def _unknown(names: Sequence[str], model: torch.nn.Module) -> list[str]:
@@ -91,27 +112,28 @@ def _no_such_layers(names: Sequence[str], model: PreTrainedModel) -> InputError:
 
 
 def _left_out(adapted: PeftModel, own: Counter[str], wanted: Sequence[str]) -> str | None:
-    """What of the model has no adapter, in one line; None if every linear layer has one."""
+    """What of the model has no adapter, in one line; None if every linear layer has one.
+
+    Args:
+        wanted: the names that the user gave; none if every layer was wanted, and PEFT left some out. In some models it
+            takes the stacked weights of the experts for those names.
+    """
     missing = own - Counter(name.rpartition(".")[2] for name in adapted.targeted_module_names)
     parts = []
     if missing:
         parts.append("没有适配器的线性层：" + "、".join(f"{name}（{count} 层）" for name, count in missing.items()))
         if unknown := _unknown(wanted, adapted.get_base_model()):
             parts.append(f"模型里没有 {'、'.join(unknown)}")
-        parts.append(f"要全部都有，加 --lora_target_modules {ALL_LINEAR}")
+        if wanted:
+            parts.append(f"要全部都有，加 --lora_target_modules {ALL_LINEAR}")
     if experts := _expert_weights(adapted):
         parts.append(f"专家的权重（{'、'.join(experts)}）不是线性层，没有适配器")
     return "；".join(parts) or None
 
 
 def _linear_layers(model: PreTrainedModel) -> Counter[str]:
-    """How many linear layers of each name the model has, the output layer left out."""
-    head = model.get_output_embeddings()
-    return Counter(
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-    )
+    """How many linear layers of each name the decoder's blocks have, in order."""
+    return Counter(path.rpartition(".")[2] for path in _in_blocks(model))
 
 
 def _expert_weights(model: torch.nn.Module) -> list[str]:

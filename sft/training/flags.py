@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from sft.model.hub import DEFAULT_MODEL
 from sft.tracking.swanlab import MODES, PROJECT
 
-LINEAR_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
 # Flags of older transformers versions and of other tools, and the flag to use instead. Tutorials still use them.
 RENAMED_FLAGS = {
     "evaluation_strategy": "--eval_strategy",
@@ -88,8 +86,8 @@ class LoraArguments:
     lora_alpha: int = _flag(32, "LoRA 的缩放系数 alpha")
     lora_dropout: float = _flag(0.0, "LoRA 的 dropout")
     lora_target_modules: list[str] = field(
-        default_factory=lambda: list(LINEAR_PROJECTIONS),
-        metadata={"help": "加适配器的线性层；默认全部七种；all-linear：模型的全部线性层"},
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "加适配器的线性层；默认 all-linear：解码层里的全部线性层"},
     )
     use_rslora: bool = _flag(False, "用 rsLoRA 的缩放（alpha/√r）")
 

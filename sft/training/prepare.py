@@ -8,7 +8,7 @@ import random
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +18,13 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 import sft
 from sft.data.places import path_of_test
 from sft.data.records import read_task_records
-from sft.engine.attention import can_express
-from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching
+from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching, TreeUpTo
+from sft.engine.served import say_what_is_not_served, served
 from sft.errors import InputError
 from sft.model.encoding import LengthReport, encode_rows, terminator_id
 from sft.model.hub import lasting_name, resolve_model
 from sft.model.loading import load_config, load_tokenizer, resolve_dtype
-from sft.model.lora import require_target_modules
+from sft.model.lora import target_modules
 from sft.model.template import prompt_date
 from sft.tasks.settings import TaskSettings, require_pair, settings_path
 from sft.tasks.task import Task
@@ -108,8 +108,9 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         base_folder = resolve_model(arguments.model.model_name_or_path)
     config = load_config(base_folder)  # first of all: says which kinds of models cannot be trained
     if not arguments.model.init_adapter:
-        every_one = "lora_target_modules" in arguments.given
-        require_target_modules(config, arguments.lora.lora_target_modules, every_one=every_one)
+        modules = target_modules(config, arguments.lora.lora_target_modules)
+        if "lora_target_modules" not in arguments.given:  # the run, the card and the adapter name the layers
+            arguments = arguments._replace(lora=replace(arguments.lora, lora_target_modules=modules))
     tokenizer = load_tokenizer(Path(arguments.model.init_adapter or base_folder))
     rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
     require_supervision(rows, data.train_file)
@@ -127,8 +128,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         end_token=tokenizer.convert_ids_to_tokens(terminator_id(tokenizer)),
         prompt_date=prompt_date(tokenizer),
     )
-    longest_tokens = max(len(row) for row in rows)
-    batching = choose_batching(config, data.batching, longest_tokens, tokenizer.pad_token_id)
+    batching = choose_batching(config, data.batching, tokenizer.pad_token_id)
     validates = training.eval_strategy != "no"
     settle_training_arguments(arguments, dtype, len(rows), bool(splits.validation))
     return Prepared(
@@ -268,24 +268,24 @@ def describe_lengths(report: LengthReport, max_length: int) -> str:
     return line
 
 
-def choose_batching(config: PreTrainedConfig, batching: str, longest_tokens: int, pad_id: int) -> Batching:
+def choose_batching(config: PreTrainedConfig, batching: str, pad_id: int) -> Batching:
     """Choose how rows become a batch.
 
     Args:
         batching: the flag ``--batching``.
-        longest_tokens: the length of the longest row.
 
     Raises:
-        InputError: ``--batching prefix_tree``, and a prefix tree cannot express the model's attention.
+        InputError: ``--batching prefix_tree``, and a prefix tree is not exact for the model.
     """
+    found = served(config)
     if batching == "padded":
         return PaddedBatching(pad_id)
-    if can_express(config, longest_tokens):
-        return PrefixTreeBatching()
-    reason = f"{config.model_type} 的注意力不能用前缀树表示"
+    if found.packed:
+        limit_tokens = found.limit_tokens
+        return PrefixTreeBatching() if limit_tokens is None else TreeUpTo(limit_tokens, PaddedBatching(pad_id))
     if batching == "prefix_tree":
-        raise InputError(f"--batching prefix_tree：{reason}；请用 auto 或 padded")
-    logger.info("%s，按补齐的方式训练", reason)
+        raise InputError(f"--batching prefix_tree：{config.model_type}：{found.reason}；请用 auto 或 padded")
+    say_what_is_not_served(config)
     return PaddedBatching(pad_id)
 
 
