@@ -303,7 +303,9 @@ def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, rows: in
     training = arguments.training
     if "logging_steps" not in arguments.given:
         training.logging_steps = fitting_logging_steps(planned_steps(rows, training)[0])
-    training.fp16 = dtype == torch.float16  # autocast and loss scaling; bfloat16 and float32 need neither
+    # Autocast and loss scaling; bfloat16 and float32 need neither. The Trainer only reads the second of the two.
+    training.fp16 = dtype == torch.float16
+    training.mixed_precision = "fp16" if training.fp16 else "no"
     training.dataloader_pin_memory = training.device.type == "cuda"
     training.length_column_name = "length"
     training.restore_callback_states_from_checkpoint = True  # early stopping continues to count
