@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
@@ -129,6 +130,7 @@ class SftTrainer(SavingTrainer):
             RunError: the losses or the gradients of this step are not finite, see `StopOnNonFinite`.
         """
         norm = super()._get_grad_norm(model, grad_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of parameters that are spread over processes
         self.stop_on_non_finite.check(torch.as_tensor(norm), self.state.global_step + 1)
         return norm
 
