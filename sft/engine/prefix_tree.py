@@ -55,6 +55,7 @@ class Segments(NamedTuple):
     longest_queries: int
     longest_keys: int
 
+
 @dataclass(frozen=True, eq=False)  # not a NamedTuple: the Trainer would take it apart to move the tensors
 class PrefixTree:
     """A flat row of tokens: the prefix, then the branches one after the other. A branch sees the prefix and itself.

@@ -64,9 +64,7 @@ class StopOnNonFinite:
         advice = "可试 --dtype float32" + (" 或更小的 --learning_rate" if not self._scales else "")
         for loss, (_, lines) in zip(losses, noted, strict=True):
             if not math.isfinite(loss):
-                raise RunError(
-                    f"第 {step} 步的损失是 {loss}，已停止；这一批是训练集第 {_numbers(lines)} 行；{advice}"
-                )
+                raise RunError(f"第 {step} 步的损失是 {loss}，已停止；这一批是训练集第 {_numbers(lines)} 行；{advice}")
         if math.isfinite(norm):
             self.skipped_steps = 0
             return

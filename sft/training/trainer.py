@@ -130,7 +130,9 @@ class SftTrainer(SavingTrainer):
             RunError: the losses or the gradients of this step are not finite, see `StopOnNonFinite`.
         """
         norm = super()._get_grad_norm(model, grad_norm)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm  # of parameters that are spread over processes
+        norm = (
+            norm.full_tensor() if isinstance(norm, DTensor) else norm
+        )  # of parameters that are spread over processes
         self.stop_on_non_finite.check(torch.as_tensor(norm), self.state.global_step + 1)
         return norm
 
