@@ -25,6 +25,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from sft.engine.transfer import copied_together
+
 NAME = "packed"  # under which transformers finds `packed_attention`
 # What some models ask of attention that no layout computes, by the name of the argument; told to the user.
 NOT_IN_LAYOUTS = {"softcap": "注意力的分数有上限", "s_aux": "注意力有汇点（sink）"}
@@ -171,14 +173,18 @@ class MaskedQueries:
 
     Args:
         flat: (rows, width) where the queries stand in the flat row; a shorter row repeats its last one.
-        sees: called with a slice of the width and a window; gives (rows or 1, slice, keys), true where a query sees a
-            key. Keys at the end that none of the slice sees may be left out. The number of keys is a multiple of
-            `ALIGNMENT`, and each query sees at least one.
+        sees: called with a slice of the width, a window and ``indices``; gives (rows or 1, slice, keys), true where a
+            query sees a key. Keys at the end that none of the slice sees may be left out. The number of keys is a
+            multiple of `ALIGNMENT`, and each query sees at least one.
         longest: the length of the longest row. A window that is not shorter hides nothing, and is left out.
+        indices: tensors that ``sees`` needs, on the same device as ``flat``.
     """
 
-    def __init__(self, flat: torch.Tensor, sees: Callable[[slice, int | None], torch.Tensor], longest: int) -> None:
-        self.flat, self._sees, self._longest = flat, sees, longest
+    def __init__(
+        self, flat: torch.Tensor, sees: Callable[..., torch.Tensor], longest: int, *indices: torch.Tensor
+    ) -> None:
+        self.tensors = [flat, *indices]
+        self._sees, self._longest = sees, longest
         self._made: dict[tuple, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def attend(
@@ -231,14 +237,26 @@ class MaskedQueries:
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For a part of the width at a time: (rows, key heads, part) where the queries of one key head stand, counted
         in key heads; and (rows or 1, 1, part × repeats, keys), what is added to their scores."""
-        head = torch.arange(heads, device=self.flat.device)[:, None]
+        flat, *indices = self.tensors
+        head = torch.arange(heads, device=flat.device)[:, None]
         step = max(1, QUERY_BLOCK // repeats)
-        for start in range(0, self.flat.shape[1], step):
-            part = slice(start, min(start + step, self.flat.shape[1]))
-            sees = self._sees(part, window)
+        for start in range(0, flat.shape[1], step):
+            part = slice(start, min(start + step, flat.shape[1]))
+            sees = self._sees(part, window, *indices)
             mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
             mask = mask[:, :, None].expand(-1, -1, repeats, -1).flatten(1, 2)
-            yield self.flat[:, None, part] * heads + head, mask[:, None]
+            yield flat[:, None, part] * heads + head, mask[:, None]
+
+
+def move_together(
+    queries: Sequence[MaskedQueries], tensors: Sequence[torch.Tensor], device: torch.device
+) -> list[torch.Tensor]:
+    """Move what a pass needs to ``device`` in one copy: ``queries``, changed in place, and ``tensors``, returned."""
+    own = [tensor for some in queries for tensor in some.tensors]
+    moved = iter(copied_together([*own, *tensors], device))
+    for some in queries:
+        some.tensors = [next(moved) for _ in some.tensors]
+    return list(moved)
 
 
 def aligned(length: int) -> int:

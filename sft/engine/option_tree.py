@@ -24,6 +24,7 @@ from sft.engine.attention import (
     at_least_float32,
     by_token,
     common_prefix_tokens,
+    move_together,
     use_packed_attention,
 )
 from sft.engine.forward import hidden_states_at
@@ -211,27 +212,40 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
     ]
     pairs = torch.tensor([pair for branch in predicted for pair in branch])
     places, index = pairs[:, 0].unique(return_inverse=True)
-    layout = _lay_out(shared, prompts, nodes, ancestries, base.device)
-    hidden = hidden_states_at(base, input_ids, position_ids, layout, places.tolist())
-    values = _log_probabilities(base, hidden, index, pairs[:, 1])
-    found = iter(values.split([len(branch) for branch in predicted]))
+    order = index.argsort(stable=True)  # the head runs at one block of places after the other
+    layout = _lay_out(shared, prompts, nodes, ancestries)
+    asked = [torch.tensor(input_ids), torch.tensor(position_ids), places, index[order], pairs[:, 1][order]]
+    layout, (token_ids, positions, places, at, tokens) = _move(layout, asked, base.device)
+    hidden = hidden_states_at(base, token_ids, positions, layout, places)
+    values = _log_probabilities(base, hidden, at, tokens, index[order])
+    found = iter(values[order.argsort()].split([len(branch) for branch in predicted]))
     return [torch.stack([next(found).sum() for _ in unit.trie.branches]) for unit in units]
 
 
 def _lay_out(
-    shared: int,
-    prompts: Sequence[range],
-    nodes: Sequence[range],
-    ancestries: Sequence[torch.Tensor],
-    device: torch.device,
+    shared: int, prompts: Sequence[range], nodes: Sequence[range], ancestries: Sequence[torch.Tensor]
 ) -> OptionTree:
-    prefix = _causal(torch.arange(shared)[None], 0, [shared], prompts[0].stop, device) if shared else None
+    """The layout, on the CPU."""
+    prefix = _causal(torch.arange(shared)[None], 0, [shared], prompts[0].stop) if shared else None
     units = [*zip(prompts, nodes, ancestries, strict=True)]
     groups = group_by_length(units, lambda unit: len(unit[0]))
-    return OptionTree(shared, prefix, [_unit_group(shared, members, device) for members in groups])
+    return OptionTree(shared, prefix, [_unit_group(shared, members) for members in groups])
 
 
-def _unit_group(shared: int, units: Sequence[tuple[range, range, torch.Tensor]], device: torch.device) -> UnitGroup:
+def _move(
+    tree: OptionTree, tensors: Sequence[torch.Tensor], device: torch.device
+) -> tuple[OptionTree, list[torch.Tensor]]:
+    """The layout and some more tensors on ``device``, in one copy."""
+    queries = [some for group in tree.groups for some in group.queries]
+    if tree.prefix is not None:
+        queries.append(tree.prefix)
+    keys = [group.keys for group in tree.groups]
+    moved = move_together(queries, [*keys, *tensors], device)
+    groups = [group._replace(keys=found) for group, found in zip(tree.groups, moved, strict=False)]
+    return tree._replace(groups=groups), moved[len(groups) :]
+
+
+def _unit_group(shared: int, units: Sequence[tuple[range, range, torch.Tensor]]) -> UnitGroup:
     """The group of these units; each is the flat positions of its prompt and of its nodes, and who sees whom."""
     longest, width = max(len(prompt) for prompt, _, _ in units), max(len(nodes) for _, nodes, _ in units)
     before = aligned(shared + longest + width) - width  # keys before the nodes, some of them for padding
@@ -242,31 +256,30 @@ def _unit_group(shared: int, units: Sequence[tuple[range, range, torch.Tensor]],
         flat[row] = torch.arange(prompt.start, prompt.start + longest).clamp_(max=prompt[-1])
         keys[row, shared : shared + longest] = flat[row]
         keys[row, before : before + len(own)] = torch.arange(own.start, own.stop)
-    queries = [_causal(flat, shared, [len(prompt) for prompt, _, _ in units], before + width, device)]
+    queries = [_causal(flat, shared, [len(prompt) for prompt, _, _ in units], before + width)]
     if width:
-        queries.append(_nodes(shared, before, width, units, device))
-    return UnitGroup(len(units), keys.flatten().to(device), queries)
+        queries.append(_nodes(shared, before, width, units))
+    return UnitGroup(len(units), keys.flatten(), queries)
 
 
-def _causal(flat: torch.Tensor, before: int, lengths: Sequence[int], keys: int, device: torch.device) -> MaskedQueries:
+def _causal(flat: torch.Tensor, before: int, lengths: Sequence[int], keys: int) -> MaskedQueries:
     """Queries of which each sees the first ``before`` of the ``keys``, and after them its row's queries up to itself.
 
     Args:
         lengths: queries of each row; what repeats its last one sees what that one sees.
     """
     lasts = torch.tensor(lengths[:1] if len(set(lengths)) == 1 else lengths)[:, None] - 1  # of equal rows, one mask
-    places = (before + torch.arange(flat.shape[1]).minimum(lasts))[:, :, None].to(device)
+    places = (before + torch.arange(flat.shape[1]).minimum(lasts))[:, :, None]
 
-    def sees(part: slice, window: int | None) -> torch.Tensor:
-        of_key, own = torch.arange(min(aligned(before + part.stop), keys), device=device), places[:, part]
+    def sees(part: slice, window: int | None, places: torch.Tensor) -> torch.Tensor:
+        of_key = torch.arange(min(aligned(before + part.stop), keys), device=places.device)
+        own = places[:, part]
         return of_key <= own if window is None else (of_key <= own) & (of_key > own - window)
 
-    return MaskedQueries(flat.to(device), sees, before + max(lengths))
+    return MaskedQueries(flat, sees, before + max(lengths), places)
 
 
-def _nodes(
-    shared: int, before: int, width: int, units: Sequence[tuple[range, range, torch.Tensor]], device: torch.device
-) -> MaskedQueries:
+def _nodes(shared: int, before: int, width: int, units: Sequence[tuple[range, range, torch.Tensor]]) -> MaskedQueries:
     """The nodes of the units, padded to ``width``: they see the prompt, which is among the keys ``before``."""
     flat = torch.empty((len(units), width), dtype=torch.long)
     ancestors = torch.zeros((len(units), width, width), dtype=torch.bool)
@@ -276,19 +289,18 @@ def _nodes(
         ancestors[row, :, : len(own)] = sees[places] if own else False
     ends = torch.tensor([shared + len(prompt) for prompt, _, _ in units])[:, None, None]
     depths = ancestors.sum(2, keepdim=True) - 1  # (units, width, 1): an ancestor is a level higher
-    places = ends + depths
-    longest = int(places.max()) + 1
-    flat, ancestors, ends, depths, places = (t.to(device) for t in (flat, ancestors, ends, depths, places))
 
-    def sees_of(part: slice, window: int | None) -> torch.Tensor:
-        own, of_prompt = ancestors[:, part], torch.arange(before, device=device)
+    def sees(
+        part: slice, window: int | None, ends: torch.Tensor, depths: torch.Tensor, ancestors: torch.Tensor
+    ) -> torch.Tensor:
+        own, of_prompt = ancestors[:, part], torch.arange(before, device=ends.device)
         prompt = of_prompt < ends
         if window is not None:
-            prompt = prompt & (of_prompt > places[:, part] - window)
+            prompt = prompt & (of_prompt > (ends + depths)[:, part] - window)
             own = own & (depths.mT > depths[:, part] - window)
         return torch.cat((prompt.expand(-1, own.shape[1], -1), own), dim=2)
 
-    return MaskedQueries(flat, sees_of, longest)
+    return MaskedQueries(flat, sees, int((ends + depths).max()) + 1, ends, depths, ancestors)
 
 
 def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
@@ -306,24 +318,24 @@ def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
 
 
 def _log_probabilities(
-    base: PreTrainedModel, hidden: torch.Tensor, index: torch.Tensor, tokens: torch.Tensor
+    base: PreTrainedModel, hidden: torch.Tensor, index: torch.Tensor, tokens: torch.Tensor, known: torch.Tensor
 ) -> torch.Tensor:
-    """Log-probability, over the whole vocabulary, of each token: (tokens,) on the CPU.
+    """Log-probability, over the whole vocabulary, of each token: (tokens,) on the CPU, for which the host waits once.
 
     Args:
         hidden: (places, hidden size).
-        index: (tokens,) the row of ``hidden`` that predicts the token.
+        index: (tokens,) the row of ``hidden`` that predicts the token, ascending.
         tokens: (tokens,) token ids.
+        known: ``index`` on the CPU.
     """
     head, rule = base.get_output_embeddings(), served_by(base).logits
-    parts, order = [], []
+    parts, first = [], 0
     for start in range(0, len(hidden), HEAD_BLOCK_TOKENS):  # in blocks, because the logits of all places are large
-        inside = ((index >= start) & (index < start + HEAD_BLOCK_TOKENS)).nonzero()[:, 0]
+        last = int(torch.searchsorted(known, start + HEAD_BLOCK_TOKENS))
         log_probabilities = rule.of(at_least_float32(head(hidden[start : start + HEAD_BLOCK_TOKENS]))).log_softmax(-1)
-        at = (index[inside] - start).to(hidden.device), tokens[inside].to(hidden.device)
-        parts.append(log_probabilities[at].cpu())
-        order.append(inside)
-    return torch.cat(parts)[torch.cat(order).argsort()]
+        parts.append(log_probabilities[index[first:last] - start, tokens[first:last]])
+        first = last
+    return torch.cat(parts).cpu()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from sft.engine.attention import MaskedQueries, aligned, by_token
+from sft.engine.attention import MaskedQueries, aligned, by_token, move_together
 from sft.engine.forward import hidden_states_at
 
 GROWTH_TOKENS = 64  # extra room when the cache grows, so that it does not grow in every pass
@@ -137,41 +137,60 @@ def run(base: PreTrainedModel, cache: Cache, feeds: Sequence[Feed], places: Sequ
         base: after `sft.engine.attention.use_packed_attention`.
         places: indices into the new tokens of all ``feeds``, concatenated in order.
     """
+    return run_and_send(base, cache, feeds, places, [])[0]
+
+
+def run_and_send(
+    base: PreTrainedModel, cache: Cache, feeds: Sequence[Feed], places: Sequence[int], also: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """`run`, and the CPU tensors ``also`` on the model's device: they go there in the pass's own copy."""
     cache.reserve(max(feed.place + len(feed.token_ids) for feed in feeds))
-    token_ids = [token_id for feed in feeds for token_id in feed.token_ids]
-    position_ids = [place for feed in feeds for place in feed.places]
-    return hidden_states_at(base, token_ids, position_ids, _lay_out(cache, feeds, base.device), places)
+    token_ids = torch.tensor([token_id for feed in feeds for token_id in feed.token_ids])
+    position_ids = torch.tensor([place for feed in feeds for place in feed.places])
+    wanted = torch.tensor(places, dtype=torch.long)
+    layout, moved = _lay_out(cache, feeds, [token_ids, position_ids, wanted, *also], base.device)
+    token_ids, position_ids, wanted, *also = moved
+    return hidden_states_at(base, token_ids, position_ids, layout, wanted), also
 
 
-def _lay_out(cache: Cache, feeds: Sequence[Feed], device: torch.device) -> RaggedPass:
+def _lay_out(
+    cache: Cache, feeds: Sequence[Feed], tensors: Sequence[torch.Tensor], device: torch.device
+) -> tuple[RaggedPass, list[torch.Tensor]]:
+    """The layout and ``tensors`` on ``device``, in one copy."""
     kept_at, start = [], 0
     by_width: dict[int, list[tuple[int, Feed]]] = defaultdict(list)
     for feed in feeds:
-        count = len(feed.token_ids)
-        kept_at += (feed.slot * cache.capacity + place for place in feed.places)
+        count, first = len(feed.token_ids), feed.slot * cache.capacity + feed.place
+        kept_at += range(first, first + count)
         by_width[(count - 1).bit_length()].append((start, feed))
         start += count
-    groups = [_group(members, device) for members in by_width.values()]
-    return RaggedPass(cache, len(feeds), torch.tensor(kept_at, device=device), groups)
+    groups = [_group(members) for members in by_width.values()]
+    slots = [group.slots for group in groups if isinstance(group.slots, torch.Tensor)]
+    sent = [torch.tensor(kept_at), *slots, *tensors]
+    at, *moved = move_together([group.queries for group in groups], sent, device)
+    slots, moved = iter(moved[: len(slots)]), moved[len(slots) :]
+    groups = [
+        group._replace(slots=next(slots)) if isinstance(group.slots, torch.Tensor) else group for group in groups
+    ]
+    return RaggedPass(cache, len(feeds), at, groups), moved
 
 
-def _group(members: Sequence[tuple[int, Feed]], device: torch.device) -> Group:
-    """The group of these rows; each comes with the flat position of its first new token."""
+def _group(members: Sequence[tuple[int, Feed]]) -> Group:
+    """The group of these rows, on the CPU; each comes with the flat position of its first new token."""
     starts, firsts, counts = torch.tensor([(start, feed.place, len(feed.token_ids)) for start, feed in members]).T
     steps = torch.minimum(torch.arange(int(counts.max())), counts[:, None] - 1)
     places = firsts[:, None] + steps
     seen = [aligned(place + 1) for place in places.amax(0).tolist()]  # of each new token, at most; ascending
-    longest = int(places.max()) + 1
-    places, flat = places.to(device), (starts[:, None] + steps).to(device)
 
-    def sees(part: slice, window: int | None) -> torch.Tensor:
-        kept, own = torch.arange(seen[part.stop - 1], device=device), places[:, part, None]
+    def sees(part: slice, window: int | None, places: torch.Tensor) -> torch.Tensor:
+        kept, own = torch.arange(seen[part.stop - 1], device=places.device), places[:, part, None]
         return kept <= own if window is None else (kept <= own) & (kept > own - window)
 
-    return Group(_slots([feed.slot for _, feed in members], device), MaskedQueries(flat, sees, longest), seen[-1])
+    queries = MaskedQueries(starts[:, None] + steps, sees, int(places.max()) + 1, places)
+    return Group(_slots([feed.slot for _, feed in members]), queries, seen[-1])
 
 
-def _slots(slots: Sequence[int], device: torch.device) -> slice | torch.Tensor:
+def _slots(slots: Sequence[int]) -> slice | torch.Tensor:
     if list(slots) == list(range(slots[0], slots[0] + len(slots))):
         return slice(slots[0], slots[0] + len(slots))  # indexing by a slice copies nothing
-    return torch.tensor(slots, device=device)
+    return torch.tensor(slots)
