@@ -207,6 +207,7 @@ def test_a_planted_fault_is_found(fault, card, more, found, base, data, tmp_path
         ("--max_grad_norm", "0"),
         ("--optim", "adafactor"),
         ("--max_tokens_per_micro_batch", "200"),
+        ("--full_determinism",),
     ],
 )
 def test_every_way_to_compute_on_every_card(more, card, script, base, data, tmp_path):
