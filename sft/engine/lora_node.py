@@ -1,9 +1,9 @@
 """A LoRA layer as one node of autograd: the same function as PEFT's, with fewer and smaller tensors.
 
 PEFT keeps the adapter in float32. Its layer copies the input to float32, multiplies there, scales, adds into a float32
-result and copies that back, each time over all tokens; and autograd keeps the float32 copies for the backward pass. At
-16 bits these copies cost about as much as the model's own matrix products. Here only the two small matrices A and B are
-copied, to the dtype of the base, and the low-rank part is added into the base's own output by one matrix product.
+result and copies that back, each time over all tokens; and autograd keeps the float32 copies for the backward pass.
+At 16 bits these copies cost about as much as the model's own matrix products. Here only the two small matrices A and B
+are copied, to the dtype of the base, and the low-rank part is added into the base's own output by one matrix product.
 
 A and B are copied in each forward pass, not kept from pass to pass. They are small, and so nothing can be out of date:
 not after an optimizer step, not after a checkpoint was read, not where several processes share the weights (FSDP).
@@ -43,9 +43,9 @@ class OneNodeLinear(LoraLinear):
 def _plain_adapter(layer: LoraLinear, x: torch.Tensor) -> str | None:
     """The name of the layer's adapter if the node computes all that PEFT's forward would; None if it does not.
 
-    It does not for adapters that are off, merged, several, or of another kind (DoRA and its like, a bias of their own),
-    for dropout in training, for a base that is trained or not a plain linear layer, and where somebody hooks into the
-    modules inside, whose forward the node does not call.
+    It does not for adapters that are off, merged, several, or of another kind (DoRA and its like, a bias of its own),
+    for dropout in training, for a base that is trained or not a plain linear layer, and where somebody hooks into
+    the modules inside, whose forward the node does not call.
     """
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1 or layer.fan_in_fan_out:
         return None
@@ -79,8 +79,8 @@ def _one_dtype(x: torch.Tensor, base: torch.nn.Linear) -> bool:
 class _LoraNode(torch.autograd.Function):
     """y = x Wᵀ + bias + scaling · (x Aᵀ) Bᵀ, where only x, A and B have gradients.
 
-    x: (…, inputs), W: (outputs, inputs), A: (rank, inputs), B: (outputs, rank). The scaling is multiplied into the copy
-    of B, so no tensor as long as the tokens is scaled.
+    x: (…, inputs), W: (outputs, inputs), A: (rank, inputs), B: (outputs, rank). The scaling is multiplied into the
+    copy of B, so no tensor as long as the tokens is scaled.
     """
 
     @staticmethod
