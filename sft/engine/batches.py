@@ -23,6 +23,9 @@ from transformers import PreTrainedModel
 
 from sft.engine.attention import NO_MASK, common_prefix_tokens
 from sft.engine.prefix_tree import build_tree, varlen_works
+from sft.engine.sizes import compiles_each_size, filled_up
+
+WIDTHS = 16  # with few sizes, the tokens of a group of branches are a multiple of this
 
 
 @dataclass
@@ -111,16 +114,20 @@ class PrefixTreeBatching:
 
     Attributes:
         varlen: whether to use variable-length attention (see `sft.engine.prefix_tree.varlen_works`).
+        few_sizes: whether to fill the tree up with tokens that nothing attends to, see
+            `sft.engine.sizes`.
     """
 
     varlen: bool = False
+    few_sizes: bool = False
     title: ClassVar[str] = "前缀树"
     description: ClassVar[str] = "前缀树：共有的开头每批只算一次"
 
     def tokens(self, rows: Sequence[EncodedRow]) -> int:
         """See `Batching`."""
         shared = _shared_tokens(rows)
-        return shared + sum(len(row) - shared - 1 for row in rows)
+        tokens = shared + sum(len(row) - shared - 1 for row in rows)
+        return filled_up(tokens) if self.few_sizes else tokens
 
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
         """See `Batching`."""
@@ -138,6 +145,11 @@ class PrefixTreeBatching:
             # If all of the prompt is shared, the last token of the prefix predicts the answer's first token.
             answered_from = start + len(row.prompt_ids) - shared - 1 if len(row.prompt_ids) > shared else shared - 1
             sources += [answered_from, *range(len(input_ids) - len(row.answer_ids) + 1, len(input_ids))]
+        layout = build_tree(shared, branches, self.varlen, WIDTHS if self.few_sizes else 1)
+        if self.few_sizes and (unused := filled_up(len(input_ids)) - len(input_ids)):
+            layout = replace(layout, order=torch.cat((layout.order, layout.order[:1].expand(unused))))
+            input_ids += input_ids[:1] * unused
+            position_ids += position_ids[:1] * unused
         inputs = {
             "input_ids": torch.tensor([input_ids]),
             "attention_mask": NO_MASK,
@@ -146,7 +158,7 @@ class PrefixTreeBatching:
         }
         return {
             "inputs": inputs,
-            "layout": build_tree(shared, branches, self.varlen),
+            "layout": layout,
             "kept": (0,),
             "labels": _labels(rows),
             "lines": _lines(rows),
@@ -154,7 +166,8 @@ class PrefixTreeBatching:
 
     def for_model(self, model: PreTrainedModel, device: torch.device) -> PrefixTreeBatching:
         """See `Batching`."""
-        return replace(self, varlen=varlen_works(model, device))
+        few_sizes = compiles_each_size(device, model.dtype)
+        return replace(self, varlen=varlen_works(model, device), few_sizes=few_sizes)
 
 
 def _shared_tokens(rows: Sequence[EncodedRow]) -> int:

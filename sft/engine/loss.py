@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, pad
 
 from sft.engine.attention import ARCHITECTURES, at_least_float32, use_packed_attention
+from sft.engine.sizes import compiles_each_size, filled_up
 
 CHUNK_LOGITS = 2**25  # logits of one chunk: 220 positions with Qwen2.5's vocabulary, 0.3 GB with their gradient
 
@@ -95,14 +96,18 @@ class _ChunkedLoss(torch.autograd.Function):
         size = max(1, CHUNK_LOGITS // len(weight))
         for start in range(0, len(states), size):
             part = slice(start, start + size)
-            logits = at_least_float32(linear(states[part], weight, bias))
-            right = targets[part, None]
+            here = len(states[part])
+            inputs, right = states[part], targets[part, None]
+            if compiles_each_size(states.device, states.dtype):
+                unused = min(size, filled_up(here)) - here
+                inputs, right = (pad(tensor, (0, 0, 0, unused)) for tensor in (inputs, right))
+            logits = at_least_float32(linear(inputs, weight, bias))
             normaliser = logits.logsumexp(-1, keepdim=True)
-            loss += (normaliser - logits.gather(-1, right)).sum()
+            loss += (normaliser - logits.gather(-1, right))[:here].sum()
             if gradient is not None:
                 probabilities = logits.sub_(normaliser).exp_()
                 probabilities.scatter_add_(-1, right, torch.full_like(normaliser, -1))
-                gradient[part] = probabilities.to(weight.dtype) @ weight
+                gradient[part] = (probabilities.to(weight.dtype) @ weight)[:here]
         ctx.save_for_backward(gradient)
         return loss
 
