@@ -21,7 +21,7 @@ from tests.models import tiny_model, with_random_lora
 from tests.test_prefix_tree import in_float64
 
 RECORDS = [
-    (line, {"text": text, "entities": [{"entity_text": name, "entity_label": "人名"}]})
+    (line, {"text": text, "entities": [{"text": name, "label": "人名"}]})
     for line, (text, name) in enumerate(
         [
             ("张伟昨天到了上海。", "张伟"),
@@ -125,8 +125,10 @@ def test_in_bfloat16_it_is_as_near_to_float64_as_peft(ner, real_tokenizer):
     for row in rows:  # the tiny model has a tiny vocabulary
         row.prompt_ids, row.answer_ids = ([token % 500 for token in ids] for ids in (row.prompt_ids, row.answer_ids))
     near, far = [], []
-    for seed in range(3):
+    for seed in range(4):
         base = with_random_lora(tiny_model("qwen2", torch.bfloat16, seed), seed)
+        for layer in layers_of(base):  # a tenth of the base's own output, more than training makes it
+            layer.lora_B["default"].weight.data *= 0.1
         gradients = []
         for model in (in_float64(copy.deepcopy(base)), copy.deepcopy(base), base):
             if model is base:
@@ -138,7 +140,7 @@ def test_in_bfloat16_it_is_as_near_to_float64_as_peft(ner, real_tokenizer):
         truth, theirs, ours = gradients
         far.append(((theirs - truth).norm() / truth.norm()).item())
         near.append(((ours - truth).norm() / truth.norm()).item())
-    assert 0 < sum(near) <= 1.25 * sum(far), (near, far)
+    assert 0 < sum(near) <= 1.15 * sum(far), (near, far)
 
 
 class Float32Tokens(TorchDispatchMode):
@@ -183,7 +185,7 @@ LEFT_TO_PEFT = {
     "off": ({}, lambda layer: layer.enable_adapters(False)),
     "merged": ({}, lambda layer: layer.merge()),
     "several adapters": ({}, _second_adapter),
-    "a trained bias": ({"bias": "all"}, None),
+    "a trained bias": ({}, lambda layer: layer.base_layer.bias.requires_grad_()),
     "a hook inside": ({}, _hook),
 }
 

@@ -88,7 +88,7 @@ class _LoraNode(torch.autograd.Function):
         result = linear(x, weight, bias)
         rows = x.reshape(-1, x.shape[-1])
         low_copy = low.to(x.dtype)
-        scaled_high = torch.mul(high, scaling).to(x.dtype)
+        scaled_high = torch.mul(high, scaling, out=torch.empty_like(high, dtype=x.dtype))
         inner = rows @ low_copy.T
         result.view(-1, result.shape[-1]).addmm_(inner, scaled_high.T)
         ctx.save_for_backward(rows, inner, weight, low_copy, scaled_high)

@@ -93,13 +93,15 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx, states, weight, bias, targets):
         loss = at_least_float32(states.new_zeros(()))
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        size = max(1, CHUNK_LOGITS // len(weight))
+        most = max(1, CHUNK_LOGITS // len(weight))
+        chunks = max(1, -(-len(states) // most))
+        size = -(-len(states) // chunks) or 1  # chunks of equal size: fewer logits at once than a full one and a rest
         for start in range(0, len(states), size):
             part = slice(start, start + size)
             here = len(states[part])
             inputs, right = states[part], targets[part, None]
             if compiles_each_size(states.device, states.dtype):
-                unused = min(size, filled_up(here)) - here
+                unused = min(most, filled_up(here)) - here
                 inputs, right = (pad(tensor, (0, 0, 0, unused)) for tensor in (inputs, right))
             logits = at_least_float32(linear(inputs, weight, bias))
             normaliser = logits.logsumexp(-1, keepdim=True)
@@ -108,6 +110,8 @@ class _ChunkedLoss(torch.autograd.Function):
                 probabilities = logits.sub_(normaliser).exp_()
                 probabilities.scatter_add_(-1, right, torch.full_like(normaliser, -1))
                 gradient[part] = (probabilities.to(weight.dtype) @ weight)[:here]
+                del probabilities
+            del logits  # before the next chunk has its own
         ctx.save_for_backward(gradient)
         return loss
 
