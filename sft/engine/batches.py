@@ -24,7 +24,10 @@ from transformers import PreTrainedModel
 
 from sft.engine.attention import NO_MASK, common_prefix_tokens
 from sft.engine.prefix_tree import PrefixTree, build_tree, varlen_works
+from sft.engine.sizes import compiles_each_size, filled_up
 from sft.engine.transfer import copied_together
+
+WIDTHS = 16  # with few sizes, the tokens of a group of branches are a multiple of this
 
 
 @dataclass
@@ -120,16 +123,20 @@ class PrefixTreeBatching:
 
     Attributes:
         varlen: whether to use variable-length attention (see `sft.engine.prefix_tree.varlen_works`).
+        few_sizes: whether to fill the tree up with tokens that nothing attends to, see
+            `sft.engine.sizes`.
     """
 
     varlen: bool = False
+    few_sizes: bool = False
     title: ClassVar[str] = "前缀树"
     description: ClassVar[str] = "前缀树：共有的开头每批只算一次"
 
     def tokens(self, rows: Sequence[EncodedRow]) -> int:
         """See `Batching`."""
         shared = _shared_tokens(rows)
-        return shared + sum(len(row) - shared - 1 for row in rows)
+        tokens = shared + sum(len(row) - shared - 1 for row in rows)
+        return filled_up(tokens) if self.few_sizes else tokens
 
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
         """See `Batching`."""
@@ -147,6 +154,11 @@ class PrefixTreeBatching:
             # If all of the prompt is shared, the last token of the prefix predicts the answer's first token.
             answered_from = start + len(row.prompt_ids) - shared - 1 if len(row.prompt_ids) > shared else shared - 1
             sources += [answered_from, *range(len(input_ids) - len(row.answer_ids) + 1, len(input_ids))]
+        layout = build_tree(shared, branches, self.varlen, WIDTHS if self.few_sizes else 1)
+        if self.few_sizes and (unused := filled_up(len(input_ids)) - len(input_ids)):
+            layout = replace(layout, order=torch.cat((layout.order, layout.order[:1].expand(unused))))
+            input_ids += input_ids[:1] * unused
+            position_ids += position_ids[:1] * unused
         inputs = {
             "input_ids": torch.tensor([input_ids]),
             "attention_mask": NO_MASK,
@@ -155,7 +167,7 @@ class PrefixTreeBatching:
         }
         return {
             "inputs": inputs,
-            "layout": build_tree(shared, branches, self.varlen),
+            "layout": layout,
             "kept": (0,),
             "labels": _labels(rows),
             "lines": [row.line for row in rows],
@@ -167,7 +179,8 @@ class PrefixTreeBatching:
 
     def for_model(self, model: PreTrainedModel, device: torch.device) -> PrefixTreeBatching:
         """See `Batching`."""
-        return replace(self, varlen=varlen_works(model, device))
+        few_sizes = compiles_each_size(device, model.dtype)
+        return replace(self, varlen=varlen_works(model, device), few_sizes=few_sizes)
 
 
 @dataclass(frozen=True)

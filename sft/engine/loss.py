@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, pad
 
 from sft.engine.attention import at_least_float32, use_packed_attention
 from sft.engine.served import PLAIN, Logits, served_by
+from sft.engine.sizes import compiles_each_size, filled_up
 
 CHUNK_LOGITS = 2**25  # logits of one chunk: 220 positions with Qwen2.5's vocabulary, 0.3 GB with their gradient
 
@@ -100,20 +101,28 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx, states, weight, bias, targets, rule):
         loss = at_least_float32(states.new_zeros(()))
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        size = max(1, CHUNK_LOGITS // len(weight))
+        most = max(1, CHUNK_LOGITS // len(weight))
+        chunks = max(1, -(-len(states) // most))
+        size = -(-len(states) // chunks) or 1  # chunks of equal size: fewer logits at once than a full one and a rest
         for start in range(0, len(states), size):
             part = slice(start, start + size)
-            logits = rule.of(at_least_float32(linear(states[part], weight, bias)))
+            here = len(states[part])
+            inputs, right = states[part], targets[part, None]
+            if compiles_each_size(states.device, states.dtype):
+                unused = min(most, filled_up(here)) - here
+                inputs, right = (pad(tensor, (0, 0, 0, unused)) for tensor in (inputs, right))
+            logits = rule.of(at_least_float32(linear(inputs, weight, bias)))
             slope = None if gradient is None or rule == PLAIN else rule.slope(logits)
-            right = targets[part, None]
             normaliser = logits.logsumexp(-1, keepdim=True)
-            loss += (normaliser - logits.gather(-1, right)).sum()
+            loss += (normaliser - logits.gather(-1, right))[:here].sum()
             if gradient is not None:
                 probabilities = logits.sub_(normaliser).exp_()
                 probabilities.scatter_add_(-1, right, torch.full_like(normaliser, -1))
                 if slope is not None:
                     probabilities.mul_(slope)
-                gradient[part] = probabilities.to(weight.dtype) @ weight
+                gradient[part] = (probabilities.to(weight.dtype) @ weight)[:here]
+                del probabilities
+            del logits  # before the next chunk has its own
         ctx.save_for_backward(gradient)
         return loss
 

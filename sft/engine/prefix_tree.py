@@ -113,18 +113,21 @@ class PrefixTree:
         return _attend_by_groups(self, query, key, value, how)
 
 
-def build_tree(prefix_tokens: int, branches: Sequence[range], varlen: bool = False) -> PrefixTree:
+def build_tree(
+    prefix_tokens: int, branches: Sequence[range], varlen: bool = False, multiple_of: int = 1
+) -> PrefixTree:
     """The tree of a prefix at positions 0 to ``prefix_tokens`` and of branches at these flat positions, in order.
 
     Args:
         varlen: with segments, for variable-length attention.
+        multiple_of: the width of each group is filled up to a multiple of this.
     """
     total = branches[-1].stop if branches else prefix_tokens
     order = torch.arange(total)
     groups: list[torch.Tensor] = []
     place = prefix_tokens
     for members in group_by_length([branch for branch in branches if len(branch)]):
-        width = len(members[-1])
+        width = -(-len(members[-1]) // multiple_of) * multiple_of
         group = torch.empty((len(members), width), dtype=torch.long)
         for row, branch in enumerate(members):
             group[row] = branch[-1]
