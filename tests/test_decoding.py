@@ -79,13 +79,13 @@ class TestScoreOptions:
         for length in (12 - longest_tokens, 13 - longest_tokens):  # the sliding window is 12 tokens
             check_scores(model, tokenizer, some_prompts((max(1, length),)), OPTION_SETS[:1], 1e-10)
 
-    def test_models_with_full_attention_take_one_pass_for_all_options(self, tokenizer):
+    def test_all_options_of_all_rows_take_one_pass(self, tokenizer):
         for architecture in CONFIGS:
             model = tiny_model(architecture)
             passes = []
             model.base_model.register_forward_hook(lambda *_, passes=passes: passes.append(1))
             score_options(model, tokenizer, some_prompts((30, 20)), [("体育", "军事", "经济")] * 2)
-            assert len(passes) == (1 if architecture in WHOLE else 2)  # one pass for each row
+            assert len(passes) == 1
 
     def test_an_adapter_takes_part(self, tokenizer):
         model = with_random_lora(tiny_model("qwen2", torch.float64))
