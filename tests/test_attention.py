@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, StableLmConfig
 
 from sft.engine.attention import NAME, use_packed_attention
 from sft.model.loading import load_base
-from tests.models import CONFIGS, save_model, tiny_model, with_random_lora
+from tests.models import CONFIGS, SIZES, save_model, tiny_model, with_random_lora
 
 REGISTERED = """
 import importlib, pkgutil
@@ -63,6 +63,6 @@ def test_a_model_is_switched_once_and_its_base_given_back(monkeypatch):
 def test_models_are_switched_when_they_are_loaded_if_a_layout_can_reach_their_attention(tokenizer, tmp_path):
     packed = load_base(save_model(tiny_model("qwen2"), tokenizer, tmp_path / "qwen2"), torch.float32)
     assert packed.config._attn_implementation == NAME
-    gpt2 = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=4))
-    other = load_base(save_model(gpt2, tokenizer, tmp_path / "gpt2"), torch.float32)
+    stablelm = AutoModelForCausalLM.from_config(StableLmConfig(**SIZES))
+    other = load_base(save_model(stablelm, tokenizer, tmp_path / "stablelm"), torch.float32)
     assert other.config._attn_implementation == "sdpa"

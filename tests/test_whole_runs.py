@@ -16,13 +16,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Gemma2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model
 
 import train_qwen2_ner
+from sft.console import say_once
 from sft.tasks.ner import Ner
 from sft.training import checkpoints
 from sft.training.memory import fastest_on_cpu_tokens
-from tests.models import save_model, tiny_model
+from tests.models import SIZES, save_model, tiny_model
 from tests.test_training import write_records
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -187,11 +189,21 @@ def test_a_resumed_run_keeps_its_piece_size_unless_told_another(said, used, padd
 
 
 def test_a_model_that_trees_cannot_express_is_padded_and_said_once(data, tmp_path, tokenizer, caplog):
-    sliding = save_model(tiny_model("sliding_mistral"), tokenizer, tmp_path / "sliding")
+    config = Gemma2Config(**SIZES, head_dim=8, bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    capped = save_model(AutoModelForCausalLM.from_config(config), tokenizer, tmp_path / "capped")
+    say_once.cache_clear()
     with caplog.at_level(logging.INFO):
-        assert train_qwen2_ner.main(flags(sliding, data, tmp_path / "run", "--max_steps", "1")) == 0
+        assert train_qwen2_ner.main(flags(capped, data, tmp_path / "run", "--max_steps", "1")) == 0
     assert caplog.text.count("前缀树") == 1
-    assert train_qwen2_ner.main(flags(sliding, data, tmp_path / "again", "--batching", "prefix_tree")) == 2
+    assert "gemma2：注意力的分数有上限，不能用前缀树" in caplog.text
+    assert train_qwen2_ner.main(flags(capped, data, tmp_path / "again", "--batching", "prefix_tree")) == 2
+
+
+def test_rows_longer_than_a_models_window_are_not_padded(data, tmp_path, tokenizer, caplog):
+    sliding = save_model(tiny_model("sliding_mistral"), tokenizer, tmp_path / "sliding")  # 12 tokens
+    asked = flags(sliding, data, tmp_path / "run", "--max_steps", "1", "--batching", "prefix_tree")
+    assert train_qwen2_ner.main(asked) == 0
+    assert "补齐" not in caplog.text
 
 
 def test_a_dry_run_says_what_sharing_saves(base, data, tmp_path, capsys):
