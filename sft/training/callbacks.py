@@ -10,10 +10,13 @@ from types import FrameType
 from typing import NamedTuple
 
 import torch
+from torch.distributed import ProcessGroup
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft.errors import RunError
+from sft.processes import control_group, largest
 from sft.training.progress import EPOCH, STEP
+from sft.training.sharding import whole
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ class StopOnNonFinite(TrainerCallback):
         if args.fp16:
             return  # with fp16, Inf is normal: the loss scaler skips such a step
         gradients = [parameter.grad for parameter in self._adapter if parameter.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        if not torch.isfinite(whole(torch.nn.utils.get_total_norm(gradients))):
             raise RunError(
                 f"第 {state.global_step + 1} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_numbers(lines)} 行；"
                 "可试 --dtype float32 或更小的 --learning_rate"
@@ -83,12 +86,14 @@ class Postponed(NamedTuple):
 class StopOnSignal(TrainerCallback):
     """After SIGTERM, Ctrl-C or SIGHUP (a closed terminal), finishes the step, saves a checkpoint and stops.
 
-    A second signal kills as usual. Under ``nohup`` a SIGHUP is ignored.
+    A second signal kills as usual. Under ``nohup`` a SIGHUP is ignored. Several processes stop together, after the
+    same step, even if the signal reached only one of them, or some before a step's end and others after it.
 
     Attributes:
-        received: the number of the signal; None if there was none.
+        received: the number of the signal that this process got; None if there was none.
         stage: where in the training loop the run is, for `sft.training.progress.Progress`.
         postponed: what was due when the signal stopped the run.
+        group: connects the processes; None for one alone.
     """
 
     def __init__(self) -> None:
@@ -96,8 +101,14 @@ class StopOnSignal(TrainerCallback):
         self.stage = STEP
         self.postponed: Postponed | None = None
         self._terminals: list[int] = []
+        self.group: ProcessGroup | None = None
+
+    def agreed(self) -> int | None:
+        """The number of the signal that any process got; None if none did. Every process must call this."""
+        return largest(self.received or 0, self.group) or None
 
     def on_train_begin(self, args, state, control, **_) -> None:
+        self.group = control_group()
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         for number in (signal.SIGTERM, signal.SIGINT, HANGUP):
             if number is not None and not (number == HANGUP and signal.getsignal(number) == signal.SIG_IGN):
@@ -131,7 +142,7 @@ class StopOnSignal(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = False
             return
         self.stage = stage
-        if self.received is not None:
+        if self.agreed() is not None:
             self.postponed = Postponed(control.should_evaluate, control.should_training_stop)
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
