@@ -13,7 +13,7 @@ from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from sft.console import is_watched
-from sft.engine.batches import EncodedRow, batch_tokens, micro_batches
+from sft.engine.batches import EncodedRow, batch_tokens, micro_batches, to_device
 from sft.engine.loss import frozen_head, supervised_loss
 from sft.errors import InputError, RunError
 from sft.processes import largest
@@ -23,7 +23,7 @@ from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metri
 from sft.training.log_lines import LogLines, ProgressOnStderr
 from sft.training.run import Run
 from sft.training.saving import SavingTrainer
-from sft.training.sharding import is_asked_for, is_sharded
+from sft.training.sharding import is_asked_for, is_sharded, whole
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +66,15 @@ class SftTrainer(SavingTrainer):
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
             self.remove_callback(callback)
         self.stop_on_signal = StopOnSignal()
-        self.stop_on_non_finite = StopOnNonFinite(self.adapter)
+        self.stop_on_non_finite = StopOnNonFinite(scales=self.accelerator.scaler is not None)
         shown = [ProgressOnStderr(), LogLines()] if is_watched() and not self.args.disable_tqdm else [LogLines()]
-        for callback in (self.stop_on_signal, self.stop_on_non_finite, *shown):
+        for callback in (self.stop_on_signal, *shown):
             self.add_callback(callback)
 
     def _prepare_for_training(self, *arguments, **keywords):
         prepared = super()._prepare_for_training(*arguments, **keywords)
-        # FSDP2 has put parts in place of the parameters; the callbacks hold this very list
-        self.adapter[:] = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # FSDP2 has put parts in place of the parameters
+        self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         if is_asked_for(self.args):
             if not is_sharded(self.model):
                 raise RunError("要了 FSDP，但 accelerate 没有把权重分到各进程；请去掉它，用 torchrun")
@@ -89,7 +89,7 @@ class SftTrainer(SavingTrainer):
         If memory runs out, the whole batch is computed again in micro-batches of half the size.
 
         Raises:
-            RunError: the loss is NaN or Inf, or one of several processes is out of memory.
+            RunError: one of several processes is out of memory.
         """
         if self.timed_since is None:
             self.timed_since = time.perf_counter()
@@ -98,12 +98,12 @@ class SftTrainer(SavingTrainer):
             batches = micro_batches(inputs["rows"], self.max_tokens, self.evaluator.batching)
             batches = self._as_many_in_all_processes(batches)
             self.batch_tokens = sum(map(batch_tokens, batches))
-            loss, last = torch.zeros((), device=self.args.device), False
+            losses, last = [], False
             try:
                 for batch in batches:
                     last = batch is batches[-1]  # the processes exchange gradients in the last one
                     with nullcontext() if last else self.accelerator.no_sync(model):
-                        loss = loss + super().training_step(model, batch, num_items_in_batch)
+                        losses.append(super().training_step(model, batch, num_items_in_batch))
                 break
             except RuntimeError as error:
                 if last or is_sharded(self.model):
@@ -115,20 +115,38 @@ class SftTrainer(SavingTrainer):
             self._halve(max(map(batch_tokens, batches)))
         self.executed_tokens += self.batch_tokens
         self.logical_tokens += sum(len(row) for row in inputs["rows"])
-        return loss
+        for loss, batch in zip(losses, batches, strict=True):
+            self.stop_on_non_finite.note(loss, batch["lines"])
+        return sum(losses)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
         """The cross-entropy of the batch, divided by the supervised tokens of the whole optimizer step. A scalar.
 
         The step includes all accumulated batches and all processes.
-
-        Raises:
-            RunError: the loss is NaN or Inf.
         """
         weight = 0 if SURPLUS in inputs else self.accelerator.num_processes
-        loss = supervised_loss(model, inputs, num_items_in_batch) * weight
-        self.stop_on_non_finite.check_loss(loss, inputs["lines"].tolist(), self.state.global_step + 1)
-        return loss
+        return supervised_loss(model, inputs, num_items_in_batch) * weight
+
+    def _prepare_inputs(self, inputs: dict[str, object]) -> dict[str, object]:
+        """A micro-batch on the device."""
+        return to_device(inputs, self.args.device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | int:
+        """The supervised tokens of an optimizer step, over all processes. Counted on the CPU, where the rows are."""
+        count = sum(len(row.answer_ids) for batch in batch_samples for row in batch["rows"])
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            return self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+        return count
+
+    def _get_grad_norm(self, model, grad_norm=None) -> torch.Tensor | float:
+        """The norm of the gradients, with the scale of the loss taken off; called right before the optimizer's step.
+
+        Raises:
+            RunError: the losses or the gradients of this step are not finite, see `StopOnNonFinite`.
+        """
+        norm = whole(super()._get_grad_norm(model, grad_norm))
+        self.stop_on_non_finite.check(torch.as_tensor(norm), self.state.global_step + 1)
+        return norm
 
     def _as_many_in_all_processes(self, batches: list[dict[str, object]]) -> list[dict[str, object]]:
         """For a sharded model, repeat the first micro-batch, without weight in the loss, until all have equally many.
@@ -220,10 +238,8 @@ class SftTrainer(SavingTrainer):
 
 
 def _keep_rows(rows: Sequence[dict]) -> dict[str, object]:
-    """The data collator: the rows of a batch, and their labels, which the Trainer needs to count supervised tokens."""
-    encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], row["line"]) for row in rows]
-    labels = torch.tensor([[token for row in encoded for token in row.answer_ids]])
-    return {"rows": encoded, "labels": labels, "shift_labels": labels}
+    """The data collator: the rows of a batch. They become tensors in `SftTrainer.training_step`."""
+    return {"rows": [EncodedRow(row["prompt_ids"], row["answer_ids"], row["line"]) for row in rows]}
 
 
 def _copies(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
