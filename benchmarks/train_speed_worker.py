@@ -139,14 +139,15 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
     arguments = TrainingArguments(**settings(job), remove_unused_columns=False, length_column_name="length")
     model = with_adapter(model)
     use_lora_node(model)  # as `sft.model.lora.add_lora` does
+    batching = batchings[job["batching"]].for_model(model, arguments.device)
     return SftTrainer(
         model=model,
         args=arguments,
         train_dataset=as_dataset(encoded),
         processing_class=tokenizer,
-        evaluator=Evaluator(None, tokenizer, None, batchings[job["batching"]], quiet=True),
+        evaluator=Evaluator(None, tokenizer, None, batching, quiet=True),
         validation=Examples([], []),
-        run=Run(Path(job["output_dir"]), checkpoint=None, identity={}, max_tokens=max_tokens),
+        run=Run(Path(job["output_dir"]), checkpoint=None, identity={}, max_tokens=max_tokens, settings=None),
         callbacks=[pacer],
     )
 
