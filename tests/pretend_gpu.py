@@ -14,8 +14,8 @@ real CUDA tensor. Variable-length attention follows its documentation, and is re
         model.to("cuda")
     print(gpu.report())
 
-It changes torch for the whole process, so run it in a process of its own; see `tests.rehearsed_runs`. It knows nothing
-of time, of kernels that a card lacks, and of nccl.
+It changes torch while it is entered; a whole script runs in a process of its own, see `tests.rehearsed_runs`. It knows
+nothing of time, of kernels that a card lacks, and of nccl. torch's fused attention counts as its parts.
 """
 
 from __future__ import annotations
@@ -570,7 +570,7 @@ def _autocast() -> _Autocast:
 
 # ---- where something happened ----
 
-SKIPPED = ("pretend_gpu.py", "/torch/_", "/torch/utils/_", "/torch/overrides", "/contextlib.py")
+SKIPPED = ("/pretend_gpu.py", "<frozen", "/torch/_", "/torch/utils/_", "/torch/overrides", "/contextlib.py")
 NOT_A_STEP = _words("_maybe_log_save_evaluate _evaluate evaluate _save_checkpoint log _finish_step")
 
 

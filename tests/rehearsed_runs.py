@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -43,6 +44,7 @@ class Rehearsed(NamedTuple):
         launches: kernel launches by operator.
         waits: for each phase (``step`` and ``other``), how often the host waited for the GPU, by operator and line.
         peak_bytes: the most memory on the card.
+        cpu_seconds: what the run took.
     """
 
     code: int
@@ -51,6 +53,7 @@ class Rehearsed(NamedTuple):
     launches: Counter[str]
     waits: dict[str, Counter[str]]
     peak_bytes: int
+    cpu_seconds: float
 
     @property
     def results(self) -> dict:
@@ -75,17 +78,17 @@ def run(
     process.join(280)
     output, errors = ((folder / name).read_text(encoding="utf-8") for name in ("output.txt", "errors.txt"))
     told = folder / "gpu.json"
-    counts = (
-        json.loads(told.read_text(encoding="utf-8")) if told.exists() else {"launches": {}, "waits": {}, "peak": 0}
-    )
-    waits = {phase: Counter(counts["waits"].get(phase, {})) for phase in ("step", "other")}
-    return Rehearsed(process.exitcode, output, errors, Counter(counts["launches"]), waits, counts["peak"])
+    counts = json.loads(told.read_text(encoding="utf-8")) if told.exists() else {}
+    waits = {phase: Counter(counts.get("waits", {}).get(phase, {})) for phase in ("step", "other")}
+    launches = Counter(counts.get("launches", {}))
+    return Rehearsed(process.exitcode, output, errors, launches, waits, counts.get("peak", 0), counts.get("cpu", 0.0))
 
 
 def _rehearse(script: str, arguments: list[str], folder: Path, card: Card, fault: Callable | None) -> None:
     import torch
     from pretend_gpu import PretendGpu
 
+    started = time.process_time()
     torch.set_num_threads(1)
     (folder / "gpu.json").unlink(missing_ok=True)
     streams = [(folder / name).open("w", encoding="utf-8", buffering=1) for name in ("output.txt", "errors.txt")]
@@ -99,13 +102,16 @@ def _rehearse(script: str, arguments: list[str], folder: Path, card: Card, fault
             fault(gpu)
         try:
             code = main(arguments)
+        except SystemExit as stop:  # a mistake on the command line
+            code = int(stop.code or 0)
         except Exception:
             traceback.print_exc()
             code = TRACEBACK
     waits: dict[str, Counter[str]] = {"step": Counter(), "other": Counter()}
     for event, count in gpu.waits().items():
         waits[event.phase][f"{event.kind} {event.name} {event.where}"] += count
-    counts = {"launches": gpu.launches, "waits": waits, "peak": gpu.peak_bytes}
+    cpu_seconds = time.process_time() - started
+    counts = {"launches": gpu.launches, "waits": waits, "peak": gpu.peak_bytes, "cpu": cpu_seconds}
     (folder / "gpu.json").write_text(json.dumps(counts), encoding="utf-8")
     for stream in streams:
         stream.flush()
