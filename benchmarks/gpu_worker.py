@@ -143,14 +143,14 @@ def checks(job: dict, connection: Connection) -> None:
 
 
 def check_attention(job: dict) -> tuple[bool | None, str]:
-    """Loss and gradients of prefix trees are those of padded rows, as far as bf16 can tell."""
-    device, shape = job["device"], job["shape"] | {"num_hidden_layers": 2}
-    wide = random_model(shape, device, torch.bfloat16)
+    """Loss and gradients of prefix trees are those of padded rows, as far as 16 bits can tell."""
+    device, shape, dtype = job["device"], job["shape"] | {"num_hidden_layers": 2}, getattr(torch, job["dtype"])
+    wide = random_model(shape, device, dtype)
     varlen = varlen_works(wide, torch.device(device))
     rows = encoded(gpu_rows.random_rows("ner", 8, shape["vocab_size"], job["share"]))
     results = []
     for batching in (PaddedBatching(0), PrefixTreeBatching().for_model(wide, torch.device(device))):
-        model = train_speed_worker.with_adapter(random_model(shape, device, torch.bfloat16))
+        model = train_speed_worker.with_adapter(random_model(shape, device, dtype))
         torch.manual_seed(1)
         with torch.no_grad():  # else the gradient of every A is zero
             for name, parameter in model.named_parameters():
@@ -164,7 +164,10 @@ def check_attention(job: dict) -> tuple[bool | None, str]:
     loss = abs(tree_loss - padded_loss) / padded_loss
     gradient = (torch.linalg.vector_norm(tree - padded) / torch.linalg.vector_norm(padded)).item()
     used = "变长 FlashAttention" if varlen else "SDPA 分组"
-    return loss < 0.01 and gradient < 0.2, f"{used}；与补齐的差：损失 {loss:.1e}，梯度 {gradient:.1e}（bf16）"
+    return (
+        loss < 0.01 and gradient < 0.2,
+        f"{used}；与补齐的差：损失 {loss:.1e}，梯度 {gradient:.1e}（{job['dtype']}）",
+    )
 
 
 def one_loss(model: torch.nn.Module, rows: list[EncodedRow], batching, device: str) -> torch.Tensor:
@@ -204,16 +207,17 @@ def check_nf4(job: dict) -> tuple[bool | None, str]:
         return None, "只在显卡上查"
     shape = job["shape"] | {"num_hidden_layers": 2}
     rows = encoded(gpu_rows.random_rows("ner", 8, shape["vocab_size"], job["share"]))
-    model = random_model(shape, job["device"], torch.bfloat16)
+    dtype = getattr(torch, job["dtype"])
+    model = random_model(shape, job["device"], dtype)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         quantised = AutoModelForCausalLM.from_pretrained(
             folder,
             quantization_config=BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
             ),
             device_map={"": job["device"]},
-            dtype=torch.bfloat16,
+            dtype=dtype,
             attn_implementation="sdpa",
         )
     losses = []

@@ -26,6 +26,7 @@ from sft.files import ADAPTER_FILE
 OPTIMIZER, SCHEDULER = "optimizer.pt", "scheduler.pt"  # transformers' own names
 LAUNCHED = "ACCELERATE_USE_FSDP"  # set by `accelerate launch --use_fsdp`
 LOADS_IN_ONE_PROCESS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+WRAPS = "FSDP_AUTO_WRAP_POLICY"
 # What else `accelerate launch` can ask for, by environment variable, and what to use instead.
 OTHER_LAUNCHES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -94,6 +95,7 @@ def refuse_untried(training) -> None:
     if training.torch_compile:
         raise ValueError("--torch_compile：和 FSDP 一起没有验证过，不支持；请去掉一个")
     os.environ[LOADS_IN_ONE_PROCESS] = "false"  # every process reads the base: the adapter starts the same in all
+    os.environ.setdefault(WRAPS, "TRANSFORMER_BASED_WRAP")  # layer by layer; accelerate would gather all at once
     if training.fsdp:
         training.fsdp_config = config | {"cpu_ram_efficient_loading": False}
 
@@ -141,6 +143,11 @@ def _is_on(value: object) -> bool:
 def is_sharded(model: torch.nn.Module) -> bool:
     """Whether the weights of ``model`` are spread over the processes."""
     return isinstance(model, FSDPModule)
+
+
+def groups_of(model: torch.nn.Module) -> int:
+    """How many groups of weights there are, each gathered and let go of by itself."""
+    return sum(isinstance(module, FSDPModule) for module in model.modules())
 
 
 @contextmanager

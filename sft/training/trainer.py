@@ -23,7 +23,7 @@ from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metri
 from sft.training.log_lines import LogLines, ProgressOnStderr
 from sft.training.run import Run
 from sft.training.saving import SavingTrainer
-from sft.training.sharding import is_asked_for, is_sharded, whole
+from sft.training.sharding import groups_of, is_asked_for, is_sharded, whole
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ class SftTrainer(SavingTrainer):
         if is_asked_for(self.args):
             if not is_sharded(self.model):
                 raise RunError("要了 FSDP，但 accelerate 没有把权重分到各进程；请去掉它，用 torchrun")
-            logger.info("FSDP2：权重分在 %d 个进程里；验证和预测时每个进程都有整个模型", self.args.world_size)
+            groups, processes = groups_of(self.model), self.args.world_size
+            logger.info("FSDP2：%d 组权重分在 %d 个进程里；验证时每个进程都有整个模型", groups, processes)
         return prepared
 
     # ---- loss ----
