@@ -165,7 +165,9 @@ def ours(loaded: Predictor, records: list[dict], size: int) -> list[str]:
 
 
 def batched(loaded: Predictor, prompts: list[list[int]], size: int, **keywords) -> list[str]:
-    """Answer with ``generate``: left padding, rows of similar length in one batch."""
+    """Answer with ``generate``: left padding, rows of similar length in one batch; ``keywords`` are for it."""
+    keywords = {"max_new_tokens": ORIGINAL_MAX_NEW_TOKENS} | keywords
+    device = loaded.model.device
     answers = [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for start in range(0, len(order), size):
@@ -175,9 +177,10 @@ def batched(loaded: Predictor, prompts: list[list[int]], size: int, **keywords) 
         for index, row in enumerate(rows):
             input_ids[index, width - len(prompts[row]) :] = torch.tensor(prompts[row])
         output_ids = loaded.model.generate(
-            input_ids=input_ids,
-            attention_mask=torch.tensor([[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows]),
-            max_new_tokens=ORIGINAL_MAX_NEW_TOKENS,
+            input_ids=input_ids.to(device),
+            attention_mask=torch.tensor(
+                [[0] * (width - len(prompts[row])) + [1] * len(prompts[row]) for row in rows], device=device
+            ),
             do_sample=False,
             eos_token_id=terminator_id(loaded.tokenizer),
             pad_token_id=loaded.tokenizer.pad_token_id,

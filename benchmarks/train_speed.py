@@ -210,13 +210,20 @@ def describe(kind: str, rows: list[dict]) -> None:
 def save_base(folder: Path, shape: dict, dtype: str) -> Path:
     """Save a Qwen2 of the given shape with random weights, and a tokenizer whose tokens are the ids as numbers."""
     import torch
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
     config = Qwen2Config(**shape, tie_word_embeddings=True, pad_token_id=0, bos_token_id=None, eos_token_id=1)
     Qwen2ForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
-    vocabulary = {str(number): number for number in range(shape["vocab_size"])}
+    return save_tokenizer(folder, shape["vocab_size"])
+
+
+def save_tokenizer(folder: Path, size: int) -> Path:
+    """Save a tokenizer whose ``size`` tokens are the ids as numbers, and return the folder."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {str(number): number for number in range(size)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="0", eos_token="1", chat_template=""

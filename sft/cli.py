@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from sft import __version__
-from sft.errors import InputError, RunError, Stopped, is_out_of_memory, printable
-from sft.processes import is_first_on_machine
+from sft.errors import InputError, RunError, Stopped, is_lost_process, is_out_of_memory, printable
+from sft.processes import is_first_on_machine, process_count
 from sft.terminal import shown_path
 
 logger = logging.getLogger(__name__)
@@ -306,6 +306,11 @@ def one_line_errors(interrupted: str = "已中断", *, piped: bool = False) -> I
         where = f"{error.filename}：" if error.filename else ""
         _print_error(f"{where}{error.strerror}；{_advice(error)}")
     except (MemoryError, RuntimeError) as error:
+        if process_count() > 1 and is_lost_process(error):
+            outcome.code = FAILED
+            logger.debug("", exc_info=True)
+            _print_error("另一个进程先停了，这个进程也停下；原因见那个进程的报错")
+            return
         if not is_out_of_memory(error):
             raise
         outcome.code = FAILED

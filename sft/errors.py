@@ -8,6 +8,11 @@ import re
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
 
+# How gloo, NCCL and the store say that another process does not answer any more.
+LOST_PROCESS = (
+    "Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe", "Socket closed",
+    "remote process exited", "NCCL communicator was aborted", "Failed to recv",
+)  # fmt: skip
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory: you tried to allocate", "can't allocate memory")
 
 
@@ -74,3 +79,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
     )
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error says that another of several processes has ended."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PROCESS)

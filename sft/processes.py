@@ -70,6 +70,30 @@ def process_group() -> Iterator[ProcessGroup | None]:
         torch.distributed.destroy_process_group()
 
 
+def control_group() -> ProcessGroup | None:
+    """A second connection of the processes that are connected already; None for one process alone.
+
+    It goes over the CPU, so that small numbers can be exchanged without waiting for a GPU. Every process must call
+    this.
+    """
+    import torch.distributed
+
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    return torch.distributed.new_group(timeout=TIMEOUT, backend="gloo")
+
+
+def largest(value: int, group: ProcessGroup | None) -> int:
+    """The largest ``value`` of all processes, in every process. Every process of the group must call this."""
+    if group is None:
+        return value
+    import torch.distributed
+
+    tensor = torch.tensor(value)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group)
+    return int(tensor)
+
+
 def broadcast(value: int, group: ProcessGroup | None) -> int:
     """The first process's ``value``, in every process."""
     if group is None:

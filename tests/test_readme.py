@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -25,7 +26,7 @@ from stub_hub import StubHub, stub_hub
 
 CHINESE, ENGLISH = REPOSITORY / "readme.md", REPOSITORY / "readme_en.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PROGRAMS = ("bash", "python", "py", "pip", "modelscope", "swanlab", "torchrun", "jupyter")
+PROGRAMS = ("bash", "python", "py", "pip", "modelscope", "swanlab", "torchrun", "accelerate", "jupyter")
 PROGRAMS += ("set", "apt", "curl", "conda", "git", "source", "docker", "hf")
 TRAIN_ROWS, TEST_ROWS = 24, 6
 
@@ -296,6 +297,29 @@ def trains_in_two_processes(workspace: Workspace, hub: StubHub, command: str) ->
     assert_trained(workspace, full, workspace.run(full))
 
 
+def needs_gpus(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """Without GPUs it is refused; `test_two_processes.py` runs it all the same."""
+    single = next(command for command in STORY if command.startswith("python train_qwen2_ner.py --train_file"))
+    full = command.removesuffix("…") + single.partition("train_qwen2_ner.py ")[2]
+    workspace.environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "false"}
+    for earlier in STORY:
+        if earlier.startswith(("modelscope", "python transfer_")):
+            workspace.run(earlier)
+    done = workspace.run(full)
+    assert done.returncode != 0
+    assert "FSDP 要显卡" in done.stderr, done.stderr[-2000:]
+
+
+def says_what_it_lacks(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """A benchmark of the repository, where there is no GPU."""
+    done = subprocess.run(
+        [sys.executable, *command.split()[1:]], cwd=REPOSITORY, capture_output=True, text=True, timeout=280,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--rehearse" in done.stderr
+
+
 def watches(workspace: Workspace, hub: StubHub, command: str) -> None:
     """The dashboard answers on 127.0.0.1; here it uses a free port."""
     workspace.path("swanlog").mkdir(exist_ok=True)
@@ -455,6 +479,8 @@ RULES = [
     Rule(r"python train_qwen2_\w+\.py --preview \d+", previews),
     Rule(r"python train_qwen2_\w+\.py --dry_run", plans),
     Rule(r"torchrun --nproc_per_node 2 train_qwen2_ner\.py …", trains_in_two_processes),
+    Rule(r"accelerate launch --use_fsdp --fsdp_version 2 --num_processes 2 train_qwen2_ner\.py …", needs_gpus),
+    Rule(r"python -m benchmarks\.gpu", says_what_it_lacks),
     Rule(r"torchrun --nproc_per_node 2 predict\.py …", predicts_in_two_processes),
     Rule(r"python predict\.py --adapter output/Qwen[^/]*", predicts),
     Rule(r"python predict\.py --adapter output/Qwen.* --report \S+", predicts_with_a_report),
@@ -462,7 +488,7 @@ RULES = [
     Rule(r"python .*data/quickstart/.*", is_the_windows_quickstart),
     Rule(r"python predict\.py --adapter output/quickstart/ner --text .*", is_the_windows_quickstart),
 ]
-SLOW = (trains_in_two_processes, predicts_in_two_processes)
+SLOW = (trains_in_two_processes, predicts_in_two_processes, needs_gpus, says_what_it_lacks)
 
 
 def rules_of(command: str) -> list[Rule]:

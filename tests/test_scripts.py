@@ -27,6 +27,10 @@ OTHERS_FLAGS = {
     "--rm": "docker",
     "--help_all": "the training scripts",
     "--nproc_per_node": "torchrun",
+    "--use_fsdp": "accelerate launch",
+    "--fsdp_version": "accelerate launch",
+    "--num_processes": "accelerate launch",
+    "--rehearse": "benchmarks.gpu",
     "--evaluation_strategy": "transformers before 4.46",
     "--all": "test.sh",
 }

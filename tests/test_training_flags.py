@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import LINEAR_PROJECTIONS, SIZES
@@ -12,6 +15,7 @@ from sft.errors import InputError
 from sft.model.lora import target_modules
 from sft.training.arguments import parse_arguments
 from sft.training.ranges import RANGES
+from sft.training.sharding import is_asked_for, refuse_where_it_cannot
 
 CONFIGS = {
     "qwen2": Qwen2Config(**SIZES),
@@ -65,8 +69,8 @@ class TestRefusals:
             (["--label_smoothing_factor", "0.1"], "标签平滑"),
             (["--neftune_noise_alpha", "5"], "噪声"),
             (["--use_liger_kernel"], "自己算损失"),
-            (["--fsdp", "full_shard"], "torchrun"),
-            (["--deepspeed", "ds.json"], "torchrun"),
+            (["--deepspeed", "ds.json"], "--use_fsdp --fsdp_version 2"),
+            (["--fsdp_config", "fsdp.json"], "--fsdp"),
             (["--load_in_4bit"], "不支持量化训练"),
         ],
     )
@@ -74,6 +78,48 @@ class TestRefusals:
         line = refusal(words, capsys)
         assert words[0].partition("=")[0] in line
         assert advice in line
+
+    @pytest.mark.parametrize(
+        "config, words",
+        [
+            ({"version": 1}, "FSDP2"),
+            ({"fsdp_version": 1}, "FSDP2"),
+            ({"cpu_offload": True}, "--gradient_checkpointing"),
+            ({"fsdp_activation_checkpointing": "true"}, "--gradient_checkpointing"),
+            ([], "JSON"),
+        ],
+    )
+    def test_what_of_fsdp_was_never_tried_is_refused(self, config, words, tmp_path, capsys):
+        (tmp_path / "fsdp.json").write_text(json.dumps(config))
+        assert words in refusal(["--fsdp", "--fsdp_config", str(tmp_path / "fsdp.json")], capsys)
+
+    @pytest.mark.parametrize(
+        "environment, words",
+        [
+            ({"ACCELERATE_USE_DEEPSPEED": "true"}, "--use_fsdp --fsdp_version 2"),
+            ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "torchrun"),
+            ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "torchrun"),
+            ({"ACCELERATE_USE_FSDP": "true"}, "FSDP2"),  # of version 1, where none is named
+            ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP2"),
+            ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, "cpu_offload"),
+        ],
+    )
+    def test_what_a_launcher_asks_for_is_refused_like_a_flag(self, environment, words, monkeypatch, capsys):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        assert words in refusal([], capsys)
+
+    @pytest.mark.parametrize("words", [["--fsdp"], ["--fsdp", "true"], ["--fsdp", "full_shard auto_wrap"]])
+    def test_fsdp_needs_several_processes_and_gpus(self, words, monkeypatch):
+        monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # restored afterwards: the flags change it
+        training = parsed(*words).training
+        assert training.fsdp_plugin_args["fsdp_version"] == 2
+        with pytest.raises(InputError, match="几个进程"):
+            refuse_where_it_cannot(training, torch.bfloat16)
+
+    def test_fsdp_can_be_switched_off(self):
+        training = parsed("--fsdp", "false").training
+        assert not is_asked_for(training) and not training.fsdp_plugin_args
 
     def test_what_is_refused_can_be_switched_off(self):
         training = parsed("--fp16_full_eval", "false", "--label_smoothing_factor", "0").training

@@ -8,13 +8,17 @@ import os
 import signal
 from collections.abc import Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers import TrainerCallback, TrainerControl
 
 from sft.errors import RunError
+from sft.processes import control_group, largest
 from sft.training.progress import EPOCH, STEP
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 logger = logging.getLogger(__name__)
 
@@ -101,12 +105,14 @@ class Postponed(NamedTuple):
 class StopOnSignal(TrainerCallback):
     """After SIGTERM, Ctrl-C or SIGHUP (a closed terminal), finishes the step, saves a checkpoint and stops.
 
-    A second signal kills as usual. Under ``nohup`` a SIGHUP is ignored.
+    A second signal kills as usual. Under ``nohup`` a SIGHUP is ignored. Several processes stop together, after the
+    same step, even if the signal reached only one of them, or some before a step's end and others after it.
 
     Attributes:
-        received: the number of the signal; None if there was none.
+        received: the number of the signal that this process got; None if there was none.
         stage: where in the training loop the run is, for `sft.training.progress.Progress`.
         postponed: what was due when the signal stopped the run.
+        group: connects the processes; None for one alone.
     """
 
     def __init__(self) -> None:
@@ -114,8 +120,14 @@ class StopOnSignal(TrainerCallback):
         self.stage = STEP
         self.postponed: Postponed | None = None
         self._terminals: list[int] = []
+        self.group: ProcessGroup | None = None
+
+    def agreed(self) -> int | None:
+        """The number of the signal that any process got; None if none did. Every process must call this."""
+        return largest(self.received or 0, self.group) or None
 
     def on_train_begin(self, args, state, control, **_) -> None:
+        self.group = control_group()
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         for number in (signal.SIGTERM, signal.SIGINT, HANGUP):
             if number is not None and not (number == HANGUP and signal.getsignal(number) == signal.SIG_IGN):
@@ -149,7 +161,7 @@ class StopOnSignal(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = False
             return
         self.stage = stage
-        if self.received is not None:
+        if self.agreed() is not None:
             self.postponed = Postponed(control.should_evaluate, control.should_training_stop)
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False

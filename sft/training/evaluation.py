@@ -16,6 +16,7 @@ from sft.engine.batches import Batching, EncodedRow, micro_batches, to_device
 from sft.engine.loss import supervised_loss
 from sft.tasks.evaluation import at_least, best_threshold, metrics_of_predictions
 from sft.tasks.task import Task
+from sft.training.sharding import whole_weights
 
 
 class Examples(NamedTuple):
@@ -85,10 +86,11 @@ class Evaluator:
         records, rows = examples
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
         model = accelerator.unwrap_model(model)
-        loss_sum = self._loss_sum(model, rows[mine], max_tokens, accelerator.device)
         supervised_tokens = sum(len(row.answer_ids) for row in rows[mine])
-        predicting = predict(model, self.tokenizer, self.task, records[mine], self.limits)
-        predicted = list(progress(predicting, "预测", total=len(records[mine]), hidden=self.quiet))
+        with whole_weights(model):
+            loss_sum = self._loss_sum(model, rows[mine], max_tokens, accelerator.device)
+            predicting = predict(model, self.tokenizer, self.task, records[mine], self.limits)
+            predicted = list(progress(predicting, "预测", total=len(records[mine]), hidden=self.quiet))
         shares = gather_object([(loss_sum, supervised_tokens, predicted)])
         predictions: list[dict] = [{}] * len(records)
         for rank, (_, _, share) in enumerate(shares):

@@ -202,12 +202,12 @@ def training_results(trainer: SftTrainer, metrics: dict[str, float]) -> dict[str
 
 
 def stop_if_asked(trainer: SftTrainer) -> None:
-    """End the run if a signal asked for it. The checkpoint has been saved.
+    """End the run if a signal asked any process for it. The checkpoint has been saved. Every process must call this.
 
     Raises:
         Stopped: there was a signal.
     """
-    received = trainer.stop_on_signal.received
+    received = trainer.stop_on_signal.agreed()
     if received is not None:
         leave_other_processes(trainer)
         raise Stopped(f"已停止；续跑加 --resume_from_checkpoint true（{trainer.run.output_dir}）", received)

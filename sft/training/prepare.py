@@ -31,6 +31,7 @@ from sft.model.template import prompt_date
 from sft.tasks.settings import TaskSettings, require_pair, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
+from sft.training.sharding import refuse_where_it_cannot
 from sft.training.start import start_from_adapter
 from sft.training.steps import fitting_logging_steps, planned_steps
 
@@ -313,9 +314,10 @@ def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, rows: in
         rows: encoded training rows.
 
     Raises:
-        InputError: the best step's weights are wanted, and no checkpoints.
+        InputError: the best step's weights are wanted, and no checkpoints; or FSDP where it does nothing.
     """
     training = arguments.training
+    refuse_where_it_cannot(training, dtype)
     if "logging_steps" not in arguments.given:
         training.logging_steps = fitting_logging_steps(planned_steps(rows, training)[0])
     # Autocast and loss scaling; bfloat16 and float32 need neither. The Trainer only reads the second of the two.

@@ -40,7 +40,8 @@ NOT_COMPARED |= {
     "activation_checkpointing_kwargs", "torch_empty_cache_steps", "per_device_eval_batch_size",
     "eval_accumulation_steps", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "local_rank", "ddp_backend", "ddp_timeout",
-    "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph",
+    "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_broadcast_buffers", "ddp_static_graph", "fsdp",
+    "fsdp_config",
 }  # fmt: skip
 # Of this project's flags for data; files are compared by their hash:
 NOT_COMPARED |= {

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer
 
 from sft.errors import RunError
 from sft.files import TASK_FILE, read_json, write_json
@@ -18,11 +17,12 @@ from sft.training.callbacks import Postponed, StopOnNonFinite, StopOnSignal
 from sft.training.evaluation import Evaluation
 from sft.training.progress import Progress
 from sft.training.run import Run
+from sft.training.sharding import ShardedTrainer
 
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-class SavingTrainer(Trainer):
+class SavingTrainer(ShardedTrainer):
     """Saves checkpoints with a manifest, and loads the best one at the end.
 
     Args:

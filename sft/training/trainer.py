@@ -9,7 +9,6 @@ from contextlib import nullcontext
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
@@ -17,14 +16,18 @@ from sft.console import is_watched
 from sft.engine.batches import EncodedRow, batch_tokens, micro_batches, to_device
 from sft.engine.loss import frozen_head, supervised_loss
 from sft.errors import InputError, RunError
+from sft.processes import largest
 from sft.tracking.charts import is_of_one_label
 from sft.training.callbacks import StopOnNonFinite, StopOnSignal
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
 from sft.training.log_lines import LogLines, ProgressOnStderr
 from sft.training.run import Run
 from sft.training.saving import SavingTrainer
+from sft.training.sharding import groups_of, is_asked_for, is_sharded, whole
 
 logger = logging.getLogger(__name__)
+
+SURPLUS = "surplus"  # marks a micro-batch that only keeps the other processes company
 
 
 class SftTrainer(SavingTrainer):
@@ -68,6 +71,17 @@ class SftTrainer(SavingTrainer):
         for callback in (self.stop_on_signal, *shown):
             self.add_callback(callback)
 
+    def _prepare_for_training(self, *arguments, **keywords):
+        prepared = super()._prepare_for_training(*arguments, **keywords)
+        # FSDP2 has put parts in place of the parameters
+        self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if is_asked_for(self.args):
+            if not is_sharded(self.model):
+                raise RunError("要了 FSDP，但 accelerate 没有把权重分到各进程；请去掉它，用 torchrun")
+            groups, processes = groups_of(self.model), self.args.world_size
+            logger.info("FSDP2：%d 组权重分在 %d 个进程里；验证时每个进程都有整个模型", groups, processes)
+        return prepared
+
     # ---- loss ----
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
@@ -83,6 +97,7 @@ class SftTrainer(SavingTrainer):
         gradients = _copies([parameter.grad for parameter in self.adapter])  # from earlier batches of the step
         while True:
             batches = micro_batches(inputs["rows"], self.max_tokens, self.evaluator.batching)
+            batches = self._as_many_in_all_processes(batches)
             self.batch_tokens = sum(map(batch_tokens, batches))
             losses, last = [], False
             try:
@@ -92,7 +107,7 @@ class SftTrainer(SavingTrainer):
                         losses.append(super().training_step(model, batch, num_items_in_batch))
                 break
             except RuntimeError as error:
-                if last:
+                if last or is_sharded(self.model):
                     self._refuse_to_halve_alone(error)
                 if not should_reduce_batch_size(error) or max(len(batch["lines"]) for batch in batches) == 1:
                     raise
@@ -110,7 +125,8 @@ class SftTrainer(SavingTrainer):
 
         The step includes all accumulated batches and all processes.
         """
-        return supervised_loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
+        weight = 0 if SURPLUS in inputs else self.accelerator.num_processes
+        return supervised_loss(model, inputs, num_items_in_batch) * weight
 
     def _prepare_inputs(self, inputs: dict[str, object]) -> dict[str, object]:
         """A micro-batch on the device."""
@@ -129,20 +145,31 @@ class SftTrainer(SavingTrainer):
         Raises:
             RunError: the losses or the gradients of this step are not finite, see `StopOnNonFinite`.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
-        norm = (
-            norm.full_tensor() if isinstance(norm, DTensor) else norm
-        )  # of parameters that are spread over processes
+        norm = whole(super()._get_grad_norm(model, grad_norm))
         self.stop_on_non_finite.check(torch.as_tensor(norm), self.state.global_step + 1)
         return norm
+
+    def _as_many_in_all_processes(self, batches: list[dict[str, object]]) -> list[dict[str, object]]:
+        """For a sharded model, repeat the first micro-batch, without weight in the loss, until all have equally many.
+
+        Its processes gather the weights together in every pass, so one that makes fewer would keep them
+        waiting. No number changes.
+        """
+        if not is_sharded(self.model):
+            return batches
+        missing = largest(len(batches), self.stop_on_signal.group) - len(batches)
+        return [*(batches[0] | {SURPLUS: True} for _ in range(missing)), *batches]
 
     def _refuse_to_halve_alone(self, error: RuntimeError) -> None:
         """Refuse to recompute a batch in one process only: the other processes have already exchanged gradients.
 
+        Those of a sharded model exchange its weights in every pass.
+
         Raises:
             RunError: there are other processes, and this one is out of memory.
         """
-        several = self.accelerator.num_processes > 1 and self.accelerator.sync_gradients
+        exchanged = is_sharded(self.model) or self.accelerator.sync_gradients
+        several = self.accelerator.num_processes > 1 and exchanged
         if several and isinstance(error, torch.OutOfMemoryError):
             raise RunError(
                 "有一张卡显存不够，多卡时无法只在一张卡上重算；请把 --max_tokens_per_micro_batch 设得比 "

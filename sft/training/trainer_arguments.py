@@ -20,6 +20,7 @@ from sft.cli import OneLineErrors
 from sft.network import reachable
 from sft.processes import has_launcher
 from sft.training.flags import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
+from sft.training.sharding import USE_INSTEAD, refuse_other_launches, refuse_untried
 
 CONNECT_SECONDS = 5
 # Tools to report to, and the package to install for each.
@@ -45,8 +46,7 @@ NOT_FOR_THIS_PROJECT = {
     "label_smoothing_factor": "本项目的损失没有标签平滑；请去掉它",
     "neftune_noise_alpha": "一批数据共有的开头只算一次，不能各加各的噪声；请去掉它",
     "use_liger_kernel": "本项目自己算损失，用不上它；请去掉它",
-    "fsdp": "不支持；多卡请用 torchrun --nproc_per_node",
-    "deepspeed": "不支持；多卡请用 torchrun --nproc_per_node",
+    "deepspeed": f"不支持；{USE_INSTEAD}",
 }
 
 
@@ -65,6 +65,8 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
                 raise ValueError(f"--{name}：{reason}")
         if self.full_determinism:  # CUDA reads it at the first matrix product, transformers sets it later
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+        refuse_other_launches()
+        refuse_untried(self)
         if self.tf32 and not is_torch_tf32_available():
             raise ValueError("--tf32：只有 Ampere 及以后的 NVIDIA 显卡有；请去掉它")
         if has_launcher() and not torch.cuda.is_available():

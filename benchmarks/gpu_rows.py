@@ -1,0 +1,91 @@
+"""What `benchmarks.gpu` computes: the shape of Qwen2.5-1.5B and a tiny one, and rows of the project's three kinds."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+# config.json of Qwen2.5-1.5B-Instruct, without what only concerns its tokens
+QWEN_1_5B = {
+    "vocab_size": 151936,
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-06,
+}
+TINY = QWEN_1_5B | {
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+FIRST_TOKEN = 2  # 0 is padding, 1 the end
+
+
+class Kind(NamedTuple):
+    """The lengths of one kind of rows in tokens, as measured on real data with Qwen2.5's tokenizer.
+
+    Attributes:
+        shared: the beginning that all prompts have in common.
+        prompt: the mean of whole prompts.
+        spread: by how much of its mean a prompt's own part varies, both ways.
+        answer: the mean of answers.
+    """
+
+    shared: int
+    prompt: int
+    spread: float
+    answer: int
+
+
+KINDS = {
+    "ner": Kind(shared=105, prompt=132, spread=0.8, answer=19),
+    "court": Kind(shared=42, prompt=276, spread=0.7, answer=3),
+    "articles": Kind(shared=42, prompt=971, spread=0.2, answer=3),
+}
+
+
+def random_rows(name: str, count: int, vocabulary: int, share: float = 1.0) -> list[dict]:
+    """Rows of random tokens with the lengths of a kind, as dicts of ``prompt_ids`` and ``answer_ids``.
+
+    Args:
+        name: a key of `KINDS`.
+        share: of the lengths; less than 1 for a rehearsal.
+    """
+    kind, generator = KINDS[name], random.Random(name)
+    token = lambda: generator.randrange(FIRST_TOKEN, vocabulary)  # noqa: E731
+    beginning = [token() for _ in range(max(2, round(share * kind.shared)))]
+    rows = []
+    for _ in range(count):
+        own = (kind.prompt - kind.shared) * generator.uniform(1 - kind.spread, 1 + kind.spread)
+        answer = kind.answer * generator.uniform(0.5, 1.5)
+        rows.append(
+            {
+                "prompt_ids": beginning + [token() for _ in range(max(1, round(share * own)))],
+                "answer_ids": [token() for _ in range(max(1, round(share * answer)))],
+            }
+        )
+    return rows
+
+
+def sentences(count: int) -> list[str]:
+    """Sentences with names in them, for prediction."""
+    generator = random.Random(0)
+    people, places = ("张伟", "李娜", "上官佳欣", "阿诺夫"), ("上海", "菲律宾", "阴峰市", "南京大学")
+    frames = (
+        "{}昨天到了{}，见到了{}。",
+        "{}和{}的代表团星期三在{}举行了会谈。",
+        "据报道，{}将于下周离开{}，前往{}访问。",
+    )
+    return [
+        generator.choice(frames).format(
+            generator.choice(people), generator.choice(places), generator.choice(people + places)
+        )
+        * generator.choice((1, 1, 2))
+        for _ in range(count)
+    ]
