@@ -39,7 +39,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--to",
         choices=TARGETS,
         required=True,
-        help="merged：合并成普通的模型；gguf：给 llama.cpp；ollama：再加 Modelfile；vllm：适配器原样，加启动命令和客户端",
+        help="merged：合并成普通的模型；gguf：给 llama.cpp；ollama：再加 Modelfile；vllm：适配器加启动命令和客户端",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="写到这个文件夹（应当还没有）")
     parser.add_argument("--overwrite", action="store_true", help="换掉 --output_dir 里上次导出的")

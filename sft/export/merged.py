@@ -136,7 +136,7 @@ def prove_merged(
         prompts_leg(tokenizer, reference),
         _settings_leg(folder, source),
         _weights_leg(folder, source, dtype, loading),
-        compare("answers", reference.answers, answers, least, note),
+        compare("answers", reference.answers, answers, source.tokenizer.decode, least, note),
         scores_leg(reference.scores, scores, MOST_SCORE[dtype]),
     )
     metrics, metric = metric_legs(reference, texts, source, "merged")
@@ -149,7 +149,7 @@ def prompts_leg(tokenizer, reference: Reference) -> Leg:
         tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
         for chat in reference.messages
     ]
-    return compare("prompts", reference.prompts, found)
+    return compare("prompts", reference.prompts, found, tokenizer.decode)
 
 
 def scores_leg(wanted: Sequence[float], found: Sequence[float], most: float) -> Leg:

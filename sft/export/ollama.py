@@ -140,7 +140,10 @@ def prove_modelfile(text: str, source: Source, reference: Reference, proof: Proo
     read = read_modelfile(text)
     prompts = [rendered(read, None, chat[-1]["content"]) for chat in reference.messages]
     ids = [source.tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
-    legs = [_with_more(leg, compare("prompts", reference.prompts, ids), _settings(read, source)) for leg in proof.legs]
+    legs = [
+        _with_more(leg, compare("prompts", reference.prompts, ids, source.tokenizer.decode), _settings(read, source))
+        for leg in proof.legs
+    ]
     not_run = (*proof.not_run, "Ollama 没有运行：它的 Go 模板由一个只认得这几种写法的读法渲染")
     target = proof.target.replace("gguf", "ollama")
     return replace(proof, target=target, legs=tuple(legs), not_run=not_run)

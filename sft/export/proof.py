@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -111,11 +111,22 @@ class Proof:
         }
 
 
-def compare(name: str, wanted: Sequence[object], found: Sequence[object], least: float = 1.0, note: str = "") -> Leg:
-    """Compare two lists, thing by thing."""
+def compare(
+    name: str,
+    wanted: Sequence[list[int]],
+    found: Sequence[list[int]],
+    as_text: Callable[[list[int]], str],
+    least: float = 1.0,
+    note: str = "",
+) -> Leg:
+    """Compare two lists of token ids, row by row.
+
+    Args:
+        as_text: the text of some token ids, to show a difference.
+    """
     pairs = zip(wanted, found, strict=True)
     differences = (
-        Difference(f"第 {number} 条", *_around_first_difference(one, other))
+        Difference(f"第 {number} 条", *_around_first_difference(one, other, as_text))
         for number, (one, other) in enumerate(pairs, start=1)
         if one != other
     )
@@ -129,14 +140,15 @@ def compare_named(name: str, pairs: Iterable[tuple[str, object, object]], note: 
     return Leg(name, len(pairs), tuple(differences), note=note)
 
 
-def _around_first_difference(wanted: object, found: object) -> tuple[str, str]:
-    """Two texts or lists from a little before the place where they begin to differ."""
-    if not isinstance(wanted, str | list) or not isinstance(found, type(wanted)):
-        return _short(wanted), _short(found)
+def _around_first_difference(
+    wanted: list[int], found: list[int], as_text: Callable[[list[int]], str]
+) -> tuple[str, str]:
+    """Two rows from a little before the place where they begin to differ; as ids where the text is the same."""
     same = next((at for at, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b), None)
     same = min(len(wanted), len(found)) if same is None else same
-    start = max(0, same - 6)
-    return _short(wanted[start : same + 24]), _short(found[start : same + 24])
+    pieces = [row[max(0, same - 8) : same + 16] for row in (wanted, found)]
+    one, other = map(as_text, pieces)
+    return (_short(one), _short(other)) if one != other else (_short(pieces[0]), _short(pieces[1]))
 
 
 def _short(value: object) -> str:

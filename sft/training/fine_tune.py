@@ -11,8 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
-from sft.decoding.decode import Limits
 from sft.data.records import write_check_rows
+from sft.decoding.decode import Limits
 from sft.engine.batches import EncodedRow
 from sft.errors import RunError, Stopped
 from sft.files import (
