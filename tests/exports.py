@@ -33,7 +33,7 @@ LABELS = ("地理实体", "人名")
 
 
 def make_adapter(tokenizer, folder: Path, architecture: str = "qwen2") -> Path:
-    """An NER adapter as training writes it, with rows to compare, in ``folder/adapter``; its base in ``folder/base``."""
+    """An NER adapter as training writes it, with rows to compare; its base is beside it."""
     base = save_model(tiny_model(architecture), tokenizer, folder / "base")
     adapter = save_model(with_random_lora(tiny_model(architecture)), tokenizer, folder / "adapter")
     rows = [json.dumps({"task": "ner", "text": text, "entities": []}, ensure_ascii=False) for text in TEXTS]
@@ -191,12 +191,16 @@ def gguf_faults() -> dict[str, tuple[str, Callable, str]]:
 
         return plant
 
+    def without_output(tensors: dict) -> dict:
+        return {name: numbers for name, numbers in tensors.items() if name != "output.weight"}
+
+    def with_zeros(tensors: dict) -> dict:
+        return tensors | {"blk.1.ffn_up.weight": 0 * tensors["blk.1.ffn_up.weight"]}
+
     return {
         "swapped q and k": ("llama", lambda m, patch: patch(m, "permuted", lambda numbers, heads: numbers), "weights"),
-        "output layer lost": ("llama", changed_tensors(lambda t: {n: v for n, v in t.items() if n != "output.weight"}),
-                              "weights"),
-        "zeroed tensor": ("qwen2", changed_tensors(lambda t: t | {"blk.1.ffn_up.weight": 0 * t["blk.1.ffn_up.weight"]}),
-                          "weights"),
+        "tied where it is not": ("llama", changed_tensors(without_output), "weights"),
+        "zeroed tensor": ("qwen2", changed_tensors(with_zeros), "weights"),
         "rope theta wrong": ("qwen2", instead("add_rope_freq_base", 1e6), "settings"),
         "eos id wrong": ("qwen2", instead("add_eos_token_id", 3), "settings"),
         "BOS added": ("qwen2", instead("add_add_bos_token", True), "settings"),
@@ -208,6 +212,6 @@ def gguf_faults() -> dict[str, tuple[str, Callable, str]]:
 
 
 GGUF_FAULTS = (
-    "swapped q and k", "output layer lost", "zeroed tensor", "rope theta wrong", "eos id wrong", "BOS added",
+    "swapped q and k", "tied where it is not", "zeroed tensor", "rope theta wrong", "eos id wrong", "BOS added",
     "other template", "other words", "no merges", "other tokens",
 )  # fmt: skip

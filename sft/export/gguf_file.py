@@ -6,6 +6,7 @@ converter, ``convert_hf_to_gguf.py``, which reads the folder that ``--to merged`
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -102,6 +103,7 @@ def write_gguf(
     Raises:
         InputError: a weight has no place in this architecture, or is too large for the type.
     """
+    logging.getLogger("gguf").setLevel(logging.WARNING)  # it tells every step
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]])
     _write_metadata(writer, source, config, number_type)
     _write_tokenizer(writer, source, config.vocab_size)

@@ -117,5 +117,5 @@ def prove_gguf(path: Path, source: Source, reference: Reference, number_type: st
 
     of_llama, texts = answers_legs(path, source, reference, number_type, least)
     metrics, metric = metric_legs(reference, texts, source, f"gguf {number_type}")
-    not_run = (*reference.notes, "llama-server 自己的模板引擎没有运行，用的是 llama-cpp-python 的")
+    not_run = (*reference.notes, "llama-server 没有运行：模板是由 llama-cpp-python 渲染的")
     return Proof(f"gguf {number_type}", (of_llama[0], *legs, *of_llama[1:], *metric), not_run, metrics)

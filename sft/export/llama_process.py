@@ -39,8 +39,8 @@ def main() -> None:
 def use_plain_kernels() -> None:
     """Leave the weights as the file has them.
 
-    Otherwise llama.cpp rearranges Q8_0 for AMX where the processor has it, also on systems that forbid AMX to programs:
-    there it crashes.
+    Otherwise llama.cpp rearranges Q8_0 for AMX where the processor has it, and crashes on systems that forbid AMX to
+    programs.
     """
     parameters_of = llama_cpp.llama_model_default_params
 

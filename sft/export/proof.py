@@ -77,7 +77,7 @@ class Proof:
     Attributes:
         target: what was exported, for example ``gguf q8_0``.
         legs: the comparisons, in the order in which they were made.
-        not_run: what could not be compared here, in words.
+        not_run: what could not be compared here, or only in another way, in words.
         metrics: figures that are only told: of the adapter and of the export.
     """
 
@@ -98,7 +98,7 @@ class Proof:
             lines.append(f"{'✓' if leg.passed else '✗'} {leg}")
             lines += [f"    {difference}" for difference in leg.differences[:SHOWN]]
         lines += [f"- {name}：{value:.4f}" for name, value in self.metrics]
-        return lines + [f"- 没有对照：{what}" for what in self.not_run]
+        return lines + [f"- {what}" for what in self.not_run]
 
     def to_json(self) -> dict:
         """The proof as a JSON object."""

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.console import progress
-from sft.decoding.decode import Limits, predict_together
+from sft.decoding.decode import Limits, fit, predict_together
 from sft.errors import InputError, RowError
 from sft.export.rows import Rows
 from sft.export.source import Source, adapted_model
-from sft.model.encoding import control_token_pattern, encode_each_prompt
+from sft.model.encoding import control_token_pattern
 from sft.model.loading import default_device
 from sft.tasks.evaluation import Tally
 
@@ -51,8 +51,8 @@ class Reference:
 def reference_of(source: Source, rows: Rows, batch_size: int, *, answers: bool = True) -> Reference:
     """Encode the prompts of the rows, and let the adapter answer them.
 
-    Left out, and told: rows that are too long for one prompt, and rows whose text has the text of a control token;
-    `predict.py` makes that harmless, other programs do not.
+    Rows that are too long are cut or split as in `predict.py`. Left out, and told: rows whose text has the text of a
+    control token; `predict.py` makes that harmless, other programs do not.
 
     Args:
         answers: false where only the prompts are compared.
@@ -60,7 +60,8 @@ def reference_of(source: Source, rows: Rows, batch_size: int, *, answers: bool =
     Raises:
         InputError: no row is left.
     """
-    usable, prompts, notes = _usable(source, rows)
+    limits = Limits(source.max_length, source.max_new_tokens, batch_size)
+    usable, prompts, notes = _usable(source, rows, limits)
     messages = tuple(source.task.prompt(record) for record in usable)
     reference = Reference(tuple(usable), messages, tuple(prompts), notes=notes)
     if not answers:
@@ -70,7 +71,6 @@ def reference_of(source: Source, rows: Rows, batch_size: int, *, answers: bool =
     answered = greedy(model, prompts, source, batch_size)
     texts = tuple(text_of(ids, source) for ids in answered)
     scores = tuple(mean_log_probabilities(model, prompts, answered, batch_size))
-    limits = Limits(source.max_length, source.max_new_tokens, batch_size)
     constrained = [
         result
         for start in range(0, len(usable), batch_size * 16)
@@ -83,26 +83,31 @@ def reference_of(source: Source, rows: Rows, batch_size: int, *, answers: bool =
     return Reference(tuple(usable), messages, tuple(prompts), tuple(answered), texts, scores, same, notes)
 
 
-def _usable(source: Source, rows: Rows) -> tuple[list[dict], list[list[int]], tuple[str, ...]]:
-    encoded = encode_each_prompt(rows.records, source.task, source.tokenizer)
+def _usable(source: Source, rows: Rows, limits: Limits) -> tuple[list[dict], list[list[int]], tuple[str, ...]]:
+    """The records that can be compared, the token ids of their prompts, and what a person should know about them."""
     control = control_token_pattern(source.tokenizer)
-    usable, prompts, notes = [], [], []
-    long = suspicious = 0
-    for record, ids in zip(rows.records, encoded, strict=True):
-        if isinstance(ids, RowError) or any(control.search(part["content"]) for part in source.task.prompt(record)):
+    usable, prompts = [], []
+    long = suspicious = impossible = 0
+    for record, pieces in zip(rows.records, fit(rows.records, source.task, source.tokenizer, limits), strict=True):
+        if isinstance(pieces, RowError):
+            impossible += 1
+            continue
+        chats = [source.task.prompt(piece.record) for piece in pieces]
+        if any(control.search(message["content"]) for chat in chats for message in chat):
             suspicious += 1
-        elif len(ids) + 1 > source.max_length:
-            long += 1
-        else:
-            usable.append(record)
-            prompts.append(ids)
-    if long:
-        notes.append(f"{long} 条超过 max_length（{source.max_length}），predict.py 会截或拆，没有对照")
-    if suspicious:
-        notes.append(f"{suspicious} 条的文本里有控制 token 的写法，只有 predict.py 会把它当普通文字，没有对照")
+            continue
+        long += len(pieces) > 1 or pieces[0].record is not record
+        usable += [piece.record for piece in pieces]
+        prompts += [piece.prompt_ids for piece in pieces]
+    told = (
+        (long, f"太长（超过 {source.max_length} 个 token），先像 predict.py 那样截或拆，再对照"),
+        (suspicious, "的文本里有控制 token 的写法，只有 predict.py 会把它当普通文字，没有对照"),
+        (impossible, "怎样截都太长，没有对照"),
+    )
+    notes = tuple(f"{count} 条{what}" for count, what in told if count)
     if not usable:
         raise InputError(f"{rows.path}：没有一条能对照（{'；'.join(notes)}）；请换 --rows")
-    return usable, prompts, tuple(notes)
+    return usable, prompts, notes
 
 
 def results_of(texts: Sequence[str], records: Sequence[dict], source: Source) -> list[dict]:
