@@ -36,6 +36,7 @@ def make_adapter(tokenizer, folder: Path, architecture: str = "qwen2") -> Path:
     """An NER adapter as training writes it, with rows to compare; its base is beside it."""
     base = save_model(tiny_model(architecture), tokenizer, folder / "base")
     adapter = save_model(with_random_lora(tiny_model(architecture)), tokenizer, folder / "adapter")
+    edit_json("adapter_config.json", base_model_name_or_path=str(base))(adapter, None)
     rows = [json.dumps({"task": "ner", "text": text, "entities": []}, ensure_ascii=False) for text in TEXTS]
     (adapter / "check_rows.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     task = Ner(LABELS, '请提取实体。"如此"：')

@@ -6,6 +6,7 @@ import http.server
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,14 @@ import pytest
 
 import export
 from sft.errors import InputError, RunError
+from sft.export.arguments import parse_arguments
 from sft.export.merged import prove_merged
 from sft.files import read_json
+from sft.model.hub import license_of, published_id
+from sft.report.model_card import write_model_card
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
+from sft.tasks.sealed import sealed_bytes
 from sft.tasks.settings import TaskSettings
 
 
@@ -407,6 +412,68 @@ def as_pattern(grammar: str) -> re.Pattern:
 
 
 # ---- the adapter's own card, and the Python interface ----
+
+
+def card_of(source, folder: Path, adapter: Path, **settings: object) -> str:
+    """The card that training would write about the adapter."""
+    run = {
+        "output_dir": str(adapter), "train_file": "train.jsonl", "num_train_epochs": 1.0, "rows_a_step": 16,
+        "seed": 42, "lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj"], "learning_rate": 1e-4,
+    }  # fmt: skip
+    results = {"train_loss": 1.0, "eval_f1": 0.5, "eval_f1_人名": 0.25, "eval_loss": 2.0, "test_f1": 0.75}
+    write_model_card(folder, run | source.settings.to_json() | settings, results)
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_programs_in_the_adapters_card_run(adapter: Path, opened, tmp_path: Path) -> None:
+    source, reference = opened
+    card = card_of(source, tmp_path, adapter)
+    code = card.partition("```python\n")[2].partition("```")[0]
+    assert len(code.splitlines()) == 5
+    told: list[str] = []
+    exec(code.replace('"一段文本"', json.dumps(exports.TEXTS[0])), {"print": told.append})
+    ids = [one for one in reference.answers[0] if one not in source.tokenizer.all_special_ids]
+    assert told == [source.tokenizer.decode(ids)]
+    commands = [line for line in card.splitlines() if line.startswith("python export.py")]
+    assert len(commands) == 3
+    for command in commands:
+        words = shlex.split(command.partition(" && ")[0])[2:]
+        assert parse_arguments(words).adapter == adapter
+
+
+def test_the_card_names_the_base_on_the_hub_only_if_it_is_known(adapter: Path, opened, tmp_path: Path) -> None:
+    source, _ = opened
+    assert published_id("qwen/Qwen2.5-1.5B-Instruct") == "Qwen/Qwen2.5-1.5B-Instruct"
+    assert published_id("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert published_id("qwen/demo") is None
+    assert published_id("/models/mine") is None
+    card = card_of(source, tmp_path, adapter, hub_id=None, license=None)
+    assert "base_model:" not in card
+    card = card_of(source, tmp_path, adapter, hub_id="Qwen/Qwen3-0.6B", license="apache-2.0")
+    assert card.startswith("---\nbase_model: Qwen/Qwen3-0.6B\nlicense: apache-2.0\n")
+    assert "| f1 | 0.5000 | 0.7500 |" in card
+    assert "人名 | 0.25" not in card
+
+
+def test_the_licence_is_what_the_bases_own_card_says(tmp_path: Path) -> None:
+    assert license_of(tmp_path) is None
+    (tmp_path / "README.md").write_text("---\nlanguage: zh\nlicense: apache-2.0\n---\n# x\n", encoding="utf-8")
+    assert license_of(tmp_path) == "apache-2.0"
+    (tmp_path / "README.md").write_text("# x\nlicense: mit\n", encoding="utf-8")
+    assert license_of(tmp_path) is None
+
+
+def test_a_user_message_of_another_version_is_refused(adapter: Path, tmp_path: Path) -> None:
+    content = TaskSettings(Classification(("体育", "军事"))).to_json()
+    assert content["user_prompt"] == "类型选项：{options}\n文本：{text}"
+    assert content["options_separator"] == "、"
+    path = tmp_path / "old.task.json"
+    old = {name: value for name, value in content.items() if name not in ("user_prompt", "options_separator")}
+    path.write_bytes(sealed_bytes(old))
+    assert TaskSettings.read(path).task == Classification(("体育", "军事"))
+    path.write_bytes(sealed_bytes(content | {"user_prompt": "请分类：{text}"}))
+    with pytest.raises(InputError, match="请分类"):
+        TaskSettings.read(path)
 
 
 def test_the_interface_of_three_lines_gives_what_predict_writes(adapter: Path, tmp_path: Path, capsys) -> None:

@@ -20,7 +20,9 @@ def write_card(folder: Path, source: Source, proof: Proof, kind: str, *, file: s
         kind: the target, one of ``--to``.
         file: the name of the model's file, where the target is a file.
     """
-    lines = "\n".join(line if line.startswith(("-", " ")) else f"- {line}" for line in proof.lines())
+    lines = "\n".join(
+        f"  - {line.strip()}" if line[0] == " " else f"- {line.removeprefix('- ')}" for line in proof.lines()
+    )
     rows = proof.legs[0].compared
     text = f"""---
 language: zh

@@ -6,9 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Protocol
 
+from sft.errors import InputError
 from sft.export.proof import Proof
 from sft.export.reference import Reference
 from sft.export.source import Source
+from sft.model.loading import load_config
 
 
 class Target(Protocol):
@@ -34,6 +36,10 @@ def target_of(source: Source, arguments: argparse.Namespace) -> Target:
         InputError: it cannot hold this model, or a package is missing.
     """
     least, batch_size = arguments.min_agreement, arguments.batch_size
+    if arguments.to != "vllm" and getattr(load_config(source.base.folder), "quantization_config", None):
+        raise InputError(
+            f"{source.base.folder}：底座是量化过的，并进去的权重与训练时的不同；请用 --to vllm，或没有量化的底座"
+        )
     if arguments.to == "merged":
         from sft.export.merged import Merged, dtype_named
 
@@ -45,4 +51,4 @@ def target_of(source: Source, arguments: argparse.Namespace) -> Target:
     from sft.export.gguf_target import Gguf
 
     number_type = arguments.gguf_type or "f16"
-    return Gguf(source, arguments.output_dir.name, number_type, least, ollama=arguments.to == "ollama")
+    return Gguf(source, source.adapter.resolve().name, number_type, least, ollama=arguments.to == "ollama")
