@@ -418,7 +418,8 @@ def card_of(source, folder: Path, adapter: Path, **settings: object) -> str:
     """The card that training would write about the adapter."""
     run = {
         "output_dir": str(adapter), "train_file": "train.jsonl", "num_train_epochs": 1.0, "rows_a_step": 16,
-        "seed": 42, "lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj"], "learning_rate": 1e-4,
+        "seed": 42, "lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj"],
+        "learning_rate": 1e-4,
     }  # fmt: skip
     results = {"train_loss": 1.0, "eval_f1": 0.5, "eval_f1_人名": 0.25, "eval_loss": 2.0, "test_f1": 0.75}
     write_model_card(folder, run | source.settings.to_json() | settings, results)

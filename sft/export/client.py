@@ -96,8 +96,7 @@ def ask_file(path: Path, task: dict, text: str, options: list[str] | None = None
     """The answer of a GGUF file, through llama-cpp-python."""
     from llama_cpp import Llama, LlamaGrammar
 
-    length = task.get("max_length", 1024) + task.get("max_new_tokens", 256)
-    model = Llama(str(path), n_ctx=length, verbose=False)
+    model = Llama(str(path), n_ctx=task.get("max_length", 1024), verbose=False)
     done = model.create_chat_completion(
         messages_of(task, text, options),
         temperature=0.0,

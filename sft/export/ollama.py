@@ -43,7 +43,7 @@ def _parameters(source: Source) -> dict[str, str]:
         "temperature": "0",
         "top_k": "1",
         "repeat_penalty": "1",
-        "num_ctx": str(source.max_length + source.max_new_tokens),
+        "num_ctx": str(source.context_tokens),
         "num_predict": str(source.max_new_tokens),
         "stop": json.dumps(source.end_token, ensure_ascii=False),
     }

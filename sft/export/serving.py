@@ -79,7 +79,7 @@ cd "$(dirname "$0")"
 base=${{BASE:-{base}}}
 exec vllm serve "$base" --enable-lora --max-lora-rank {fitting} --lora-modules adapter=. \\
     --chat-template {TEMPLATE_FILE} --generation-config vllm \\
-    --max-model-len {source.max_length + source.max_new_tokens}
+    --max-model-len {source.context_tokens}
 # SGLang（端口 30000，客户端加 --api sglang）：
 # python -m sglang.launch_server --model-path "$base" --lora-paths adapter=. --max-lora-rank {fitting} \\
 #     --chat-template {TEMPLATE_FILE} --sampling-defaults openai

@@ -53,6 +53,12 @@ class Source(NamedTuple):
         """Tokens of an answer at most."""
         return self.settings.max_new_tokens or USUAL_NEW_TOKENS
 
+    @property
+    def context_tokens(self) -> int:
+        """The room that another program should give to a prompt and its answer, as far as the base allows."""
+        wanted = self.max_length + self.max_new_tokens
+        return min(wanted, getattr(load_config(self.base.folder), "max_position_embeddings", None) or wanted)
+
 
 def open_source(arguments: argparse.Namespace) -> Source:
     """Check an adapter as `predict.py` does; no weights are read.
