@@ -166,16 +166,18 @@ def scores_leg(wanted: Sequence[float], found: Sequence[float], most: float) -> 
 def metric_legs(
     reference: Reference, texts: Sequence[str], source: Source, name: str
 ) -> tuple[tuple[tuple[str, float], ...], tuple[Leg, ...]]:
-    """The metric of the adapter's answers and of the export's, and a leg that fails if more than 0.3 points are lost.
+    """The metric of the adapter's answers and of the export's, and a leg that fails if too much is lost.
 
-    A single row may always be lost: of few rows, it is more than 0.3 points.
+    0.3 points may be lost, or what chance explains: answers that turn are as often wrong before as after, and the sum
+    of so many coin throws is within two standard deviations.
     """
     constrained = reference.constrained_equal / len(reference.records)
     told = (("自由回答与 predict.py（受约束）相同的比例", constrained),)
     ours, theirs = (metric_of(answers, reference, source) for answers in (reference.texts, texts))
     if ours is None or theirs is None:
         return told, ()
-    most = max(0.003, 1.0 / len(reference.records))
+    turned = sum(one != other for one, other in zip(reference.texts, texts, strict=True))
+    most = max(0.003, 2 * turned**0.5 / len(texts))
     metric = source.task.metric
     worse = (Difference(metric, f"{ours:.4f}", f"{theirs:.4f}"),) if theirs < ours - most else ()
     told = ((f"适配器 {metric}", ours), (f"{name} {metric}", theirs), *told)

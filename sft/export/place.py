@@ -41,9 +41,11 @@ class Place:
         write_json(self.folder / PROOF_FILE, proof.to_json())
         if proof.failed:
             legs = "、".join(TITLES[leg.name] for leg in proof.failed)
+            only_answers = all(leg.name == "answers" for leg in proof.failed)
+            loosen = "；确实要放宽，加 --min_agreement" if only_answers else ""
             raise RunError(
                 f"{self.output_dir}：没有导出：与适配器不同的是 {legs}（上面有最先不同的几处）；"
-                f"写好的留在 {self.folder}，不要使用；确实要放宽，加 --min_agreement"
+                f"写好的留在 {self.folder}，不要使用{loosen}"
             )
         if self.output_dir.exists():
             old = self.output_dir.with_name(f".{self.output_dir.name}.old")
