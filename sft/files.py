@@ -27,6 +27,7 @@ SAMPLES_FILE = "sample_predictions.json"
 REPORT_FILE = "report.html"
 LOSS_CURVE_FILE = "loss.png"
 MODEL_CARD_FILE = "README.md"
+CHECK_ROWS_FILE = "check_rows.jsonl"  # with which export.py compares
 
 PART_BYTES = 1 << 26  # of a large file that one thread hashes
 PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.6)

@@ -24,6 +24,8 @@ from checkout import REPOSITORY, copy_checkout, first_lines, shorten_samples, st
 from packaging.requirements import Requirement
 from stub_hub import StubHub, stub_hub
 
+from sft.tasks.entity_lines import NO_ENTITY, read_entity
+
 CHINESE, ENGLISH = REPOSITORY / "readme.md", REPOSITORY / "readme_en.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 PROGRAMS = ("bash", "python", "py", "pip", "modelscope", "swanlab", "torchrun", "accelerate", "jupyter")
@@ -110,7 +112,8 @@ def is_run_here(command: str) -> bool:
 
 
 def produces_files(command: str) -> bool:
-    return not re.search(r"--(preview|dry_run|text)\b", command) and not command.startswith("python predict.py")
+    shows = re.search(r"--(preview|dry_run|text)\b|--to gguf|/client\.py", command)
+    return not shows and not command.startswith("python predict.py")
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +287,34 @@ def installs(workspace: Workspace, hub: StubHub, command: str) -> None:
 def requirements_of(path: Path) -> list[Requirement]:
     lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
     return [Requirement(line) for line in lines if line and not line.startswith("-")]
+
+
+def installs_for_export(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """Every requirement is pinned; what is installed here meets it."""
+    for requirement in requirements_of(workspace.path(command.split()[-1])):
+        assert str(requirement.specifier).startswith("=="), f"{requirement} is not pinned"
+        try:
+            assert requirement.specifier.contains(metadata.version(requirement.name)), requirement
+        except metadata.PackageNotFoundError:  # they are optional
+            continue
+
+
+def exports(workspace: Workspace, hub: StubHub, command: str) -> None:
+    if "--to gguf" in command:
+        pytest.importorskip("gguf", reason="needs requirements-export.txt")
+    proof = json.loads(workspace.run_after(command, STORY).stdout)
+    assert proof["passed"]
+    kept = workspace.path("output/Qwen2.5-NER/check_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert proof["legs"]["prompts"]["compared"] == len(kept) > 0
+    assert json.loads((workspace.path(flag_value(command, "--output_dir")) / "export.json").read_text()) == proof
+
+
+def asks_the_export(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """Every line of the answer is one that the task can read."""
+    pytest.importorskip("llama_cpp", reason="needs requirements-export.txt")
+    workspace.run_after(next(one for one in STORY if "--to gguf" in one), STORY)
+    for line in workspace.run_after(command, STORY).stdout.splitlines():
+        assert line == NO_ENTITY or read_entity(line)
 
 
 def trains_in_two_processes(workspace: Workspace, hub: StubHub, command: str) -> None:
@@ -464,6 +495,9 @@ RULES = [
     Rule(r"py -3\.\d+ -m venv \.venv", makes_an_environment),
     Rule(r"\.venv\\Scripts\\activate", activates),
     Rule(r"pip install -r requirements\.txt", installs),
+    Rule(r"pip install -r requirements-export\.txt", installs_for_export),
+    Rule(r"python export\.py --adapter output/Qwen2\.5-NER --to (merged|vllm|gguf) --output_dir \S+", exports),
+    Rule(r"python output/Qwen2\.5-NER-gguf/client\.py \S+", asks_the_export),
     Rule(r"pip install -e \.", is_a_package),
     Rule(r"set \w+=\w+", sets_utf8),
     Rule(r"python -m sft\.tracking\.replay output/\w+", replays),
@@ -505,6 +539,14 @@ def test_every_command_is_run(workspace: Workspace, hub: StubHub, command: str) 
     rules = rules_of(command)
     assert len(rules) == 1, f"one rule of this file must say how this is tested, not {len(rules)}: {command}"
     rules[0].check(workspace, hub, command)
+
+
+def test_the_three_lines_of_python_give_what_predict_prints(workspace: Workspace) -> None:
+    (code,) = blocks(CHINESE, "python")
+    assert blocks(ENGLISH, "python") == [code]
+    command = next(one for one in STORY if one.startswith("python predict.py") and "--text" in one)
+    line = json.loads(workspace.run_after(command, STORY).stdout)
+    assert workspace.run(f"python -c {shlex.quote(code)}").stdout == f"{[line]}\n"
 
 
 def test_every_rule_is_used() -> None:

@@ -1,4 +1,4 @@
-"""The five scripts as a user meets them: help, wrong flags, consoles that are not UTF-8, any working directory."""
+"""The six scripts as a user meets them: help, wrong flags, consoles that are not UTF-8, any working directory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from checkout import REPOSITORY, first_lines, stranger
 
-QUICK = ("transfer_classification_data.py", "transfer_ner_data.py", "predict.py")
+QUICK = ("transfer_classification_data.py", "transfer_ner_data.py", "predict.py", "export.py")
 TRAINING = ("train_qwen2_classification.py", "train_qwen2_ner.py")
 SCRIPTS = QUICK + TRAINING
 # Flags in the readme that belong to other programs or older versions, and to which.

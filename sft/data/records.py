@@ -6,14 +6,17 @@ A record is a dict in chat format, plus the fields that truncation and scoring n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import orjson
 
 from sft.errors import InputError, one_line
+from sft.files import whole_file
 from sft.tasks.settings import settings_path
 from sft.tasks.task import Task, chat_messages
+
+CHECK_ROWS = 500
 
 
 def conversion_report_path(records_path: Path) -> Path:
@@ -24,6 +27,18 @@ def conversion_report_path(records_path: Path) -> Path:
 def make_record(task: Task, fields: dict) -> dict:
     """The record of a row's fields, with its messages."""
     return {"messages": chat_messages(task, fields), "task": task.name, **fields}
+
+
+def write_check_rows(path: Path, task: Task, records: Sequence[dict]) -> None:
+    """Keep the first `CHECK_ROWS` records, without their messages: with them `export.py` compares its exports.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with whole_file(path) as file:
+        for record in records[:CHECK_ROWS]:
+            fields = {name: value for name, value in record.items() if name != "messages"}
+            file.write(orjson.dumps({"task": task.name} | fields, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict]]:

@@ -95,7 +95,7 @@ def predict_together(
     limits: Limits,
 ) -> list[dict]:
     """The results of one window of records, as `predict` gives them."""
-    pieces_of = _fit(records, task, tokenizer, limits)
+    pieces_of = fit(records, task, tokenizer, limits)
     pieces = [piece for pieces in pieces_of if not isinstance(pieces, RowError) for piece in pieces]
     by_length = sorted(range(len(pieces)), key=lambda index: len(pieces[index].prompt_ids))
     with _evaluating(model):
@@ -112,7 +112,7 @@ def predict_together(
     ]
 
 
-def _fit(records: Sequence[dict], task: Task, tokenizer, limits: Limits) -> list[list[Piece] | RowError]:
+def fit(records: Sequence[dict], task: Task, tokenizer, limits: Limits) -> list[list[Piece] | RowError]:
     """For each record the pieces that leave room for the answer (mostly one), or why there are none."""
     prompts = encode_each_prompt(records, task, tokenizer)
     shorter_of = [

@@ -68,6 +68,25 @@ def is_hub_id(name: str, models_dir: Path = MODELS_DIR) -> bool:
     return owner != models_dir.name and all(owner != entry.name for entry in Path.cwd().iterdir() if entry.is_dir())
 
 
+def published_id(name: str) -> str | None:
+    """The hub id of a model that is named by id or by folder; None if it is not known which model it is."""
+    if is_hub_id(name):
+        return name
+    folder = Path(name).name
+    return f"Qwen/{folder}" if PUBLISHED.fullmatch(folder) else None
+
+
+def license_of(folder: Path) -> str | None:
+    """The licence that a model's own card names, such as ``apache-2.0``; None if it has no card or names none."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    found = head and re.search(r"^license: *([\w.-]+) *$", head[1], re.MULTILINE)
+    return found[1] if found else None
+
+
 def lasting_name(name_or_path: str) -> str:
     """A model's name for a file that may be read elsewhere: ``models/mine`` that is a folder here → ``./models/mine``.
 
@@ -89,7 +108,7 @@ def _advice(folder: Path, offer_demo: bool, hub_id: str | None = None) -> str:
     Another model is never advised: its name does not say that it would do.
     """
     if hub_id is None and PUBLISHED.fullmatch(folder.name):
-        hub_id = f"Qwen/{folder.name}"
+        hub_id = published_id(folder.name)
     if hub_id is None:
         return "请检查路径，并用 --model_name_or_path 给出模型所在的文件夹"
     local_dir = folder.as_posix()

@@ -1,10 +1,17 @@
-"""Load a fine-tuned model and predict rows with it: `predict.py`, the notebooks and the benchmarks use this."""
+"""Load a fine-tuned model and predict rows with it: `predict.py`, the notebooks and the benchmarks use this.
+
+From Python, three lines do what `predict.py` does::
+
+    from sft.prediction.predictor import Predictor
+    predictor = Predictor.load("output/Qwen2.5-NER")
+    print(predictor(["南京大学的张伟昨天到了上海。"]))
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -14,7 +21,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sft.decoding.decode import Limits, predict_together
+from sft.decoding.decode import Limits, in_groups, predict_together, rows_per_window
 from sft.errors import InputError, RowError, RunError
 from sft.files import file_hash
 from sft.model.adapter import find_base, require_adapter
@@ -115,6 +122,19 @@ class Predictor:
             adapter,
             base_hash,
         )
+
+    def __call__(self, rows: Iterable[str | dict]) -> list[dict]:
+        """The results of texts, or of rows as `predict.py` reads them: the lines that it would write, as dicts.
+
+        Raises:
+            InputError: ``rows`` is a single text.
+            RunError: the GPU has not enough memory.
+        """
+        if isinstance(rows, str | dict):
+            raise InputError("应是一个列表，如 predictor([一段文本])；这里是单独的一条")
+        given = [{"text": row} if isinstance(row, str) else row for row in rows]
+        windows = in_groups(given, rows_per_window(self.limits))
+        return [orjson.loads(line) for window in windows for line in predict_window(self, window)[0]]
 
 
 def _require_trained_end(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, adapter: Path) -> None:

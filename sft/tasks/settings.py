@@ -24,6 +24,7 @@ from sft.tasks.task import Task
 FORMAT_VERSION = 1
 MOST_TOKENS = 1 << 31
 DTYPES = ("bfloat16", "float16", "float32")
+USER_PROMPT = "user_prompt"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class TaskSettings:
             raise InputError(f"{path}：缺少字段或类型不对（{one_line(error)}）；请重新转换或训练") from error
         _check_labels(path, content)
         settings._check_types(path)
+        if USER_PROMPT in content and content[USER_PROMPT] != user_turn(settings.task).get(USER_PROMPT):
+            raise InputError(
+                f"{path}：用户消息写作 {str(content[USER_PROMPT])[:60]!r}，与这个版本的不同；"
+                f"请用写它的版本（{settings.version or '见 git 记录'}），或重新转换、训练"
+            )
         if verify and not is_sealed(content):
             raise InputError(f"{path}：写好之后被改过或损坏了（sha256 不符）；{_how_to_change(path)}")
         return settings
@@ -110,7 +116,7 @@ class TaskSettings:
         """The content of the file; what training has not set yet is left out."""
         added = {field.name: getattr(self, field.name) for field in _added_fields()}
         known = {name: value for name, value in added.items() if value is not None}
-        return {"format_version": FORMAT_VERSION, **self.task.settings(), **known}
+        return {"format_version": FORMAT_VERSION, **self.task.settings(), **user_turn(self.task), **known}
 
     def to_bytes(self) -> bytes:
         """The file as bytes, with its seal."""
@@ -141,6 +147,24 @@ def _check_labels(path: Path, content: Mapping[str, object]) -> None:
         raise InputError(f"{path}：labels 里有重复的标签；请重新转换或训练")
     if not isinstance(prompt, str):
         raise InputError(f"{path}：system_prompt 应是字符串，实际是 {str(prompt)[:60]!r}；请重新转换或训练")
+
+
+def user_turn(task: Task) -> dict[str, str]:
+    """How the user message is made, for programs that have only ``task.json``.
+
+    Returns:
+        ``user_prompt``, where ``{text}`` and ``{options}`` stand for a row's own, and ``options_separator``, with
+        which the options are joined: what the task itself writes. Empty if that needs more than text and options.
+    """
+    try:
+        prompt = task.prompt({"text": "{text}", "options": ("{options}",)})[-1]["content"]
+        two = task.prompt({"text": "{text}", "options": ("{options}", "{options}")})[-1]["content"]
+    except (KeyError, TypeError, AttributeError):
+        return {}
+    if prompt.count("{text}") != 1:
+        return {}
+    between = two.split("{options}")
+    return {USER_PROMPT: prompt} | ({"options_separator": between[1]} if len(between) == 3 else {})
 
 
 def settings_path(records_path: Path) -> Path:

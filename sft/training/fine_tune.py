@@ -11,12 +11,14 @@ import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
+from sft.data.records import write_check_rows
 from sft.decoding.decode import Limits
 from sft.engine.batches import EncodedRow
 from sft.errors import RunError, Stopped
 from sft.files import (
     ADAPTER_FILE,
     ALL_RESULTS_FILE,
+    CHECK_ROWS_FILE,
     LOSS_CURVE_FILE,
     METRICS_FILE,
     REPORT_FILE,
@@ -26,6 +28,7 @@ from sft.files import (
     write_json,
 )
 from sft.model.devices import require_finite
+from sft.model.hub import license_of, published_id
 from sft.model.loading import load_adapter, load_base
 from sft.model.lora import add_lora
 from sft.report.curves import draw_loss_curve
@@ -300,7 +303,10 @@ def write_down(
     rows = {"rows_a_step": rows_a_step(prepared.arguments.training)}
     base_model = shown_path(settings.base_model)
     shown = shown_settings(prepared, run) | settings.to_json() | rows | {"base_model": base_model}
-    write_model_card(output_dir, shown, results)
+    known = {"hub_id": published_id(settings.base_model or ""), "license": license_of(prepared.base_folder)}
+    write_model_card(output_dir, shown | known, results)
+    kept_rows = records_of((*prepared.splits.test, *prepared.splits.validation))
+    write_check_rows(output_dir / CHECK_ROWS_FILE, settings.task, kept_rows)
     data = RunData(
         {split: records_of(numbered) for split, numbered in prepared.splits._asdict().items()},
         Lengths(

@@ -1,0 +1,135 @@
+"""Ask an exported model about one text. Standard library only: this file is copied into the exports.
+
+python client.py "南京大学的张伟昨天到了上海。"
+python client.py --api sglang --url http://127.0.0.1:30000 "……"
+
+The prompt and the form of the answer come from task.json beside this file. vLLM, SGLang and llama.cpp can only write
+well-formed answers here: labels are a choice, entities a grammar. Ollama answers freely.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+API = "vllm"
+URLS = {
+    "vllm": "http://127.0.0.1:8000",
+    "sglang": "http://127.0.0.1:30000",
+    "llama-server": "http://127.0.0.1:8080",
+    "ollama": "http://127.0.0.1:11434",
+}
+NO_ENTITY = "没有找到任何实体"
+# The characters of a JSON string: as they are, or escaped.
+CHARACTER = r'[^"\\\x00-\x1f] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F])'
+
+
+def messages_of(task: dict, text: str, options: list[str] | None = None) -> list[dict[str, str]]:
+    """The chat messages, as in training."""
+    user = task["user_prompt"]
+    joined = task.get("options_separator", "").join(options or task["labels"])
+    # One pass: a text that itself has the word {options} stays as it is.
+    head, mark, tail = user.partition("{text}")
+    user = head.replace("{options}", joined) + (text if mark else "") + tail.replace("{options}", joined)
+    return [{"role": "system", "content": task["system_prompt"]}, {"role": "user", "content": user}]
+
+
+def chooses(task: dict) -> bool:
+    """Whether the answer is one of the labels."""
+    return "{options}" in task["user_prompt"]
+
+
+def grammar_of(task: dict) -> str:
+    """The well-formed answers as a grammar that llama.cpp (GBNF) and vLLM (xgrammar) read."""
+    labels = " | ".join(_quoted(label) for label in task["labels"])
+    if chooses(task):
+        return f"root ::= {labels}\n"
+    before, between, after = '{"entity_text": "', '", "entity_label": ', "}"
+    names = " | ".join(_quoted(json.dumps(label, ensure_ascii=False)) for label in task["labels"])
+    return (
+        f'root ::= {_quoted(NO_ENTITY)} | line ("\\n" line)*\n'
+        f"line ::= {_quoted(before)} character+ {_quoted(between)} label {_quoted(after)}\n"
+        f"label ::= {names}\n"
+        f"character ::= {CHARACTER}\n"
+    )
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def request_of(task: dict, text: str, api: str, options: list[str] | None = None) -> dict:
+    """The body of the request: greedy, nothing punished, and only well-formed answers where the server can."""
+    body = {
+        "model": {"vllm": "adapter", "sglang": "adapter"}.get(api, "default"),
+        "messages": messages_of(task, text, options),
+        "temperature": 0,
+        "max_tokens": task.get("max_new_tokens", 256),
+    }
+    allowed = task | ({"labels": options} if options else {})
+    if api == "vllm":
+        form = {"choice": allowed["labels"]} if chooses(task) else {"grammar": grammar_of(allowed)}
+        body |= {"structured_outputs": form, "repetition_penalty": 1.0}
+    elif api == "sglang":
+        body |= {"ebnf": grammar_of(allowed), "repetition_penalty": 1.0}
+    elif api == "llama-server":
+        body |= {"grammar": grammar_of(allowed), "repeat_penalty": 1.0}
+    return body
+
+
+def ask(url: str, body: dict) -> str:
+    """The answer of an OpenAI-compatible server."""
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=300) as response:
+        return json.load(response)["choices"][0]["message"]["content"]
+
+
+def ask_file(path: Path, task: dict, text: str, options: list[str] | None = None) -> str:
+    """The answer of a GGUF file, through llama-cpp-python."""
+    from llama_cpp import Llama, LlamaGrammar
+
+    model = Llama(str(path), n_ctx=task.get("max_length", 1024), verbose=False)
+    done = model.create_chat_completion(
+        messages_of(task, text, options),
+        temperature=0.0,
+        repeat_penalty=1.0,
+        max_tokens=task.get("max_new_tokens", 256),
+        grammar=LlamaGrammar.from_string(grammar_of(task | ({"labels": options} if options else {})), verbose=False),
+    )
+    return done["choices"][0]["message"]["content"]
+
+
+def main() -> None:
+    """Print the answer to one text."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")
+    here = Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description="问导出的模型一段文本")
+    parser.add_argument("text", help="一段文本")
+    parser.add_argument("--api", default=API, choices=[*URLS, "gguf"], help=f"哪种程序在回答（默认 {API}）")
+    parser.add_argument("--url", help="服务的地址")
+    parser.add_argument("--model", help="服务里模型的名字")
+    parser.add_argument("--options", help="分类：这一条的选项，如 体育,军事")
+    arguments = parser.parse_args()
+    task = json.loads((here / "task.json").read_text(encoding="utf-8"))
+    options = arguments.options.split(",") if arguments.options else None
+    if arguments.api == "gguf":
+        answer = ask_file(next(here.glob("*.gguf")), task, arguments.text, options)
+    else:
+        body = request_of(task, arguments.text, arguments.api, options)
+        answer = ask(
+            arguments.url or URLS[arguments.api], body | ({"model": arguments.model} if arguments.model else {})
+        )
+    sys.stdout.write(f"{answer}\n")
+
+
+if __name__ == "__main__":
+    main()
