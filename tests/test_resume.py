@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from stopped_runs import TRACEBACK, Done, Stop
+from stopped_runs import TRACEBACK, Done, Stop, result, rows
 
 import train_qwen2_classification
 from sft.errors import InputError, RunError
@@ -30,7 +29,6 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals 
 
 RESUME = ("--resume_from_checkpoint", "true")
 STEPS = ("--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps", "--save_steps", "2")
-TIMED = re.compile(r"time|second|peak_memory")
 KILLED = -signal.SIGKILL
 
 
@@ -78,24 +76,6 @@ def undisturbed(flags, tmp_path_factory):
         return runs[more]
 
     return of
-
-
-def rows(output_dir: Path) -> list[dict]:
-    read = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not TIMED.search(name)} for row in read]
-
-
-def result(output_dir: Path) -> dict:
-    """What must not depend on interruptions."""
-    results = json.loads((output_dir / "all_results.json").read_text())
-    names = ("adapter_model.safetensors", "adapter_config.json")
-    return {
-        "files": [(output_dir / name).read_bytes() for name in names],
-        "best": json.loads((output_dir / "trainer_state.json").read_text())["best_global_step"],
-        "rows": rows(output_dir),
-        "results": {name: value for name, value in results.items() if not TIMED.search(name)},
-        "hidden": sorted(path.name for path in output_dir.glob(".*")),
-    }
 
 
 def resumed(flags, folder: Path, *more: str) -> Done:
