@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from benchmarks.reliability import resumes
+from benchmarks.reliability import resumes, signals, writes
 
-FAMILIES = (*resumes.FAMILIES,)
+FAMILIES = (*resumes.FAMILIES, *writes.FAMILIES[:1], *signals.FAMILIES, *writes.FAMILIES[1:])
