@@ -74,12 +74,9 @@ def run_matrix(chosen: argparse.Namespace, folder: Path) -> int:
 
 def import_everything() -> None:
     """Import here, once, what the forked processes would each import."""
-    import matplotlib.backends.backend_agg
     import matplotlib.pyplot  # noqa: F401
     import torch
 
-    import sft.prediction.predictor
-    import sft.prediction.turns
     import sft.training.fine_tune  # noqa: F401
 
     torch.set_num_threads(1)

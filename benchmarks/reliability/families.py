@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks.reliability import resumes, signals, writes
+from benchmarks.reliability import arithmetic, damage, readers, resumes, signals, writes
 
-FAMILIES = (*resumes.FAMILIES, *writes.FAMILIES[:1], *signals.FAMILIES, *writes.FAMILIES[1:])
+FAMILIES = (
+    *resumes.FAMILIES,
+    *writes.FAMILIES[:1],
+    *signals.FAMILIES,
+    *damage.FAMILIES,
+    *writes.FAMILIES[1:],
+    *arithmetic.FAMILIES[:2],
+    *readers.FAMILIES,
+    *arithmetic.FAMILIES[2:],
+)

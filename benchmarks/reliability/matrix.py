@@ -97,6 +97,7 @@ def _fork(job: Job, world: World, folder: Path) -> int:
         return process
     code = 1
     try:
+        os.dup2(os.open(folder / "said", os.O_WRONLY | os.O_CREAT, 0o644), 2)  # what is said of each damage
         with (folder / "outcomes").open("a", encoding="utf-8", buffering=1) as file:
             try:
                 for outcome in job.function(world, folder, *job.arguments):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.reliability.matrix import Family, Result
@@ -32,7 +32,7 @@ def write_down(family: Family, result: Result) -> None:
         "failures": result.failures,
         "seconds": result.seconds,
         "skipped": result.skipped,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "machine": _machine(),
     }

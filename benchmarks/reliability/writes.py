@@ -21,7 +21,6 @@ from benchmarks.reliability.runs import (
     require_told,
     require_whole,
     run,
-    undisturbed,
 )
 from sft.training import checkpoints
 
