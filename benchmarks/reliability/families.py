@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.reliability import arithmetic, damage, readers, resumes, signals, writes
+from benchmarks.reliability import arithmetic, damage, elsewhere, readers, resumes, signals, writes
 
 FAMILIES = (
     *resumes.FAMILIES,
@@ -12,5 +12,6 @@ FAMILIES = (
     *writes.FAMILIES[1:],
     *arithmetic.FAMILIES[:2],
     *readers.FAMILIES,
+    *elsewhere.FAMILIES,
     *arithmetic.FAMILIES[2:],
 )
