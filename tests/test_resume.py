@@ -157,24 +157,14 @@ def test_what_was_due_when_a_run_stopped_is_done_when_it_is_resumed(stop, more, 
     assert result(tmp_path / "run") == result(undisturbed(*more))
 
 
-def killed_at_writes(writes: list[int], flags, undisturbed, tmp_path: Path, more: tuple[str, ...]) -> None:
-    folder = tmp_path / "run"
-    for number in writes:
+def test_a_run_killed_at_writes_again_and_again_ends_like_an_undisturbed_one(flags, undisturbed, tmp_path):
+    folder, more = tmp_path / "run", (*STEPS, "--save_total_limit", "1")
+    for number in (22, 31, 9):
         done = stopped_runs.run([*flags(folder, *more), *RESUME], tmp_path, Stop("write", number))
         assert done.code in (KILLED, 0), done.errors
     done = resumed(flags, tmp_path, *more)
     assert done.code == 0, done.errors
     assert result(folder) == result(undisturbed(*more))
-
-
-def test_a_run_killed_at_writes_again_and_again_ends_like_an_undisturbed_one(flags, undisturbed, tmp_path):
-    killed_at_writes([22, 31, 9], flags, undisturbed, tmp_path, (*STEPS, "--save_total_limit", "1"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(1, 100, 3))
-def test_a_run_killed_at_any_write_ends_like_an_undisturbed_one(number, flags, undisturbed, tmp_path):
-    killed_at_writes([number], flags, undisturbed, tmp_path, (*STEPS, "--save_total_limit", "1"))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -12,16 +13,16 @@ from benchmarks.reliability.matrix import Family, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT, PAGE = ROOT / "output" / "reliability", ROOT / "docs" / "reliability.md"
-HEAD = """# 可靠性：中断、损坏、满盘之后会怎样
-
-每一行是一类故障，由 `python -m benchmarks.reliability` 实测；加名字只测几类（`python -m benchmarks.reliability E1 C1`），别的行保留上次的结果。
-用的是两层、隐藏维度 32 的随机 Qwen2，CPU，float32；真的进程、真的文件、真的 `kill -9`。杀死和满盘由一个预载的小库按本进程的每一次写来数，torch 和 safetensors 的写也在内。
-“发现”是没有守住承诺的次数：结果悄悄不同、丢了检查点、traceback、没有发现的损坏、超过 60 秒不动。
-`bash test.sh` 每次跑其中固定的一小份（`--short`），`bash test.sh --all` 跑完整的。
-
-| | 故障 | 次数 | 承诺 | 发现 | 用时 | 日期、提交 |
-|---|---|---|---|---|---|---|
-"""
+HEAD = (
+    "# 可靠性：中断、损坏、满盘之后会怎样\n\n"
+    "每一行是一类故障，由 `python -m benchmarks.reliability` 实测；加名字只测几类"
+    "（`python -m benchmarks.reliability E1 C1`），别的行保留上次的结果。\n"
+    "用的是两层、隐藏维度 32 的随机 Qwen2，CPU，float32；真的进程、真的文件、真的 `kill -9`。"
+    "杀死和满盘由一个预载的小库按进程的每一次写来数，torch 和 safetensors 的写也在内。\n"
+    "“发现”是没有守住承诺的次数：结果悄悄不同、丢了检查点、traceback、没有发现的损坏、超过 60 秒不动。\n"
+    "`bash test.sh` 每次跑其中固定的一小份（`--short`），`bash test.sh --all` 跑完整的。\n\n"
+    "| | 故障 | 次数 | 承诺 | 发现 | 用时 | 日期、提交 |\n|---|---|---|---|---|---|---|\n"
+)
 
 
 def write_down(family: Family, result: Result) -> None:
@@ -69,8 +70,6 @@ def _commit() -> str:
 
 
 def _machine() -> str:
-    import os
-
     import torch
     import transformers
 

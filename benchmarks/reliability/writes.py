@@ -1,4 +1,4 @@
-"""E3: a run killed at every change to its files, and at random times. D1: no space, or a broken disk, at every write."""
+"""E3: a run killed at every change to its files, and at random. D1: no space, or a broken disk, at every write."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def _short(words: str) -> str:
 FAMILIES = (
     Family(
         "E3",
-        "SIGKILL：在存检查点、写最后的结果、轮换时的每一次建立、写（之前和写到一半）、fsync、改名、删除；另加随机时刻 200 次",
+        "SIGKILL：存检查点、写结果、轮换时的每一次建立、写（之前和一半）、fsync、改名、删除；另加随机时刻 200 次",
         "完整的检查点一个不少，不用手工收拾就能续跑，结果与没有打断的逐位相同",
         kill_jobs,
     ),
