@@ -36,7 +36,7 @@ def test_a_sample_of_every_family_of_faults_breaks_no_promise():
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_case_of_a_family_breaks_its_promise(family):
-    matrix(family, "--no_page")
+    matrix(family, "--no-page")
 
 
 def test_a_family_that_does_not_exist_is_one_line():

@@ -378,7 +378,7 @@ def test_a_checkpoint_of_an_older_version_is_refused_by_one_line_and_not_started
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "progress.json", "trainer_state.json"]
+    "name", ["optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state.pth", "progress.json", "trainer_state.json"]
 )
 def test_a_sealed_checkpoint_with_foreign_content_is_refused_in_one_line(name, flags, stopped, capsys):
     folder = stopped / "run" / "checkpoint-4"

@@ -29,7 +29,9 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="E1, E2 …; all by default")
     parser.add_argument("--short", action="store_true", help="a small fixed sample; writes no table")
-    parser.add_argument("--no_page", action="store_true", help="leave docs/reliability.md as it is")
+    parser.add_argument(
+        "--page", action=argparse.BooleanOptionalAction, help="write docs/reliability.md; by default without --short"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes at once")
     chosen = parser.parse_args(arguments)
     if "RELIABILITY_FOLDER" not in os.environ:
@@ -68,8 +70,8 @@ def run_matrix(chosen: argparse.Namespace, folder: Path) -> int:
         )
         sys.stdout.write("".join(f"  {failure}\n" for failure in result.failures[:40]))
         sys.stdout.flush()
-        if not chosen.short and not chosen.no_page:
-            write_down(family, result)
+        if not chosen.short if chosen.page is None else chosen.page:
+            write_down(family, result, short=chosen.short)
     return int(failed)
 
 

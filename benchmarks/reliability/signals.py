@@ -38,7 +38,7 @@ def signal_jobs(world: World, short: bool) -> Iterator[Job]:
         cases += [("写", n, number, False) for number in SIGNALS for n in sample(saves, 12)]
     except Skipped:
         pass
-    yield from shares(signals, sample(cases, 6) if short else cases)
+    yield from shares(signals, sample(cases, 5) if short else cases)
 
 
 def signals(world: World, folder: Path, cases: list[tuple]) -> Iterator[Outcome]:

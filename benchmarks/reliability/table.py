@@ -25,11 +25,12 @@ HEAD = (
 )
 
 
-def write_down(family: Family, result: Result) -> None:
+def write_down(family: Family, result: Result, *, short: bool) -> None:
     """Keep a result, and write the page anew."""
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = {
         "cases": result.cases,
+        "short": short,
         "failures": result.failures,
         "seconds": result.seconds,
         "skipped": result.skipped,
@@ -53,9 +54,10 @@ def write_page() -> None:
             continue
         kept = json.loads(path.read_text(encoding="utf-8"))
         machines.add(kept["machine"])
+        cases = f"{kept['cases']:,}{'（一小份）' if kept['short'] else ''}"
         found = kept["skipped"] or f"{len(kept['failures']):,}"
         rows.append(
-            f"| {family.name} | {family.fault} | {kept['cases']:,} | {family.promise} | {found} "
+            f"| {family.name} | {family.fault} | {cases} | {family.promise} | {found} "
             f"| {kept['seconds']:.0f} 秒 | {kept['date']}，{kept['commit']} |\n"
         )
     PAGE.write_text(f"{HEAD}{''.join(rows)}\n机器：{'；'.join(sorted(machines))}。\n", encoding="utf-8")

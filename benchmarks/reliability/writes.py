@@ -65,8 +65,8 @@ def kill_jobs(world: World, short: bool) -> Iterator[Job]:
         for number, event in enumerate(events, 1)
         if event.kind == preload.WRITING
     ]
-    yield from shares(kills, sample(points, 6) if short else points)
-    yield from shares(random_kills, range(2 if short else 200))
+    yield from shares(kills, sample(points, 5) if short else points)
+    yield from shares(random_kills, range(1 if short else 200))
 
 
 def kills(world: World, folder: Path, points: Sequence[tuple[int, int, str]]) -> Iterator[Outcome]:
@@ -116,7 +116,7 @@ def full_disk_jobs(world: World, short: bool) -> Iterator[Job]:
         (number, preload.FULL, event.words) for number, event in enumerate(events, 1) if event.kind != preload.CHANGE
     ]
     broken = [(number, preload.BROKEN, event.words) for number, event in enumerate(events, 1)]
-    yield from shares(full_disks, [*sample(writes, 4), *sample(broken, 2)] if short else writes + broken)
+    yield from shares(full_disks, [*sample(writes, 3), *sample(broken, 1)] if short else writes + broken)
     yield Job(small_limits, ((1 << 12,) if short else (0, 1, 1 << 9, 1 << 12, 1 << 14, 1 << 16, 1 << 18),))
     yield Job(odd_folders, (1 if short else len(NAMES),))
 
