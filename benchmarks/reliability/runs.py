@@ -196,7 +196,8 @@ def record_losses(path: Path) -> Hook:
 
         def recorded(self, model, inputs, *arguments, **keywords):
             loss = compute_loss(self, model, inputs, *arguments, **keywords)
-            row = [self.state.global_step + 1, inputs["lines"].tolist(), loss.item().hex()]
+            lines = [int(line) for line in inputs["lines"]]
+            row = [self.state.global_step + 1, lines, loss.item().hex()]
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             return loss
