@@ -3,6 +3,7 @@
     python -m benchmarks.reliability                    # everything, on two processes: under an hour on two cores
     python -m benchmarks.reliability E1 C1 --workers 4  # some families; the table keeps the others' last results
     python -m benchmarks.reliability --short            # a small fixed sample of each; writes no table
+    python -m benchmarks.reliability --every 10         # a tenth of each; the table says so
 
 Needs ``requirements-dev.txt``: the cases use the helpers of the tests. Exits with 1 if anything failed.
 """
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability", description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="E1, E2 …; all by default")
     parser.add_argument("--short", action="store_true", help="a small fixed sample; writes no table")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th of the cases' groups")
     parser.add_argument(
         "--page", action=argparse.BooleanOptionalAction, help="write docs/reliability.md; by default without --short"
     )
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
 def run_matrix(chosen: argparse.Namespace, folder: Path) -> int:
     """Run the chosen families, and write down what each found as soon as it is finished."""
     from benchmarks.reliability.families import FAMILIES
-    from benchmarks.reliability.matrix import run_family
+    from benchmarks.reliability.matrix import Extent, run_family
     from benchmarks.reliability.runs import World
     from benchmarks.reliability.table import write_down
 
@@ -57,11 +59,11 @@ def run_matrix(chosen: argparse.Namespace, folder: Path) -> int:
         sys.stderr.write(f"没有 {'、'.join(sorted(unknown))}；有 {' '.join(family.name for family in FAMILIES)}\n")
         return 2
     import_everything()
-    world, failed = World.create(folder), False
+    world, failed, extent = World.create(folder), False, Extent(chosen.short, chosen.every)
     for family in FAMILIES:
         if chosen.families and family.name not in chosen.families:
             continue
-        result = run_family(family, world, short=chosen.short, workers=chosen.workers)
+        result = run_family(family, world, extent, chosen.workers)
         failed |= bool(result.failures)
         passed = result.cases - len(result.failures)
         sys.stdout.write(
@@ -71,7 +73,7 @@ def run_matrix(chosen: argparse.Namespace, folder: Path) -> int:
         sys.stdout.write("".join(f"  {failure}\n" for failure in result.failures[:40]))
         sys.stdout.flush()
         if not chosen.short if chosen.page is None else chosen.page:
-            write_down(family, result, short=chosen.short)
+            write_down(family, result, extent)
     return int(failed)
 
 

@@ -61,15 +61,32 @@ class Result(NamedTuple):
     skipped: str = ""
 
 
+class Extent(NamedTuple):
+    """How much of each family is run.
+
+    Attributes:
+        short: only a small fixed sample.
+        every: only each n-th job.
+    """
+
+    short: bool
+    every: int = 1
+
+    @property
+    def words(self) -> str:
+        """In Chinese, for the table; empty for everything."""
+        return "一小份" if self.short else f"每 {self.every} 份取一份" if self.every > 1 else ""
+
+
 class Skipped(Exception):
     """A family cannot run here; the message says why, in Chinese."""
 
 
-def run_family(family: Family, world: World, *, short: bool, workers: int) -> Result:
-    """Run all cases of a family on ``workers`` processes."""
+def run_family(family: Family, world: World, extent: Extent, workers: int) -> Result:
+    """Run the cases of a family on ``workers`` processes."""
     started, cpu_before = time.monotonic(), _cpu_seconds()
     try:
-        waiting = list(family.jobs(world, short))
+        waiting = list(family.jobs(world, extent.short))[:: extent.every]
     except Skipped as reason:
         return Result(0, [], 0.0, 0.0, str(reason))
     outcomes: list[Outcome] = []

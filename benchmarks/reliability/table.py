@@ -9,7 +9,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.reliability.matrix import Family, Result
+from benchmarks.reliability.matrix import Extent, Family, Result
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT, PAGE = ROOT / "output" / "reliability", ROOT / "docs" / "reliability.md"
@@ -25,12 +25,12 @@ HEAD = (
 )
 
 
-def write_down(family: Family, result: Result, *, short: bool) -> None:
+def write_down(family: Family, result: Result, extent: Extent) -> None:
     """Keep a result, and write the page anew."""
     KEPT.mkdir(parents=True, exist_ok=True)
     kept = {
         "cases": result.cases,
-        "short": short,
+        "extent": extent.words,
         "failures": result.failures,
         "seconds": result.seconds,
         "skipped": result.skipped,
@@ -54,7 +54,7 @@ def write_page() -> None:
             continue
         kept = json.loads(path.read_text(encoding="utf-8"))
         machines.add(kept["machine"])
-        cases = f"{kept['cases']:,}{'（一小份）' if kept['short'] else ''}"
+        cases = f"{kept['cases']:,}" + (f"（{kept['extent']}）" if kept["extent"] else "")
         found = kept["skipped"] or f"{len(kept['failures']):,}"
         rows.append(
             f"| {family.name} | {family.fault} | {cases} | {family.promise} | {found} "

@@ -25,7 +25,7 @@ from benchmarks.reliability.runs import (
 from sft.training import checkpoints
 
 ROTATED = ("--save_total_limit", "1")  # with saves at steps 2, 4 and 6: rotation deletes, too
-SHARE = 12  # cases of one job
+SHARE = 5  # cases of one job
 
 
 def events_of_a_run(world: World) -> list[preload.Event]:
