@@ -39,12 +39,6 @@ def test_no_case_of_a_family_breaks_its_promise(family):
     matrix(family, "--no-page")
 
 
-def test_a_family_that_does_not_exist_is_one_line():
-    command = [sys.executable, "-m", "benchmarks.reliability", "E9"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 2 and "没有 E9" in done.stderr and "Traceback" not in done.stderr
-
-
 def test_a_failure_is_counted_told_and_makes_the_command_fail(tmp_path):
     """Without the check of hashes, damage is not noticed, and the matrix says so."""
     sitecustomize = (

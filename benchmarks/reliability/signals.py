@@ -22,7 +22,6 @@ from benchmarks.reliability.runs import (
 )
 from benchmarks.reliability.writes import ROTATED, events_of_a_run, sample, shares
 from sft.training import checkpoints
-from tests.stopped_runs import Stop, stop_at
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 STAGES = ("读入和编码", "加载模型", "微调前的验证", "第 2 步的验证", "写最后的结果")
@@ -72,10 +71,8 @@ def send(folder: Path, world: World, where: str, place: int, number: int, twice:
 
 
 def at_step(step: int, act: Callable[[], None]) -> None:
-    """Act right before a step, once, however often the signal is sent."""
+    """Act right before a step."""
     from sft.training.callbacks import StopOnSignal
-
-    stop_at(Stop("step", step, 0))  # a signal 0 does nothing
 
     def on_step_begin(self, args, state, control, **keywords):
         if state.global_step + 1 == step:

@@ -6,6 +6,8 @@ import os
 import random
 import resource
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from benchmarks.reliability.runs import (
     run,
 )
 from sft.training import checkpoints
+from tests.stopped_runs import Done
 
 ROTATED = ("--save_total_limit", "1")  # with saves at steps 2, 4 and 6: rotation deletes, too
 SHARE = 5  # cases of one job
@@ -124,16 +127,15 @@ def full_disk_jobs(world: World, short: bool) -> Iterator[Job]:
 def full_disks(world: World, folder: Path, points: Sequence[tuple[int, int, str]]) -> Iterator[Outcome]:
     for number, mode, words in points:
         what = "起磁盘满" if mode == preload.FULL else "读写错误"
-        hook = preload.watch
-        yield case(folder, f"D1 第 {number} 次（{_short(words)}）{what}", starve, world, hook, mode, number)
+        yield case(folder, f"D1 第 {number} 次（{_short(words)}）{what}", starve, world, mode, number)
 
 
-def starve(folder: Path, world: World, hook: Callable, mode: int, number: int) -> None:
-    done = run(flags(world, folder / "run", *ROTATED), folder, hook(folder / "run", mode, number))
+def starve(folder: Path, world: World, mode: int, number: int) -> None:
+    done = run(flags(world, folder / "run", *ROTATED), folder, preload.watch(folder / "run", mode, number))
     require_told_and_resumable(folder, world, done)
 
 
-def require_told_and_resumable(folder: Path, world: World, done) -> None:
+def require_told_and_resumable(folder: Path, world: World, done: Done) -> None:
     """Require one line, whole checkpoints, and that the run goes on when there is space again."""
     require_told(done, {0, 1, 2})
     require_whole(folder / "run")
@@ -147,10 +149,8 @@ def small_limits(world: World, folder: Path, limits: Sequence[int]) -> Iterator[
 
 def limit_size(folder: Path, world: World, limit: int) -> None:
     def prepare() -> None:
-        import signal
-
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the log itself must not meet the limit
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the log has no limit
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     done = run(flags(world, folder / "run", *ROTATED), folder, prepare)
