@@ -150,7 +150,7 @@ def small_limits(world: World, folder: Path, limits: Sequence[int]) -> Iterator[
 def limit_size(folder: Path, world: World, limit: int) -> None:
     def prepare() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the log has no limit
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  the log has no limit
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 
     done = run(flags(world, folder / "run", *ROTATED), folder, prepare)
