@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import forked
 
 TRACEBACK = 99  # the exit code if an exception left the script
+TIMED = re.compile(r"time|second|peak_memory")  # figures that differ from run to run
 
 
 class Stop(NamedTuple):
@@ -55,9 +58,22 @@ def server():
 
 
 def _train(arguments: list[str], stop: Stop | None, log: Path) -> None:
+    import train_qwen2_classification
+
+    run_here(train_qwen2_classification.main, arguments, log, lambda: stop and stop_at(stop))
+
+
+def run_here(
+    main: Callable[[list[str]], int], arguments: list[str], log: Path, prepare: Callable[[], object]
+) -> NoReturn:
+    """Run a script in this process, which ends with the script's exit code, or with `TRACEBACK`.
+
+    Args:
+        log: what the script writes to stdout and stderr is added to this file.
+        prepare: is called before the script.
+    """
     import torch
 
-    import train_qwen2_classification
     from sft.console import log_level, log_to_stderr  # noqa: F401
 
     torch.set_num_threads(1)
@@ -65,17 +81,38 @@ def _train(arguments: list[str], stop: Stop | None, log: Path) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
-        if stop is not None:
-            _stop(stop)
         try:
-            code = train_qwen2_classification.main(arguments)
+            prepare()
+            code = main(arguments)
+        except SystemExit as stop:  # argparse
+            code = stop.code
         except Exception:
             traceback.print_exc()
             code = TRACEBACK
     os._exit(code)
 
 
-def _stop(stop: Stop) -> None:
+def rows(output_dir: Path) -> list[dict]:
+    """What ``metrics.jsonl`` says, times left out."""
+    read = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{name: value for name, value in row.items() if not TIMED.search(name)} for row in read]
+
+
+def result(output_dir: Path) -> dict:
+    """What must not depend on interruptions."""
+    results = json.loads((output_dir / "all_results.json").read_text(encoding="utf-8"))
+    names = ("adapter_model.safetensors", "adapter_config.json")
+    return {
+        "files": [(output_dir / name).read_bytes() for name in names],
+        "best": json.loads((output_dir / "trainer_state.json").read_text(encoding="utf-8"))["best_global_step"],
+        "rows": rows(output_dir),
+        "results": {name: value for name, value in results.items() if not TIMED.search(name)},
+        "hidden": sorted(path.name for path in output_dir.glob(".*")),
+    }
+
+
+def stop_at(stop: Stop) -> None:
+    """Change this process so that a run in it is stopped."""
     import torch
 
     from sft.training import callbacks, fine_tune

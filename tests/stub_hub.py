@@ -29,12 +29,14 @@ class StubHub:
         repositories: ``("models", "Owner/Name")`` or ``("datasets", …)`` → the folder with its files; ``("hf", …)``
             is a data set of Hugging Face.
         wrong_bytes: paths of files to serve with a wrong first byte.
+        faults: paths of files that are answered with this status instead; 0 breaks off in the middle.
         requests: the requested paths, oldest first.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Path] = {}
         self.wrong_bytes: set[str] = set()
+        self.faults: dict[str, int] = {}
         self.requests: list[str] = []
         self.endpoint = ""
 
@@ -71,6 +73,8 @@ class StubHub:
     def _file(self, folder: Path, name: str) -> tuple[int, bytes, str]:
         if not (folder / name).is_file():
             return _json(404, {"Code": 404, "Success": False, "Message": "no such file"})
+        if self.faults.get(name):
+            return _json(self.faults[name], {"Code": self.faults[name], "Success": False, "Message": "fault"})
         content = (folder / name).read_bytes()
         if name in self.wrong_bytes:
             content = bytes([content[0] ^ 1]) + content[1:]
@@ -118,8 +122,10 @@ def stub_hub() -> Iterator[StubHub]:
                 self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
                 self.send_header("X-Repo-Commit", "0" * 40)
             self.end_headers()
+            breaks_off = any(status == 0 and name in self.path for name, status in hub.faults.items())
             if self.command != "HEAD":
-                self.wfile.write(body[start:end])
+                self.wfile.write(body[start : (start + end) // 2 if breaks_off else end])
+            self.close_connection |= breaks_off
 
         do_HEAD = do_GET
 

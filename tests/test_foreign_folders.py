@@ -34,15 +34,20 @@ def good(tokenizer, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def folder(good, tmp_path, monkeypatch) -> Path:
-    """A copy of them, with code in every place where it could be looked for; the working directory."""
+def plant(good: Path, folder: Path) -> None:
+    """Copy ``adapter`` and ``base``, and put code in every place where it could be looked for."""
     for name in ("adapter", "base"):
-        shutil.copytree(good / name, tmp_path / name)
-        for place in (tmp_path, tmp_path / name, tmp_path / name / "custom_generate"):
+        shutil.copytree(good / name, folder / name)
+        for place in (folder, folder / name, folder / name / "custom_generate"):
             place.mkdir(exist_ok=True)
             for code in ("evil", "generate", "modeling_evil", "tokenization_evil", "megatron_evil"):
-                (place / f"{code}.py").write_text(CODE.format(str(tmp_path / "canary")))
+                (place / f"{code}.py").write_text(CODE.format(str(folder / "canary")))
+
+
+@pytest.fixture
+def folder(good, tmp_path, monkeypatch) -> Path:
+    """What `plant` makes of them; the working directory."""
+    plant(good, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))

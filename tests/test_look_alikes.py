@@ -153,6 +153,20 @@ def converted(script, tmp_path: Path, capsys, *lines: str) -> tuple[int, str]:
     return code, capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "content", ["昨天,赢了\r比赛\n今天,又输\n", "一,二\n" + "长" * 200_000 + ",三\n", "__label_\r_好 的\n我们\n"]
+)
+@pytest.mark.parametrize("answers", ["label", "entities"])
+def test_lines_that_no_table_can_have_are_read_or_refused_in_one_line(tmp_path, content, answers):
+    path = tmp_path / "rows.txt"
+    path.write_text(content, encoding="utf-8", newline="")
+    for gold in (True, False):
+        try:
+            assert recognise(path, answers, gold=gold)
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
 def test_rows_with_a_label_each_are_no_classification(tmp_path, capsys):
     lines = [f'{{"text": "第{n}句", "output": "人名：赵{n}"}}\n' for n in range(30)]
     code, said = converted(transfer_classification_data, tmp_path, capsys, *lines)

@@ -115,7 +115,10 @@ def _are_mostly_tagged(lines: Sequence[str]) -> bool:
 
 def _cells(lines: Sequence[str], delimiter: str) -> list[list[str]]:
     """The cells of lines that all have the delimiter, equally often; else none."""
-    rows = list(csv.reader([line.rstrip("\r\n").replace("\0", "") for line in lines], delimiter=delimiter))
+    try:
+        rows = list(csv.reader([line.rstrip("\r\n").replace("\0", "") for line in lines], delimiter=delimiter))
+    except csv.Error:  # a carriage return inside a line, or a text longer than a cell can be: no table
+        return []
     return rows if len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows) else []
 
 

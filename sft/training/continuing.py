@@ -44,6 +44,10 @@ class ResumedTrainer(SftTrainer):
         with checkpoints.told_if_not_readable(self.run.checkpoint):
             super()._load_optimizer_and_scheduler(*arguments)
 
+    def _load_scaler(self, *arguments) -> None:  # of fp16; a run without one may find one all the same
+        with checkpoints.told_if_not_readable(self.run.checkpoint):
+            super()._load_scaler(*arguments)
+
     def _load_rng_state(self, *arguments) -> None:
         with checkpoints.told_if_not_readable(self.run.checkpoint):
             super()._load_rng_state(*arguments)
