@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from sft.decoding.decode import score_options
 from sft.engine import option_tree as scoring
+from sft.engine.attention import QUERY_BLOCK
 from sft.model.encoding import encode_texts
 
 MANY = tuple(f"类型{number}：{'体育新闻'[number % 4]}" for number in range(300))
@@ -56,7 +57,7 @@ def test_no_mask_is_the_square_of_a_long_row(tokenizer):
 
     with Noted():
         score_options(tiny_model("qwen2"), tokenizer, some_prompts((1500,)), [("体育", "军事")])
-    assert 0 < max(masks) < 20 * 1500
+    assert 0 < max(masks) <= QUERY_BLOCK * (1500 + 8)
 
 
 @pytest.mark.parametrize("max_tokens", [None, 400, 1])

@@ -25,7 +25,8 @@ from sft.decoding.automaton import Automaton, Label, Run, State, answer_format
 from sft.decoding.drafts import Drafter, source_tokens
 from sft.decoding.vocabulary import Vocabulary
 from sft.engine.attention import at_least_float32, common_prefix_tokens, use_packed_attention
-from sft.engine.ragged import Cache, Feed, run
+from sft.engine.lora_copies import adapters_copied_once
+from sft.engine.ragged import Cache, Feed, rows_at_once, run, run_and_send
 from sft.engine.served import served_by
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Bounds(NamedTuple):
     """How many rows are decoded at the same time, and how long an answer can be.
 
     Attributes:
-        rows: rows at the same time, at most.
+        rows: rows at the same time, at most; on a GPU more of them (see `sft.engine.ragged.rows_at_once`).
         answer_tokens: after so many tokens of an answer, no entity begins.
         max_tokens: tokens in memory at the same time, at most; None: no limit.
     """
@@ -115,7 +116,8 @@ def decode(
     if together:
         longest = max(len(row.unread) for row in together) + room
         base = use_packed_attention(model)
-        _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), together, longest, bounds)
+        with adapters_copied_once(base):
+            _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
     if any(len(row.answer) >= bounds.answer_tokens for row in rows):
         say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
@@ -130,7 +132,7 @@ def _decode_ragged(
     base: PreTrainedModel, vocabulary: Vocabulary, drafter: Drafter, rows: list[Row], longest: int, bounds: Bounds
 ) -> None:
     """Finish all rows; at most as many at a time as fit into memory, the next one as soon as one is done."""
-    slots = min(bounds.rows, len(rows))
+    slots = min(rows_at_once(base, bounds.rows, longest), len(rows))
     if bounds.max_tokens is not None:
         slots = max(1, min(slots, bounds.max_tokens // longest))
     cache = Cache(slots, max(len(row.unread) for row in rows) + OVERRUN_TOKENS)
@@ -164,9 +166,10 @@ def _advance(
         drafts.append(draft)
         decisions_of.append(decisions)
     open_places, open_decisions = _choose_forced(places, decisions_of)
-    hidden = run(base, cache, feeds, open_places)
+    asked = _ask(open_decisions)
+    hidden, (ids, *indices) = run_and_send(base, cache, feeds, open_places, [asked.ids, *asked.indices])
     if open_decisions:
-        _judge(base, hidden, open_decisions)
+        _choose(open_decisions, _logits(base, hidden, ids), asked.widest, *indices)
     for row, draft, decisions in zip(rows, drafts, decisions_of, strict=True):
         row.read += len(row.unread)
         for place, decision in enumerate(decisions):
@@ -213,12 +216,28 @@ def _choose_forced(places: Sequence[range], decisions_of: list[list[Decision]]) 
     return open_places, open_decisions
 
 
-def _judge(base: PreTrainedModel, hidden: torch.Tensor, decisions: Sequence[Decision]) -> None:
-    """Choose a token for each decision, from the hidden state at its place."""
-    ids = torch.tensor([token_id for decision in decisions for token_id in decision.ids])
-    union, columns = ids.unique(return_inverse=True)
-    logits = _logits(base, hidden, union.to(hidden.device))
-    _choose(decisions, logits, columns.to(logits.device))
+class Asked(NamedTuple):
+    """What is asked of the logits: made on the CPU before the pass, so that nobody waits for the GPU to tell.
+
+    Attributes:
+        ids: (ids,) all tokens that some decision allows, ascending.
+        indices: three tensors with a number for every allowed token, decision after decision: its decision, its place
+            among the decision's tokens, and its column among ``ids``.
+        widest: the most tokens that a decision allows.
+    """
+
+    ids: torch.Tensor
+    indices: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    widest: int
+
+
+def _ask(decisions: Sequence[Decision]) -> Asked:
+    all_ids = torch.tensor([token_id for decision in decisions for token_id in decision.ids], dtype=torch.long)
+    ids, columns = all_ids.unique(return_inverse=True)
+    counts = torch.tensor([len(decision.ids) for decision in decisions], dtype=torch.long)
+    rows = torch.arange(len(decisions)).repeat_interleave(counts)
+    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return Asked(ids, (rows, within, columns), max((len(decision.ids) for decision in decisions), default=0))
 
 
 def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -231,22 +250,27 @@ def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> t
     return served_by(base).logits.of(at_least_float32(logits))
 
 
-def _choose(decisions: Sequence[Decision], logits: torch.Tensor, columns: torch.Tensor) -> None:
-    """Choose the most probable allowed token of each decision.
+def _choose(
+    decisions: Sequence[Decision],
+    logits: torch.Tensor,
+    widest: int,
+    rows: torch.Tensor,
+    within: torch.Tensor,
+    columns: torch.Tensor,
+) -> None:
+    """Choose the most probable allowed token of each decision. The host waits once, for one small table.
 
     Args:
         logits: (decisions, tokens).
-        columns: the column in ``logits`` of every allowed id, decision after decision.
+        widest, rows, within, columns: see `Asked`; ``columns`` are those of ``logits``.
     """
-    counts = torch.tensor([len(decision.ids) for decision in decisions], device=logits.device)
-    rows = torch.arange(len(decisions), device=logits.device).repeat_interleave(counts)
-    within = torch.arange(len(rows), device=logits.device) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    table = logits.new_full((len(decisions), int(counts.max())), -torch.inf)
+    table = logits.new_full((len(decisions), widest), -torch.inf)
     table[rows, within] = logits[rows, columns]
-    log_probabilities = table.log_softmax(-1).cpu()
-    for row, (decision, chosen) in enumerate(zip(decisions, table.argmax(-1).tolist(), strict=True)):
-        decision.chosen = decision.ids[chosen]
-        decision.log_probabilities = log_probabilities[row, : len(decision.ids)]
+    chosen = table.argmax(-1, keepdim=True)  # of the logits: two that differ may have the same probability
+    found = torch.cat((table.log_softmax(-1), chosen.to(table.dtype)), dim=1).cpu()
+    for row, (decision, place) in enumerate(zip(decisions, found[:, -1].tolist(), strict=True)):
+        decision.chosen = decision.ids[int(place)]
+        decision.log_probabilities = found[row, : len(decision.ids)]
 
 
 def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
@@ -311,7 +335,8 @@ def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequenc
             for index, row in enumerate(batch):
                 if not row.done:
                     decision = _decision(row, row.state, bounds, 0)
-                    _choose([decision], logits[index : index + 1], torch.tensor(decision.ids))
+                    asked = _ask([decision])
+                    _choose([decision], logits[index : index + 1, asked.ids], asked.widest, *asked.indices)
                     _settle(row, decision, vocabulary)
             input_ids = torch.tensor([[(row.answer or [vocabulary.end])[-1]] for row in batch])
             attention_mask = torch.cat((attention_mask, attention_mask.new_ones((len(batch), 1))), dim=1)

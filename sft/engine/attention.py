@@ -8,14 +8,14 @@ switched once, when it is loaded, and never back.
 There is one function but three layouts, each with its own kernel, because they need different things:
 
 - training (`sft.engine.prefix_tree`) needs gradients, and few large calls: branches of similar length together;
-- scoring options (`sft.engine.option_tree`) needs a mask, but only for the last few positions of each row: a mask over
-  the whole row would grow with the square of its length;
+- scoring options (`sft.engine.option_tree`) needs a mask for the options of each row, and rows of similar length
+  together;
 - decoding (`sft.engine.ragged`) needs the keys and values that earlier passes have kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -24,6 +24,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from sft.engine.transfer import copied_together
 
 NAME = "packed"  # under which transformers finds `packed_attention`
 # What some models ask of attention that no layout computes, by the name of the argument; told to the user.
@@ -95,6 +97,19 @@ def packed_attention(
     return layout.attend(query, key, value, scaling, dropout, module.layer_idx, window), None
 
 
+def mask_without_looking(
+    *places, attention_mask: torch.Tensor | None = None, allow_is_causal_skip: bool = True, **settings
+) -> torch.Tensor | None:
+    """transformers' mask for SDPA, for padded batches.
+
+    transformers looks first whether a mask is needed at all. In training on a GPU that would make the host wait twice
+    a batch, so there the mask is always made.
+    """
+    on_gpu = attention_mask is not None and attention_mask.device.type != "cpu"
+    skip = allow_is_causal_skip and not (on_gpu and torch.is_grad_enabled())
+    return sdpa_mask(*places, attention_mask=attention_mask, allow_is_causal_skip=skip, **settings)
+
+
 def use_packed_attention(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Switch a model to `packed_attention`; does nothing if that was done before.
 
@@ -107,7 +122,7 @@ def use_packed_attention(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if base.config._attn_implementation != NAME:
         AttentionInterface.register(NAME, packed_attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
+        AttentionMaskInterface.register(NAME, mask_without_looking)
         base.set_attn_implementation(NAME)
     return base
 
@@ -158,13 +173,18 @@ class MaskedQueries:
 
     Args:
         flat: (rows, width) where the queries stand in the flat row; a shorter row repeats its last one.
-        sees: called with a slice of the width and a window; gives (rows, slice, keys), true where a query sees a key.
-            The number of keys is a multiple of `ALIGNMENT`, and each query sees at least one.
+        sees: called with a slice of the width, a window and ``indices``; gives (rows or 1, slice, keys), true where a
+            query sees a key. Keys at the end that none of the slice sees may be left out. The number of keys is a
+            multiple of `ALIGNMENT`, and each query sees at least one.
         longest: the length of the longest row. A window that is not shorter hides nothing, and is left out.
+        indices: tensors that ``sees`` needs, on the same device as ``flat``.
     """
 
-    def __init__(self, flat: torch.Tensor, sees: Callable[[slice, int | None], torch.Tensor], longest: int) -> None:
-        self.flat, self._sees, self._longest = flat, sees, longest
+    def __init__(
+        self, flat: torch.Tensor, sees: Callable[..., torch.Tensor], longest: int, *indices: torch.Tensor
+    ) -> None:
+        self.tensors = [flat, *indices]
+        self._sees, self._longest = sees, longest
         self._made: dict[tuple, list[tuple[torch.Tensor, torch.Tensor]]] = {}
 
     def attend(
@@ -188,36 +208,55 @@ class MaskedQueries:
         heads, size = keys.shape[1], keys.shape[3]
         repeats = query.shape[1] // heads
         query, result = query.view(-1, repeats * size), result.view(-1, repeats, size)
-        for at, mask in self._blocks(heads, repeats, window, keys.shape[2], query.dtype):
+        for at, mask in self._blocks(heads, repeats, window, query.dtype):
             queries = query.index_select(0, at.flatten()).view(*at.shape[:2], -1, size)
-            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scaling)
+            seen = mask.shape[-1]
+            attended = scaled_dot_product_attention(
+                queries, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask, scale=scaling
+            )
             result[at] = attended.unflatten(2, (-1, repeats))
 
     def _blocks(
-        self, heads: int, repeats: int, window: int | None, keys: int, dtype: torch.dtype
-    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        kind = heads, repeats, window, keys, dtype
+        self, heads: int, repeats: int, window: int | None, dtype: torch.dtype
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        kind = heads, repeats, window, dtype
         if kind in self._made:
-            return self._made[kind]
-        blocks = self._make_blocks(heads, repeats, window, dtype)
-        if self.flat.numel() * repeats * keys > KEPT_MASK_NUMBERS:
-            return blocks
-        self._made[kind] = list(blocks)
-        return self._made[kind]
+            yield from self._made[kind]
+            return
+        made, numbers = [], 0
+        for block in self._make_blocks(heads, repeats, window, dtype):
+            yield block
+            numbers += block[1].numel()
+            if numbers <= KEPT_MASK_NUMBERS:
+                made.append(block)
+        if numbers <= KEPT_MASK_NUMBERS:
+            self._made[kind] = made
 
     def _make_blocks(
         self, heads: int, repeats: int, window: int | None, dtype: torch.dtype
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For a part of the width at a time: (rows, key heads, part) where the queries of one key head stand, counted
-        in key heads; and (rows, 1, part × repeats, keys), what is added to their scores."""
-        head = torch.arange(heads, device=self.flat.device)[:, None]
+        in key heads; and (rows or 1, 1, part × repeats, keys), what is added to their scores."""
+        flat, *indices = self.tensors
+        head = torch.arange(heads, device=flat.device)[:, None]
         step = max(1, QUERY_BLOCK // repeats)
-        for start in range(0, self.flat.shape[1], step):
-            part = slice(start, start + step)
-            sees = self._sees(part, window)
+        for start in range(0, flat.shape[1], step):
+            part = slice(start, min(start + step, flat.shape[1]))
+            sees = self._sees(part, window, *indices)
             mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)
             mask = mask[:, :, None].expand(-1, -1, repeats, -1).flatten(1, 2)
-            yield self.flat[:, None, part] * heads + head, mask[:, None]
+            yield flat[:, None, part] * heads + head, mask[:, None]
+
+
+def move_together(
+    queries: Sequence[MaskedQueries], tensors: Sequence[torch.Tensor], device: torch.device
+) -> list[torch.Tensor]:
+    """Move what a pass needs to ``device`` in one copy: ``queries``, changed in place, and ``tensors``, returned."""
+    own = [tensor for some in queries for tensor in some.tensors]
+    moved = iter(copied_together([*own, *tensors], device))
+    for some in queries:
+        some.tensors = [next(moved) for _ in some.tensors]
+    return list(moved)
 
 
 def aligned(length: int) -> int:

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 
-from sft.engine.attention import NO_MASK, Layout
+from sft.engine.attention import Layout
 
 
 @torch.no_grad()
 def hidden_states_at(
     base: PreTrainedModel,
-    token_ids: Sequence[int],
-    position_ids: Sequence[int],
+    token_ids: torch.Tensor,
+    position_ids: torch.Tensor,
     layout: Layout,
-    places: Sequence[int],
+    places: torch.Tensor,
 ) -> torch.Tensor:
     """Last hidden states at some places of a flat row: (places, hidden size).
 
+    Everything is on the model's device: the host copies nothing and waits for nothing.
+
     Args:
         base: after `sft.engine.attention.use_packed_attention`.
-        position_ids: of each token, its position in its own sequence.
+        token_ids: (tokens,).
+        position_ids: (tokens,) of each token, its position in its own sequence.
         layout: which token sees which.
-        places: indices into ``token_ids``.
+        places: (places,) indices into ``token_ids``.
     """
-    device = base.device
-    wanted = torch.tensor(places, dtype=torch.long, device=device)
-    with last_layer_at(base, wanted):
+    no_mask = token_ids.new_zeros((1, 1, 1, 1), dtype=torch.bool)  # see `sft.engine.attention.NO_MASK`
+    with last_layer_at(base, places):
         hidden = base.base_model(
-            input_ids=torch.tensor([token_ids], device=device),
-            position_ids=torch.tensor([position_ids], device=device),
-            attention_mask=NO_MASK.to(device),
+            input_ids=token_ids[None],
+            position_ids=position_ids[None],
+            attention_mask=no_mask,
             use_cache=False,
             layout=layout,
         ).last_hidden_state[0]
-    return hidden.index_select(0, wanted)
+    return hidden.index_select(0, places)
 
 
 @contextmanager

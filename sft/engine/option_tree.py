@@ -24,15 +24,22 @@ from sft.engine.attention import (
     at_least_float32,
     by_token,
     common_prefix_tokens,
+    move_together,
     use_packed_attention,
 )
 from sft.engine.forward import hidden_states_at
-from sft.engine.prefix_tree import PrefixTree, build_tree, group_by_length
+from sft.engine.prefix_tree import GROUP_WASTE, How, Segments, attend_by_segments, group_by_length, segments_of
+from sft.engine.segments import segments_work
 from sft.engine.served import served_by
 
 HEAD_BLOCK_TOKENS = 256  # places whose logits exist at a time: 256 × 151,936 in float32 are 156 MB
 LEAST_OPTION_TOKENS = 256  # room for options in a pass, however long the prompt is
+GPU_WASTE = 2.0  # on a GPU, a group's longest prompt may be so many times its shortest
 PADDED_SEQUENCES = 16  # sequences in one batch of the padded path
+
+
+# A unit in a pass: the flat positions of its prompt and of its nodes, and (nodes, nodes) which node sees which.
+Laid = tuple[range, range, torch.Tensor]
 
 
 class Trie(NamedTuple):
@@ -57,32 +64,34 @@ class Unit(NamedTuple):
     trie: Trie
 
 
-class NodeGroup(NamedTuple):
-    """Units with prompts of similar length, whose nodes are attended together.
+class UnitGroup(NamedTuple):
+    """Units with prompts of similar length, which are attended together.
 
     Attributes:
-        queries: their nodes.
-        keys: (units × keys,) flat positions of what their nodes may see: prefix, rest of the prompt, nodes.
         units: how many.
+        keys: (units × keys,) flat positions of what their tokens may see: prefix, rest of the prompt, nodes.
+        queries: the rests of their prompts, and their nodes if there are any.
     """
 
-    queries: MaskedQueries
-    keys: torch.Tensor
     units: int
+    keys: torch.Tensor
+    queries: list[MaskedQueries]
 
 
 class OptionTree(NamedTuple):
-    """The layout of a pass: the prompts, then the nodes of all units. Each unit sees only the prefix and itself.
+    """The layout of a pass: the prefix, the rests of all prompts, the nodes of all units.
 
     Attributes:
-        prompts: what all prompts begin with, and the rest of each.
-        prompt_tokens: the number of tokens in ``prompts``.
-        groups: the units that have nodes.
+        prompt_tokens: how many tokens stand before the nodes.
+        prefix: what all prompts begin with; None for nothing. All units see it.
+        groups: the units. Each sees only the prefix and itself.
+        prompts: prefix and prompts for variable-length attention; the other queries are only the nodes then.
     """
 
-    prompts: PrefixTree
     prompt_tokens: int
-    groups: list[NodeGroup]
+    prefix: MaskedQueries | None
+    groups: list[UnitGroup]
+    prompts: Segments | None = None
 
     def attend(
         self,
@@ -95,19 +104,21 @@ class OptionTree(NamedTuple):
         window: int | None,
     ) -> torch.Tensor:
         """See `sft.engine.attention.Layout`. Ignores ``dropout``."""
-        of_prompts = (states[:, :, : self.prompt_tokens] for states in (query, key, value))
-        prompts = self.prompts.attend(*of_prompts, scaling, window=window)
-        if not self.groups:
-            return prompts
-        query, key, value = map(by_token, (query, key, value))
-        result = torch.empty_like(query)
-        result[: self.prompt_tokens] = prompts[0]
+        by_query, by_key, by_value = map(by_token, (query, key, value))
+        result = torch.empty_like(by_query)
+        if self.prompts is not None:
+            of_prompts = [states[:, :, : self.prompt_tokens] for states in (query, key, value)]
+            how = How(scaling, 0.0, window)
+            result[: self.prompt_tokens] = attend_by_segments(self.prompts, *of_prompts, how)[0]
+        elif self.prefix is not None:
+            self.prefix.attend(by_query, result, key, value, scaling, window)
         for group in self.groups:
             keys, values = (
                 states.index_select(0, group.keys).unflatten(0, (group.units, -1)).transpose(1, 2)
-                for states in (key, value)
+                for states in (by_key, by_value)
             )
-            group.queries.attend(query, result, keys, values, scaling, window)
+            for queries in group.queries:
+                queries.attend(by_query, result, keys, values, scaling, window)
         return result[None]
 
 
@@ -213,61 +224,108 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
     ]
     pairs = torch.tensor([pair for branch in predicted for pair in branch])
     places, index = pairs[:, 0].unique(return_inverse=True)
-    layout = _lay_out(shared, prompts, nodes, ancestries, base.device)
-    hidden = hidden_states_at(base, input_ids, position_ids, layout, places.tolist())
-    values = _log_probabilities(base, hidden, index, pairs[:, 1])
-    found = iter(values.split([len(branch) for branch in predicted]))
+    order = index.argsort(stable=True)  # the head runs at one block of places after the other
+    laid = [*zip(prompts, nodes, ancestries, strict=True)]
+    layout = _lay_out_segments(shared, laid) if segments_work(base) else _lay_out_groups(shared, laid, base.device)
+    asked = [torch.tensor(input_ids), torch.tensor(position_ids), places, index[order], pairs[:, 1][order]]
+    layout, (token_ids, positions, places, at, tokens) = _move(layout, asked, base.device)
+    hidden = hidden_states_at(base, token_ids, positions, layout, places)
+    values = _log_probabilities(base, hidden, at, tokens, index[order])
+    found = iter(values[order.argsort()].split([len(branch) for branch in predicted]))
     return [torch.stack([next(found).sum() for _ in unit.trie.branches]) for unit in units]
 
 
-def _lay_out(
-    shared: int,
-    prompts: Sequence[range],
-    nodes: Sequence[range],
-    ancestries: Sequence[torch.Tensor],
-    device: torch.device,
-) -> OptionTree:
-    tree = build_tree(shared, prompts).to(device)
-    groups = []
-    for members in group_by_length([*zip(prompts, nodes, ancestries, strict=True)], lambda unit: len(unit[0])):
-        with_nodes = [unit for unit in members if unit[1]]
-        if with_nodes:
-            groups.append(_node_group(shared, with_nodes, device))
-    return OptionTree(tree, prompts[-1].stop, groups)
+def _lay_out_segments(shared: int, units: Sequence[Laid]) -> OptionTree:
+    """The layout where variable-length attention works, on the CPU. The nodes of all units are one group: few queries,
+    so padding of their keys costs less than more kernels."""
+    prompts = [prompt for prompt, _, _ in units]
+    group = _unit_group(shared, units)
+    groups = [group._replace(queries=group.queries[1:])] if group.queries[1:] else []
+    return OptionTree(prompts[-1].stop, None, groups, segments_of(shared, prompts))
 
 
-def _node_group(shared: int, units: Sequence[tuple[range, range, torch.Tensor]], device: torch.device) -> NodeGroup:
+def _lay_out_groups(shared: int, units: Sequence[Laid], device: torch.device) -> OptionTree:
+    """The layout elsewhere, on the CPU. On a GPU kernels are dear and padding is cheap: there are fewer groups."""
+    first, last = units[0][0], units[-1][0]
+    prefix = _causal(torch.arange(shared)[None], 0, [shared], first.stop) if shared else None
+    waste = GROUP_WASTE if device.type == "cpu" else GPU_WASTE
+    groups = group_by_length(units, lambda unit: len(unit[0]), waste)
+    return OptionTree(last.stop, prefix, [_unit_group(shared, members) for members in groups])
+
+
+def _move(
+    tree: OptionTree, tensors: Sequence[torch.Tensor], device: torch.device
+) -> tuple[OptionTree, list[torch.Tensor]]:
+    """The layout and some more tensors on ``device``, in one copy."""
+    queries = [some for group in tree.groups for some in group.queries]
+    if tree.prefix is not None:
+        queries.append(tree.prefix)
+    keys = [group.keys for group in tree.groups]
+    of_prompts = [] if tree.prompts is None else tree.prompts[:3]
+    moved = move_together(queries, [*keys, *of_prompts, *tensors], device)
+    groups = [group._replace(keys=found) for group, found in zip(tree.groups, moved, strict=False)]
+    moved = moved[len(groups) :]
+    if tree.prompts is None:
+        return tree._replace(groups=groups), moved
+    return tree._replace(groups=groups, prompts=Segments(*moved[:3], *tree.prompts[3:])), moved[3:]
+
+
+def _unit_group(shared: int, units: Sequence[Laid]) -> UnitGroup:
     """The group of these units; each is the flat positions of its prompt and of its nodes, and who sees whom."""
-    width = max(len(nodes) for _, nodes, _ in units)
-    longest = max(len(prompt) for prompt, _, _ in units)
-    longest += aligned(shared + longest + width) - (shared + longest + width)
-    keys = torch.zeros((len(units), shared + longest + width), dtype=torch.long)
+    longest, width = max(len(prompt) for prompt, _, _ in units), max(len(nodes) for _, nodes, _ in units)
+    before = aligned(shared + longest + width) - width  # keys before the nodes, some of them for padding
+    flat = torch.empty((len(units), longest), dtype=torch.long)
+    keys = torch.zeros((len(units), before + width), dtype=torch.long)
     keys[:, :shared] = torch.arange(shared)
+    for row, (prompt, own, _) in enumerate(units):
+        flat[row] = torch.arange(prompt.start, prompt.start + longest).clamp_(max=prompt[-1])
+        keys[row, shared : shared + longest] = flat[row]
+        keys[row, before : before + len(own)] = torch.arange(own.start, own.stop)
+    queries = [_causal(flat, shared, [len(prompt) for prompt, _, _ in units], before + width)]
+    if width:
+        queries.append(_nodes(shared, before, width, units))
+    return UnitGroup(len(units), keys.flatten(), queries)
+
+
+def _causal(flat: torch.Tensor, before: int, lengths: Sequence[int], keys: int) -> MaskedQueries:
+    """Queries of which each sees the first ``before`` of the ``keys``, and after them its row's queries up to itself.
+
+    Args:
+        lengths: queries of each row; what repeats its last one sees what that one sees.
+    """
+    lasts = torch.tensor(lengths[:1] if len(set(lengths)) == 1 else lengths)[:, None] - 1  # of equal rows, one mask
+    places = (before + torch.arange(flat.shape[1]).minimum(lasts))[:, :, None]
+
+    def sees(part: slice, window: int | None, places: torch.Tensor) -> torch.Tensor:
+        of_key = torch.arange(min(aligned(before + part.stop), keys), device=places.device)
+        own = places[:, part]
+        return of_key <= own if window is None else (of_key <= own) & (of_key > own - window)
+
+    return MaskedQueries(flat, sees, before + max(lengths), places)
+
+
+def _nodes(shared: int, before: int, width: int, units: Sequence[Laid]) -> MaskedQueries:
+    """The nodes of the units, padded to ``width``: they see the prompt, which is among the keys ``before``."""
     flat = torch.empty((len(units), width), dtype=torch.long)
     ancestors = torch.zeros((len(units), width, width), dtype=torch.bool)
-    for row, (prompt, nodes, sees) in enumerate(units):
-        count = len(nodes)
-        keys[row, shared : shared + len(prompt)] = torch.arange(prompt.start, prompt.stop)
-        flat[row] = torch.arange(nodes.start, nodes.start + width).clamp_(max=nodes[-1])
-        keys[row, shared + longest :] = flat[row]
-        ancestors[row, :count, :count] = sees
-        ancestors[row, count:, :count] = sees[-1]
-    ends = torch.tensor([shared + len(prompt) for prompt, _, _ in units])[:, None, None].to(device)
-    ancestors = ancestors.to(device)
+    for row, (prompt, own, sees) in enumerate(units):
+        places = torch.arange(width).clamp_(max=max(0, len(own) - 1))
+        flat[row] = places + (own.start if own else prompt[-1])
+        ancestors[row, :, : len(own)] = sees[places] if own else False
+    ends = torch.tensor([shared + len(prompt) for prompt, _, _ in units])[:, None, None]
     depths = ancestors.sum(2, keepdim=True) - 1  # (units, width, 1): an ancestor is a level higher
-    places = ends + depths
 
-    def sees_of(part: slice, window: int | None) -> torch.Tensor:
-        own = ancestors[:, part]
-        of_prompt = torch.arange(shared + longest, device=device)
+    def sees(
+        part: slice, window: int | None, ends: torch.Tensor, depths: torch.Tensor, ancestors: torch.Tensor
+    ) -> torch.Tensor:
+        own, of_prompt = ancestors[:, part], torch.arange(before, device=ends.device)
         prompt = of_prompt < ends
         if window is not None:
-            prompt = prompt & (of_prompt > places[:, part] - window)
+            prompt = prompt & (of_prompt > (ends + depths)[:, part] - window)
             own = own & (depths.mT > depths[:, part] - window)
         return torch.cat((prompt.expand(-1, own.shape[1], -1), own), dim=2)
 
-    queries = MaskedQueries(flat.to(device), sees_of, int(places.max()) + 1)
-    return NodeGroup(queries, keys.flatten().to(device), len(units))
+    return MaskedQueries(flat, sees, int((ends + depths).max()) + 1, ends, depths, ancestors)
 
 
 def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
@@ -285,24 +343,24 @@ def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
 
 
 def _log_probabilities(
-    base: PreTrainedModel, hidden: torch.Tensor, index: torch.Tensor, tokens: torch.Tensor
+    base: PreTrainedModel, hidden: torch.Tensor, index: torch.Tensor, tokens: torch.Tensor, known: torch.Tensor
 ) -> torch.Tensor:
-    """Log-probability, over the whole vocabulary, of each token: (tokens,) on the CPU.
+    """Log-probability, over the whole vocabulary, of each token: (tokens,) on the CPU, for which the host waits once.
 
     Args:
         hidden: (places, hidden size).
-        index: (tokens,) the row of ``hidden`` that predicts the token.
+        index: (tokens,) the row of ``hidden`` that predicts the token, ascending.
         tokens: (tokens,) token ids.
+        known: ``index`` on the CPU.
     """
     head, rule = base.get_output_embeddings(), served_by(base).logits
-    parts, order = [], []
+    parts, first = [], 0
     for start in range(0, len(hidden), HEAD_BLOCK_TOKENS):  # in blocks, because the logits of all places are large
-        inside = ((index >= start) & (index < start + HEAD_BLOCK_TOKENS)).nonzero()[:, 0]
+        last = int(torch.searchsorted(known, start + HEAD_BLOCK_TOKENS))
         log_probabilities = rule.of(at_least_float32(head(hidden[start : start + HEAD_BLOCK_TOKENS]))).log_softmax(-1)
-        at = (index[inside] - start).to(hidden.device), tokens[inside].to(hidden.device)
-        parts.append(log_probabilities[at].cpu())
-        order.append(inside)
-    return torch.cat(parts)[torch.cat(order).argsort()]
+        parts.append(log_probabilities[index[first:last] - start, tokens[first:last]])
+        first = last
+    return torch.cat(parts).cpu()
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from sft.engine.attention import at_least_float32, grouped_query_attention, in_order, take
+from sft.engine.transfer import copied_together
 
 logger = logging.getLogger(__name__)
 Member = TypeVar("Member")
@@ -63,11 +64,6 @@ class Segments(NamedTuple):
     longest_queries: int
     longest_keys: int
 
-    def to(self, device: torch.device) -> Segments:
-        """The same on ``device``."""
-        keys, query_offsets, key_offsets = (tensor.to(device) for tensor in self[:3])
-        return Segments(keys, query_offsets, key_offsets, self.longest_queries, self.longest_keys)
-
 
 @dataclass(frozen=True, eq=False)  # not a NamedTuple: the Trainer would take it apart to move the tensors
 class PrefixTree:
@@ -86,11 +82,19 @@ class PrefixTree:
     order: torch.Tensor
     segments: Segments | None = None
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors of the layout, for `with_tensors`."""
+        return [self.order, *self.groups, *(self.segments[:3] if self.segments else ())]
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> PrefixTree:
+        """The same layout with these tensors, such as copies on another device."""
+        order, groups, of_segments = tensors[0], tensors[1 : len(self.groups) + 1], tensors[len(self.groups) + 1 :]
+        segments = self.segments and Segments(*of_segments, *self.segments[3:])
+        return replace(self, groups=list(groups), order=order, segments=segments)
+
     def to(self, device: torch.device) -> PrefixTree:
         """The same on ``device``."""
-        groups, segments = [group.to(device) for group in self.groups], self.segments
-        segments = None if segments is None else segments.to(device)
-        return replace(self, groups=groups, order=self.order.to(device), segments=segments)
+        return self.with_tensors(copied_together(self.tensors(), device))
 
     def attend(
         self,
@@ -105,7 +109,7 @@ class PrefixTree:
         """See `sft.engine.attention.Layout`. Dropout, which few models have, needs attention by groups."""
         how = How(scaling, dropout, window)
         if self.segments is not None and not dropout:
-            return _attend_by_segments(self.segments, query, key, value, how)
+            return attend_by_segments(self.segments, query, key, value, how)
         return _attend_by_groups(self, query, key, value, how)
 
 
@@ -128,20 +132,22 @@ def build_tree(prefix_tokens: int, branches: Sequence[range], varlen: bool = Fal
             order[branch.start : branch.stop] = place + row * width + torch.arange(len(branch))
         groups.append(group)
         place += group.numel()
-    return PrefixTree(prefix_tokens, groups, order, _segments(prefix_tokens, branches) if varlen else None)
+    return PrefixTree(prefix_tokens, groups, order, segments_of(prefix_tokens, branches) if varlen else None)
 
 
-def group_by_length(members: Iterable[Member], length: Callable[[Member], int] = len) -> list[list[Member]]:
-    """What is laid out together: sorted by length, divided where padding to the longest wastes more than a quarter."""
+def group_by_length(
+    members: Iterable[Member], length: Callable[[Member], int] = len, waste: float = GROUP_WASTE
+) -> list[list[Member]]:
+    """What is laid out together: sorted by length, divided where the longest is ``waste`` times the shortest."""
     groups: list[list[Member]] = []
     for member in sorted(members, key=length):
-        if not groups or length(member) > GROUP_WASTE * length(groups[-1][0]) + GROUP_SLACK_TOKENS:
+        if not groups or length(member) > waste * length(groups[-1][0]) + GROUP_SLACK_TOKENS:
             groups.append([])
         groups[-1].append(member)
     return groups
 
 
-def _segments(prefix_tokens: int, branches: Sequence[range]) -> Segments:
+def segments_of(prefix_tokens: int, branches: Sequence[range]) -> Segments:
     prefix = torch.arange(prefix_tokens)
     sequences = [range(prefix_tokens), *branches] if prefix_tokens else branches
     sequences = [sequence for sequence in sequences if len(sequence)]
@@ -229,7 +235,7 @@ def _hidden(width: int, length: int, window: int | None, device: torch.device) -
 # ---- attention by segments ----
 
 
-def _attend_by_segments(
+def attend_by_segments(
     segments: Segments, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How
 ) -> torch.Tensor:
     hides = how.window is not None and how.window < segments.longest_keys

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from sft.console import progress
 from sft.decoding.decode import Limits, predict
-from sft.engine.batches import Batching, EncodedRow, micro_batches
+from sft.engine.batches import Batching, EncodedRow, micro_batches, to_device
 from sft.engine.loss import supervised_loss
 from sft.tasks.evaluation import at_least, best_threshold, metrics_of_predictions
 from sft.tasks.task import Task
@@ -102,7 +102,7 @@ class Evaluator:
         was_training = model.training
         model.eval()
         batches = progress(micro_batches(rows, max_tokens, self.batching), "验证损失", "批", hidden=self.quiet)
-        loss_sum = sum(supervised_loss(model, send_to_device(batch, device), 1).item() for batch in batches)
+        loss_sum = sum(supervised_loss(model, to_device(batch, device), 1).item() for batch in batches)
         model.train(was_training)
         return loss_sum
 
