@@ -235,15 +235,16 @@ class _Call(NamedTuple):
 # ---- variable-length attention, by its documentation ----
 
 
-def _varlen_sequences(query, key, value, offsets_q, offsets_k, scale, window):
+def _varlen_sequences(query, key, value, offsets_q, offsets_k, scale, window, used=None):
     """For each sequence: where its queries and keys are, these in float32 with a head each, and the weights.
 
     A query sees the keys up to its own place, counted from the lower right corner, or as the window says.
     """
     repeats = query.shape[1] // key.shape[1]
-    ends_q, ends_k = offsets_q.tolist(), offsets_k.tolist()
+    starts_k, ends_q = offsets_k[:-1], offsets_q.tolist()
+    ends_k = offsets_k[1:] if used is None else starts_k + used
     left, right = window
-    for q0, q1, k0, k1 in zip(ends_q, ends_q[1:], ends_k, ends_k[1:], strict=False):
+    for q0, q1, k0, k1 in zip(ends_q, ends_q[1:], starts_k.tolist(), ends_k.tolist(), strict=False):
         q = query[q0:q1].float()
         k, v = (states[k0:k1].float().repeat_interleave(repeats, 1) for states in (key, value))
         scores = torch.einsum("qhd,khd->hqk", q, k) * scale
@@ -266,6 +267,8 @@ def _varlen_forward(
     is_causal=False,
     scale=None,
     window=None,
+    grouped=False,
+    used=None,
     *others,
 ):
     if capability < (8, 0):
@@ -275,11 +278,15 @@ def _varlen_forward(
     assert query.dtype == key.dtype == value.dtype, (query.dtype, key.dtype, value.dtype)
     assert offsets_q.dtype == offsets_k.dtype == torch.int32
     assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1 and query.shape[2] % 8 == 0
-    assert offsets_q[-1] == len(query) and offsets_k[-1] == len(key) == len(value)
-    assert max_q == offsets_q.diff().max() and max_k == offsets_k.diff().max()
+    assert offsets_q[-1] == len(query) and max_q == offsets_q.diff().max() and len(key) == len(value)
+    if used is None:
+        assert offsets_k[-1] == len(key) and max_k == offsets_k.diff().max()
+    else:  # of each sequence only the first keys count; slots between the rows belong to the row before
+        assert used.dtype == torch.int32 and offsets_k[-1] <= len(key) and max_k == used.max()
+        assert (used <= offsets_k.diff()).all()
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     window = (-1, 0) if is_causal else tuple(window or (-1, -1))
-    sequences = _varlen_sequences(query, key, value, offsets_q, offsets_k, scale, window)
+    sequences = _varlen_sequences(query, key, value, offsets_q, offsets_k, scale, window, used)
     out = torch.cat([torch.einsum("hqk,khd->qhd", weights, v) for *_, v, weights in sequences]).to(query.dtype)
     return out, query.new_zeros((query.shape[1], len(query)), dtype=torch.float32), torch.zeros(2, dtype=torch.uint64)
 

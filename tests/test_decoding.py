@@ -79,7 +79,7 @@ class TestScoreOptions:
         for length in (12 - longest_tokens, 13 - longest_tokens):  # the sliding window is 12 tokens
             check_scores(model, tokenizer, some_prompts((max(1, length),)), OPTION_SETS[:1], 1e-10)
 
-    def test_all_options_of_all_rows_take_one_pass(self, tokenizer):
+    def test_every_model_takes_one_pass_for_all_options(self, tokenizer):
         for architecture in CONFIGS:
             model = tiny_model(architecture)
             passes = []

@@ -25,7 +25,8 @@ from sft.decoding.automaton import Automaton, Label, Run, State, answer_format
 from sft.decoding.drafts import Drafter, source_tokens
 from sft.decoding.vocabulary import Vocabulary
 from sft.engine.attention import at_least_float32, common_prefix_tokens, use_packed_attention
-from sft.engine.ragged import Cache, Feed, run, run_and_send
+from sft.engine.lora_copies import adapters_copied_once
+from sft.engine.ragged import Cache, Feed, rows_at_once, run, run_and_send
 from sft.engine.served import served_by
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Bounds(NamedTuple):
     """How many rows are decoded at the same time, and how long an answer can be.
 
     Attributes:
-        rows: rows at the same time, at most.
+        rows: rows at the same time, at most; on a GPU more of them (see `sft.engine.ragged.rows_at_once`).
         answer_tokens: after so many tokens of an answer, no entity begins.
         max_tokens: tokens in memory at the same time, at most; None: no limit.
     """
@@ -115,7 +116,8 @@ def decode(
     if together:
         longest = max(len(row.unread) for row in together) + room
         base = use_packed_attention(model)
-        _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), together, longest, bounds)
+        with adapters_copied_once(base):
+            _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
     if any(len(row.answer) >= bounds.answer_tokens for row in rows):
         say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
@@ -130,7 +132,7 @@ def _decode_ragged(
     base: PreTrainedModel, vocabulary: Vocabulary, drafter: Drafter, rows: list[Row], longest: int, bounds: Bounds
 ) -> None:
     """Finish all rows; at most as many at a time as fit into memory, the next one as soon as one is done."""
-    slots = min(bounds.rows, len(rows))
+    slots = min(rows_at_once(base, bounds.rows, longest), len(rows))
     if bounds.max_tokens is not None:
         slots = max(1, min(slots, bounds.max_tokens // longest))
     cache = Cache(slots, max(len(row.unread) for row in rows) + OVERRUN_TOKENS)

@@ -28,12 +28,18 @@ from sft.engine.attention import (
     use_packed_attention,
 )
 from sft.engine.forward import hidden_states_at
-from sft.engine.prefix_tree import group_by_length
+from sft.engine.prefix_tree import GROUP_WASTE, How, Segments, attend_by_segments, group_by_length, segments_of
+from sft.engine.segments import segments_work
 from sft.engine.served import served_by
 
 HEAD_BLOCK_TOKENS = 256  # places whose logits exist at a time: 256 × 151,936 in float32 are 156 MB
 LEAST_OPTION_TOKENS = 256  # room for options in a pass, however long the prompt is
+GPU_WASTE = 2.0  # on a GPU, a group's longest prompt may be so many times its shortest
 PADDED_SEQUENCES = 16  # sequences in one batch of the padded path
+
+
+# A unit in a pass: the flat positions of its prompt and of its nodes, and (nodes, nodes) which node sees which.
+Laid = tuple[range, range, torch.Tensor]
 
 
 class Trie(NamedTuple):
@@ -76,14 +82,16 @@ class OptionTree(NamedTuple):
     """The layout of a pass: the prefix, the rests of all prompts, the nodes of all units.
 
     Attributes:
-        prefix_tokens: how many tokens all prompts begin with; 0 for none. All units see them.
-        prefix: the same as queries; None for none.
+        prompt_tokens: how many tokens stand before the nodes.
+        prefix: what all prompts begin with; None for nothing. All units see it.
         groups: the units. Each sees only the prefix and itself.
+        prompts: prefix and prompts for variable-length attention; the other queries are only the nodes then.
     """
 
-    prefix_tokens: int
+    prompt_tokens: int
     prefix: MaskedQueries | None
     groups: list[UnitGroup]
+    prompts: Segments | None = None
 
     def attend(
         self,
@@ -96,17 +104,21 @@ class OptionTree(NamedTuple):
         window: int | None,
     ) -> torch.Tensor:
         """See `sft.engine.attention.Layout`. Ignores ``dropout``."""
-        query, by_key, by_value = map(by_token, (query, key, value))
-        result = torch.empty_like(query)
-        if self.prefix is not None:
-            self.prefix.attend(query, result, key, value, scaling, window)
+        by_query, by_key, by_value = map(by_token, (query, key, value))
+        result = torch.empty_like(by_query)
+        if self.prompts is not None:
+            of_prompts = [states[:, :, : self.prompt_tokens] for states in (query, key, value)]
+            how = How(scaling, 0.0, window)
+            result[: self.prompt_tokens] = attend_by_segments(self.prompts, *of_prompts, how)[0]
+        elif self.prefix is not None:
+            self.prefix.attend(by_query, result, key, value, scaling, window)
         for group in self.groups:
             keys, values = (
                 states.index_select(0, group.keys).unflatten(0, (group.units, -1)).transpose(1, 2)
                 for states in (by_key, by_value)
             )
             for queries in group.queries:
-                queries.attend(query, result, keys, values, scaling, window)
+                queries.attend(by_query, result, keys, values, scaling, window)
         return result[None]
 
 
@@ -213,7 +225,8 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
     pairs = torch.tensor([pair for branch in predicted for pair in branch])
     places, index = pairs[:, 0].unique(return_inverse=True)
     order = index.argsort(stable=True)  # the head runs at one block of places after the other
-    layout = _lay_out(shared, prompts, nodes, ancestries)
+    laid = [*zip(prompts, nodes, ancestries, strict=True)]
+    layout = _lay_out_segments(shared, laid) if segments_work(base) else _lay_out_groups(shared, laid, base.device)
     asked = [torch.tensor(input_ids), torch.tensor(position_ids), places, index[order], pairs[:, 1][order]]
     layout, (token_ids, positions, places, at, tokens) = _move(layout, asked, base.device)
     hidden = hidden_states_at(base, token_ids, positions, layout, places)
@@ -222,14 +235,22 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
     return [torch.stack([next(found).sum() for _ in unit.trie.branches]) for unit in units]
 
 
-def _lay_out(
-    shared: int, prompts: Sequence[range], nodes: Sequence[range], ancestries: Sequence[torch.Tensor]
-) -> OptionTree:
-    """The layout, on the CPU."""
-    prefix = _causal(torch.arange(shared)[None], 0, [shared], prompts[0].stop) if shared else None
-    units = [*zip(prompts, nodes, ancestries, strict=True)]
-    groups = group_by_length(units, lambda unit: len(unit[0]))
-    return OptionTree(shared, prefix, [_unit_group(shared, members) for members in groups])
+def _lay_out_segments(shared: int, units: Sequence[Laid]) -> OptionTree:
+    """The layout where variable-length attention works, on the CPU. The nodes of all units are one group: few queries,
+    so padding of their keys costs less than more kernels."""
+    prompts = [prompt for prompt, _, _ in units]
+    group = _unit_group(shared, units)
+    groups = [group._replace(queries=group.queries[1:])] if group.queries[1:] else []
+    return OptionTree(prompts[-1].stop, None, groups, segments_of(shared, prompts))
+
+
+def _lay_out_groups(shared: int, units: Sequence[Laid], device: torch.device) -> OptionTree:
+    """The layout elsewhere, on the CPU. On a GPU kernels are dear and padding is cheap: there are fewer groups."""
+    first, last = units[0][0], units[-1][0]
+    prefix = _causal(torch.arange(shared)[None], 0, [shared], first.stop) if shared else None
+    waste = GROUP_WASTE if device.type == "cpu" else GPU_WASTE
+    groups = group_by_length(units, lambda unit: len(unit[0]), waste)
+    return OptionTree(last.stop, prefix, [_unit_group(shared, members) for members in groups])
 
 
 def _move(
@@ -240,12 +261,16 @@ def _move(
     if tree.prefix is not None:
         queries.append(tree.prefix)
     keys = [group.keys for group in tree.groups]
-    moved = move_together(queries, [*keys, *tensors], device)
+    of_prompts = [] if tree.prompts is None else tree.prompts[:3]
+    moved = move_together(queries, [*keys, *of_prompts, *tensors], device)
     groups = [group._replace(keys=found) for group, found in zip(tree.groups, moved, strict=False)]
-    return tree._replace(groups=groups), moved[len(groups) :]
+    moved = moved[len(groups) :]
+    if tree.prompts is None:
+        return tree._replace(groups=groups), moved
+    return tree._replace(groups=groups, prompts=Segments(*moved[:3], *tree.prompts[3:])), moved[3:]
 
 
-def _unit_group(shared: int, units: Sequence[tuple[range, range, torch.Tensor]]) -> UnitGroup:
+def _unit_group(shared: int, units: Sequence[Laid]) -> UnitGroup:
     """The group of these units; each is the flat positions of its prompt and of its nodes, and who sees whom."""
     longest, width = max(len(prompt) for prompt, _, _ in units), max(len(nodes) for _, nodes, _ in units)
     before = aligned(shared + longest + width) - width  # keys before the nodes, some of them for padding
@@ -279,7 +304,7 @@ def _causal(flat: torch.Tensor, before: int, lengths: Sequence[int], keys: int) 
     return MaskedQueries(flat, sees, before + max(lengths), places)
 
 
-def _nodes(shared: int, before: int, width: int, units: Sequence[tuple[range, range, torch.Tensor]]) -> MaskedQueries:
+def _nodes(shared: int, before: int, width: int, units: Sequence[Laid]) -> MaskedQueries:
     """The nodes of the units, padded to ``width``: they see the prompt, which is among the keys ``before``."""
     flat = torch.empty((len(units), width), dtype=torch.long)
     ancestors = torch.zeros((len(units), width, width), dtype=torch.bool)

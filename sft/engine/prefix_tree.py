@@ -109,7 +109,7 @@ class PrefixTree:
         """See `sft.engine.attention.Layout`. Dropout, which few models have, needs attention by groups."""
         how = How(scaling, dropout, window)
         if self.segments is not None and not dropout:
-            return _attend_by_segments(self.segments, query, key, value, how)
+            return attend_by_segments(self.segments, query, key, value, how)
         return _attend_by_groups(self, query, key, value, how)
 
 
@@ -135,20 +135,22 @@ def build_tree(
             order[branch.start : branch.stop] = place + row * width + torch.arange(len(branch))
         groups.append(group)
         place += group.numel()
-    return PrefixTree(prefix_tokens, groups, order, _segments(prefix_tokens, branches) if varlen else None)
+    return PrefixTree(prefix_tokens, groups, order, segments_of(prefix_tokens, branches) if varlen else None)
 
 
-def group_by_length(members: Iterable[Member], length: Callable[[Member], int] = len) -> list[list[Member]]:
-    """What is laid out together: sorted by length, divided where padding to the longest wastes more than a quarter."""
+def group_by_length(
+    members: Iterable[Member], length: Callable[[Member], int] = len, waste: float = GROUP_WASTE
+) -> list[list[Member]]:
+    """What is laid out together: sorted by length, divided where the longest is ``waste`` times the shortest."""
     groups: list[list[Member]] = []
     for member in sorted(members, key=length):
-        if not groups or length(member) > GROUP_WASTE * length(groups[-1][0]) + GROUP_SLACK_TOKENS:
+        if not groups or length(member) > waste * length(groups[-1][0]) + GROUP_SLACK_TOKENS:
             groups.append([])
         groups[-1].append(member)
     return groups
 
 
-def _segments(prefix_tokens: int, branches: Sequence[range]) -> Segments:
+def segments_of(prefix_tokens: int, branches: Sequence[range]) -> Segments:
     prefix = torch.arange(prefix_tokens)
     sequences = [range(prefix_tokens), *branches] if prefix_tokens else branches
     sequences = [sequence for sequence in sequences if len(sequence)]
@@ -236,7 +238,7 @@ def _hidden(width: int, length: int, window: int | None, device: torch.device) -
 # ---- attention by segments ----
 
 
-def _attend_by_segments(
+def attend_by_segments(
     segments: Segments, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How
 ) -> torch.Tensor:
     hides = how.window is not None and how.window < segments.longest_keys

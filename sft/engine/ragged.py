@@ -15,7 +15,11 @@ from transformers import PreTrainedModel
 
 from sft.engine.attention import MaskedQueries, aligned, by_token, move_together
 from sft.engine.forward import hidden_states_at
+from sft.engine.segments import CachedSegments, cached_segments, segments_work
+from sft.engine.transfer import copied_together
 
+GPU_WASTE_TOKENS = 256  # on a GPU, padding that costs about as much as the kernels of one more group
+GPU_ROWS = 4  # on a GPU, so many times as many rows are decoded together: 64 by default
 GROWTH_TOKENS = 64  # extra room when the cache grows, so that it does not grow in every pass
 
 
@@ -59,13 +63,15 @@ class RaggedPass(NamedTuple):
         cache: the keys and values of all rows.
         rows: how many rows have new tokens.
         kept_at: (tokens,) where the cache keeps each flat token: its slot × the capacity + its place in its row.
-        groups: the rows of the pass, by the number of new tokens.
+        groups: the rows of the pass, by the number of new tokens; none where there are segments.
+        segments: the rows of the pass for variable-length attention; None where it does not work.
     """
 
     cache: Cache
     rows: int
     kept_at: torch.Tensor
     groups: list[Group]
+    segments: CachedSegments | None = None
 
     def attend(
         self,
@@ -80,6 +86,8 @@ class RaggedPass(NamedTuple):
         """See `sft.engine.attention.Layout`. A new token sees all of its row up to itself. Ignores ``dropout``."""
         kept = self.cache.write(layer, self.kept_at, key, value)
         query = by_token(query)
+        if self.segments is not None:
+            return self.segments.attend(query, *kept.flatten(1, 2), scaling, window)[None]
         result = torch.empty_like(query)
         for group in self.groups:
             keys, values = kept[:, group.slots, : group.seen].transpose(2, 3)
@@ -130,6 +138,25 @@ class Cache:
             self.capacity = capacity
 
 
+def rows_at_once(base: PreTrainedModel, rows: int, longest_tokens: int) -> int:
+    """How many rows to decode together where ``rows`` are asked for; each has at most ``longest_tokens``.
+
+    A pass over few tokens costs a GPU about the same, however few they are: there `GPU_ROWS` times as many run, if
+    half of the free memory holds their keys, values and activations. A single row stays one.
+    """
+    if base.device.type != "cuda" or rows == 1:
+        return rows
+    config = base.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kept = 2 * config.num_hidden_layers * heads * size  # numbers a token
+    at_once = 3 * getattr(config, "intermediate_size", config.hidden_size) + 8 * config.hidden_size
+    bytes_a_row = (kept + at_once) * base.dtype.itemsize * aligned(longest_tokens + GROWTH_TOKENS)
+    unused = torch.cuda.memory_reserved(base.device) - torch.cuda.memory_allocated(base.device)
+    free = torch.cuda.mem_get_info(base.device)[0] + unused
+    return max(1, min(GPU_ROWS * rows, free // 2 // bytes_a_row))
+
+
 def run(base: PreTrainedModel, cache: Cache, feeds: Sequence[Feed], places: Sequence[int]) -> torch.Tensor:
     """One pass over the new tokens: last hidden states at some of them, (places, hidden size).
 
@@ -148,31 +175,63 @@ def run_and_send(
     token_ids = torch.tensor([token_id for feed in feeds for token_id in feed.token_ids])
     position_ids = torch.tensor([place for feed in feeds for place in feed.places])
     wanted = torch.tensor(places, dtype=torch.long)
-    layout, moved = _lay_out(cache, feeds, [token_ids, position_ids, wanted, *also], base.device)
+    laid_out = _lay_out_segments if segments_work(base) else _lay_out_groups
+    layout, moved = laid_out(cache, feeds, [token_ids, position_ids, wanted, *also], base.device)
     token_ids, position_ids, wanted, *also = moved
     return hidden_states_at(base, token_ids, position_ids, layout, wanted), also
 
 
-def _lay_out(
+def _lay_out_segments(
     cache: Cache, feeds: Sequence[Feed], tensors: Sequence[torch.Tensor], device: torch.device
 ) -> tuple[RaggedPass, list[torch.Tensor]]:
-    """The layout and ``tensors`` on ``device``, in one copy."""
-    kept_at, start = [], 0
-    by_width: dict[int, list[tuple[int, Feed]]] = defaultdict(list)
-    for feed in feeds:
-        count, first = len(feed.token_ids), feed.slot * cache.capacity + feed.place
-        kept_at += range(first, first + count)
-        by_width[(count - 1).bit_length()].append((start, feed))
-        start += count
-    groups = [_group(members) for members in by_width.values()]
+    """The layout for variable-length attention, and ``tensors``, on ``device``, in one copy. Slots ascend."""
+    slots, places, counts = zip(*((feed.slot, feed.place, len(feed.token_ids)) for feed in feeds), strict=True)
+    segments = cached_segments(slots, places, counts, cache.capacity)
+    at, *moved = copied_together([_kept_at(cache, feeds), *segments[:3], *tensors], device)
+    segments = CachedSegments(*moved[:3], *segments[3:])
+    return RaggedPass(cache, len(feeds), at, [], segments), moved[3:]
+
+
+def _lay_out_groups(
+    cache: Cache, feeds: Sequence[Feed], tensors: Sequence[torch.Tensor], device: torch.device
+) -> tuple[RaggedPass, list[torch.Tensor]]:
+    """The layout for masked attention, and ``tensors``, on ``device``, in one copy."""
+    groups = [_group(members) for members in _by_width(feeds, 0 if device.type == "cpu" else GPU_WASTE_TOKENS)]
     slots = [group.slots for group in groups if isinstance(group.slots, torch.Tensor)]
-    sent = [torch.tensor(kept_at), *slots, *tensors]
+    sent = [_kept_at(cache, feeds), *slots, *tensors]
     at, *moved = move_together([group.queries for group in groups], sent, device)
     slots, moved = iter(moved[: len(slots)]), moved[len(slots) :]
     groups = [
         group._replace(slots=next(slots)) if isinstance(group.slots, torch.Tensor) else group for group in groups
     ]
     return RaggedPass(cache, len(feeds), at, groups), moved
+
+
+def _by_width(feeds: Sequence[Feed], waste_tokens: int) -> list[list[tuple[int, Feed]]]:
+    """The feeds with the flat position of each one's first token, divided by how many tokens they have.
+
+    Groups are merged, the shorter ones first, as long as that adds no more than ``waste_tokens`` of padding.
+    """
+    start = 0
+    by_width: dict[int, list[tuple[int, Feed]]] = defaultdict(list)
+    for feed in feeds:
+        by_width[(len(feed.token_ids) - 1).bit_length()].append((start, feed))
+        start += len(feed.token_ids)
+    groups: list[list[tuple[int, Feed]]] = []
+    before = 0
+    for _, members in sorted(by_width.items()):
+        width = max(len(feed.token_ids) for _, feed in members)
+        if groups and len(groups[-1]) * (width - before) <= waste_tokens:
+            groups[-1] = sorted(groups[-1] + members, key=lambda member: member[1].slot)
+        else:
+            groups.append(members)
+        before = width
+    return groups
+
+
+def _kept_at(cache: Cache, feeds: Sequence[Feed]) -> torch.Tensor:
+    """See `RaggedPass.kept_at`."""
+    return torch.tensor([feed.slot * cache.capacity + place for feed in feeds for place in feed.places])
 
 
 def _group(members: Sequence[tuple[int, Feed]]) -> Group:

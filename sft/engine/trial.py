@@ -52,8 +52,8 @@ def _limit_tokens(config: PreTrainedConfig) -> int | None:
     if not any(by_length in str(rope.get("rope_type")) for rope in ropes for by_length in ANGLES_BY_LENGTH):
         return None
     limits = [rope.get("original_max_position_embeddings") for rope in ropes]
-    limits += [getattr(config, "original_max_position_embeddings", None), config.max_position_embeddings]
-    return min(limit for limit in limits if type(limit) is int)
+    limits += [getattr(config, f"{which}max_position_embeddings", None) for which in ("original_", "")]
+    return min((limit for limit in limits if type(limit) is int), default=None)
 
 
 def _loads_more_than_text(config: PreTrainedConfig, text: PreTrainedConfig) -> bool:
