@@ -86,6 +86,7 @@ def run(
 
 def _rehearse(script: str, arguments: list[str], folder: Path, card: Card, fault: Callable | None) -> None:
     import torch
+
     from tests.pretend_gpu import PretendGpu
 
     started = time.process_time()

@@ -133,7 +133,7 @@ class SftTrainer(SavingTrainer):
         norm = (
             norm.full_tensor() if isinstance(norm, DTensor) else norm
         )  # of parameters that are spread over processes
-        self.stop_on_non_finite.check(torch.as_tensor(norm), self.state.global_step + 1)
+        self.stop_on_non_finite.check(torch.as_tensor(norm, device=self.args.device), self.state.global_step + 1)
         return norm
 
     def _refuse_to_halve_alone(self, error: RuntimeError) -> None:
