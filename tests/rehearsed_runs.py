@@ -20,11 +20,11 @@ from typing import NamedTuple
 import forked
 
 TRACEBACK = 99  # the exit code if an exception left the script
-PRELOADED = ["forked", "rehearsed_runs", "pretend_gpu", "sft.training.fine_tune", "sft.prediction.predictor"]
+PRELOADED = ["forked", "rehearsed_runs", "tests.pretend_gpu", "sft.training.fine_tune", "sft.prediction.predictor"]
 
 
 class Card(NamedTuple):
-    """A pretend GPU; see `pretend_gpu.PretendGpu`."""
+    """A pretend GPU; see `tests.pretend_gpu.PretendGpu`."""
 
     capability: tuple[int, int] = (8, 0)
     memory_bytes: int = 24 * 10**9
@@ -86,7 +86,8 @@ def run(
 
 def _rehearse(script: str, arguments: list[str], folder: Path, card: Card, fault: Callable | None) -> None:
     import torch
-    from pretend_gpu import PretendGpu
+
+    from tests.pretend_gpu import PretendGpu
 
     started = time.process_time()
     torch.set_num_threads(1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pretend_gpu import MixedDevices, PretendGpu
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import linear, scaled_dot_product_attention
+
+from tests.pretend_gpu import MixedDevices, PretendGpu
 
 HALF = {"rtol": 2e-2, "atol": 2e-2}
 

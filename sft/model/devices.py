@@ -39,7 +39,7 @@ def check_device(device: torch.device, dtype: torch.dtype, *, on_purpose: bool =
         RunError: its memory is full.
     """
     if device.type == "cpu" and not on_purpose and (reason := unused_gpu()) and is_first_process():
-        logger.warning("%s；现在用 CPU，慢几十倍", reason)
+        logger.warning("%s；现在用 CPU，会慢得多", reason)
     if device.type != "cpu" and process_count() == 1 and (count := torch.accelerator.device_count()) > 1:
         logger.info("有 %d 张卡，只用第一张；都用上请用 torchrun --nproc_per_node %d", count, count)
     require_working(device, dtype)

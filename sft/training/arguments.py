@@ -73,8 +73,9 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
         parser.error(one_line(error))
     refuse_unknown(parser, unknown)
     given = given_flags(argv)
-    for flag in sorted(given & DTYPE_FLAGS.keys()):
-        parser.error(f"--{flag}：数值类型由 --dtype 决定（auto、bfloat16、float16、float32）；{DTYPE_FLAGS[flag]}")
+    for flag, advice in DTYPE_FLAGS.items():
+        if given & {flag, f"no_{flag}"}:
+            parser.error(f"--{flag}：数值类型由 --dtype 决定（auto、bfloat16、float16、float32）；{advice}")
     return Arguments(*groups, given=given)
 
 

@@ -146,7 +146,7 @@ class SftTrainer(SavingTrainer):
             RunError: the losses or the gradients of this step are not finite, see `StopOnNonFinite`.
         """
         norm = whole(super()._get_grad_norm(model, grad_norm))
-        self.stop_on_non_finite.check(torch.as_tensor(norm), self.state.global_step + 1)
+        self.stop_on_non_finite.check(torch.as_tensor(norm, device=self.args.device), self.state.global_step + 1)
         return norm
 
     def _as_many_in_all_processes(self, batches: list[dict[str, object]]) -> list[dict[str, object]]:
