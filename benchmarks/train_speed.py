@@ -71,6 +71,8 @@ PEERS = [
     Contestant("TRL defaults, 8x2, checkpointing", "TRL", "trl", batches(8) | TRL | {"gradient_checkpointing": True}),
 ]
 
+PACKING = "TRL packing"
+
 
 def trl_packing(rows: list[dict], pack_tokens: int) -> Contestant:
     """TRL with packing; a step has a whole number of packs, with about 16 rows in all."""
@@ -78,7 +80,7 @@ def trl_packing(rows: list[dict], pack_tokens: int) -> Contestant:
     packs = max(1, round(ROWS_PER_STEP * mean_tokens / pack_tokens))
     arguments = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": packs}
     arguments |= {"packing": True, "max_length": pack_tokens}
-    return Contestant(f"TRL packing {pack_tokens}, 1x{packs}", "TRL", "trl", arguments)
+    return Contestant(f"{PACKING} {pack_tokens}, 1x{packs}", "TRL", "trl", arguments)
 
 
 class ContestantProcess:
@@ -135,12 +137,36 @@ def main() -> None:
     parser.add_argument("--wide", action="store_true", help="speed of 1.5B's own layers, three of them")
     parser.add_argument("--max_tokens", type=int, help="of a micro-batch of ours, instead of the default")
     arguments = parser.parse_args()
+    if lacks := what_is_missing(arguments):
+        parser.exit(2, f"{lacks}\n")
     with tempfile.TemporaryDirectory() as folder:
         for kind in arguments.rows:
             rows = read_rows(kind, arguments)
             describe(kind, rows)
             for measure in arguments.measure:
                 {"speed": measure_speed, "memory": measure_memory}[measure](kind, rows, Path(folder), arguments)
+
+
+def what_is_missing(arguments: argparse.Namespace) -> str | None:
+    """What the benchmark needs and does not find, in one line; None if it has everything."""
+    tasks = {"cls" if kind in ("court", "articles") else "ner" for kind in arguments.rows}
+    data = [arguments.data_dir / f"train_{task}.jsonl" for task in sorted(tasks)]
+    for path in [arguments.tokenizer, *data]:
+        if not path.exists():
+            return f"{path}: missing; see --help for --tokenizer and --data_dir, and docs/results.md for the data"
+    if needs_trl(arguments) and not Path(arguments.trl_python).is_file():
+        return (
+            f"{arguments.trl_python}: no TRL; python -m venv .venv-trl && .venv-trl/bin/pip install -r "
+            "benchmarks/requirements-trl.txt, or leave it out with --measure speed --only original"
+        )
+    return None
+
+
+def needs_trl(arguments: argparse.Namespace) -> bool:
+    """Whether one of the contestants is TRL; packing is one of its settings."""
+    if "memory" in arguments.measure or not arguments.only:
+        return True
+    return any(arguments.only in name for name in [*(peer.name for peer in PEERS if peer.library == "trl"), PACKING])
 
 
 # ---- rows and models ----
@@ -248,7 +274,8 @@ def measure_speed(kind: str, rows: list[dict], folder: Path, arguments: argparse
     base = save_base(folder / "speed", WIDE if arguments.wide else SMALL, arguments.dtype)
     longest = max(len(row["prompt_ids"]) + len(row["answer_ids"]) for row in rows)
     peers = PEERS + [trl_packing(rows, tokens) for tokens in (1024, 2048) if tokens >= longest]
-    assert_equal_losses([OURS, PADDED, ORIGINAL, peers[0], peers[2], peers[-1]], rows[:16], folder, python)
+    compared = [OURS, PADDED, ORIGINAL, peers[0], *([peers[2], peers[-1]] if needs_trl(arguments) else [])]
+    assert_equal_losses(compared, rows[:16], folder, python)
     all_rows, half = write_rows(folder / "rows", rows, 3640), write_rows(folder / "part", rows[: len(rows) // 2], 3640)
     best: dict[str, tuple[float, Contestant]] = {}
     if kind != "unshared" and not arguments.only:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import LINEAR_PROJECTIONS, SIZES
 from transformers import GPT2Config, Phi3Config, Qwen2Config
+from transformers.utils import is_liger_kernel_available
 
 from sft.errors import InputError
 from sft.model.lora import target_modules
@@ -68,7 +69,8 @@ class TestRefusals:
             (["--tf32", "true"], "Ampere"),
             (["--label_smoothing_factor", "0.1"], "标签平滑"),
             (["--neftune_noise_alpha", "5"], "噪声"),
-            (["--use_liger_kernel"], "自己算损失"),
+            (["--use_liger_kernel"], "只在 NVIDIA 显卡上"),
+            (["--compile_layers"], "只在显卡上"),
             (["--deepspeed", "ds.json"], "--use_fsdp --fsdp_version 2"),
             (["--fsdp_config", "fsdp.json"], "--fsdp"),
             (["--load_in_4bit"], "不支持量化训练"),
@@ -125,6 +127,16 @@ class TestRefusals:
         training = parsed("--fp16_full_eval", "false", "--label_smoothing_factor", "0").training
         assert not training.fp16_full_eval
         assert not training.label_smoothing_factor
+
+    @pytest.mark.skipif(is_liger_kernel_available(), reason="liger-kernel is installed")
+    def test_on_a_gpu_liger_s_package_is_named(self, capsys, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        assert "pip install liger-kernel" in refusal(["--use_liger_kernel"], capsys)
+
+    def test_layers_are_not_compiled_on_windows(self, capsys, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("sys.platform", "win32")
+        assert "Windows" in refusal(["--compile_layers"], capsys)
 
     def test_an_optimizer_whose_package_is_missing_is_named_before_training(self, capsys):
         assert "bitsandbytes" in refusal(["--optim", "adamw_bnb_8bit"], capsys)

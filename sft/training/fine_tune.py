@@ -14,7 +14,8 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from sft.data.records import write_check_rows
 from sft.decoding.decode import Limits
 from sft.engine.batches import EncodedRow
-from sft.errors import RunError, Stopped
+from sft.engine.compiled_layers import compile_layers
+from sft.errors import InputError, RunError, Stopped
 from sft.files import (
     ADAPTER_FILE,
     ALL_RESULTS_FILE,
@@ -112,6 +113,10 @@ def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
         model = load_adapter(base, Path(trained), trainable=True, lora_dropout=arguments.lora.lora_dropout)
     else:
         model = add_lora(base, **vars(arguments.lora))
+    if training.compile_layers:
+        if not getattr(batching, "varlen", False):
+            raise InputError("--compile_layers：只在变长注意力下有用，这张卡、这个模型或 --batching 用不了；请去掉它")
+        compile_layers(model)
     limits = Limits(settings.max_length, settings.max_new_tokens, training.per_device_eval_batch_size)
     trainer = (ResumedTrainer if run.resumed else SftTrainer)(
         model=model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from huggingface_hub.constants import ENDPOINT
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
-from transformers.utils import is_torch_tf32_available
+from transformers.utils import is_liger_kernel_available, is_torch_tf32_available
 from transformers.utils.hub import is_offline_mode
 
 from sft.cli import OneLineErrors
@@ -45,8 +46,23 @@ NOT_FOR_THIS_PROJECT = {
     "fp16_full_eval": "验证用的就是训练的数值类型，由 --dtype float16 决定；请去掉它",
     "label_smoothing_factor": "本项目的损失没有标签平滑；请去掉它",
     "neftune_noise_alpha": "一批数据共有的开头只算一次，不能各加各的噪声；请去掉它",
-    "use_liger_kernel": "本项目自己算损失，用不上它；请去掉它",
     "deepspeed": f"不支持；{USE_INSTEAD}",
+}
+# Of liger-kernel: its norm, rotary embedding and gated activation, not its losses.
+LIGER_KERNELS = {
+    "rope": True,
+    "rms_norm": True,
+    "swiglu": True,
+    "cross_entropy": False,
+    "fused_linear_cross_entropy": False,
+}
+# Of liger-kernel: its norm, rotary embedding and gated activation, not its losses.
+LIGER_KERNELS = {
+    "rope": True,
+    "rms_norm": True,
+    "swiglu": True,
+    "cross_entropy": False,
+    "fused_linear_cross_entropy": False,
 }
 
 
@@ -69,6 +85,13 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         refuse_untried(self)
         if self.tf32 and not is_torch_tf32_available():
             raise ValueError("--tf32：只有 Ampere 及以后的 NVIDIA 显卡有；请去掉它")
+        if self.liger_kernel_config:
+            raise ValueError("--liger_kernel_config：本项目只用 liger-kernel 的 norm、旋转位置和门控激活；请去掉它")
+        if self.use_liger_kernel:
+            require_liger()
+            self.liger_kernel_config = LIGER_KERNELS
+        if self.compile_layers:
+            require_compiler()
         if has_launcher() and not torch.cuda.is_available():
             self.use_cpu = True  # without this, accelerate does not connect the processes that torchrun started
         if self.ddp_find_unused_parameters is None:
@@ -97,6 +120,30 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             require_hub()
         with suppress(ValueError):  # some optimizers want to see the model first
             Trainer.get_optimizer_cls_and_kwargs(self)  # an ImportError if it needs a package that is not installed
+
+
+def require_liger() -> None:
+    """For ``--use_liger_kernel``: that there is a GPU, and the package.
+
+    Raises:
+        ValueError: there is none; the message is for the user.
+    """
+    if not torch.cuda.is_available():
+        raise ValueError("--use_liger_kernel：它的核只在 NVIDIA 显卡上运行，这里没有能用的；请去掉它")
+    if not is_liger_kernel_available():
+        raise ValueError("--use_liger_kernel：没有装；请先 pip install liger-kernel，或去掉这个参数")
+
+
+def require_compiler() -> None:
+    """For ``--compile_layers``: that there is a GPU, and not on Windows.
+
+    Raises:
+        ValueError: the message is for the user.
+    """
+    if sys.platform == "win32":
+        raise ValueError("--compile_layers：Windows 上 torch 没有编译器；请去掉它")
+    if not torch.cuda.is_available():
+        raise ValueError("--compile_layers：只在显卡上、用变长注意力时有用，这里没有能用的显卡；请去掉它")
 
 
 def settled_reporters(report_to: list[str]) -> list[str]:
