@@ -205,9 +205,11 @@ def test_a_planted_fault_is_found(fault, card, more, found, base, data, tmp_path
         ("--lora_target_modules", "q_proj", "lm_head", "--lora_dropout", "0.1"),
         ("--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "4"),
         ("--max_grad_norm", "0"),
-        ("--optim", "adafactor"),
+        ("--optim", "adamw_torch"),
         ("--max_tokens_per_micro_batch", "200"),
+        ("--full_determinism",),
     ],
+    ids=" ".join,
 )
 def test_every_way_to_compute_on_every_card(more, card, script, base, data, tmp_path):
     done = train(script, base, data, tmp_path, *more, card=card)

@@ -50,6 +50,7 @@ class Predictor:
         base_folder: the folder of the base model.
         adapter: the folder of the adapter; None for the base model alone.
         base_hash: see `model_hash`; None if it has not been computed.
+        is_half: the model is in float16, which may be too narrow for it.
     """
 
     model: PreTrainedModel
@@ -60,6 +61,7 @@ class Predictor:
     base_folder: Path | None = None
     adapter: Path | None = None
     base_hash: str | None = None
+    is_half: bool = False
 
     @classmethod
     def load(
@@ -114,6 +116,7 @@ class Predictor:
             base_folder,
             adapter,
             base_hash,
+            is_half=dtype == torch.float16,
         )
 
 
@@ -166,7 +169,7 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
     records = [to_record(row, task, settings) for row in rows]
     usable = [record for record in records if not isinstance(record, RowError)]
     try:
-        if usable and predictor.model.dtype == torch.float16:
+        if usable and predictor.is_half:
             prompts = encode_prompts(usable[:1], task, predictor.tokenizer)
             require_finite(predictor.model, prompts[0][: predictor.limits.max_length], "第一行")
         predicted = iter(predict_together(predictor.model, predictor.tokenizer, task, usable, predictor.limits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -64,6 +65,8 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
                 raise ValueError(f"--{name}：{reason}")
         refuse_other_launches()
         refuse_untried(self)
+        if self.full_determinism:  # CUDA reads it at the first matrix product, transformers sets it later
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
         if self.tf32 and not is_torch_tf32_available():
             raise ValueError("--tf32：只有 Ampere 及以后的 NVIDIA 显卡有；请去掉它")
         if has_launcher() and not torch.cuda.is_available():
