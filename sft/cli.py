@@ -29,7 +29,7 @@ from sft.terminal import shown_path
 logger = logging.getLogger(__name__)
 
 OLDEST_PYTHON = (3, 11)
-OWN_ERROR_SECONDS = 5  # then an error is this process's own, and told
+OWN_ERROR_SECONDS = 10  # then an error is this process's own, and told
 DONE, FAILED, WRONG_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 # argparse writes its messages in English. These are the common ones in Chinese.
