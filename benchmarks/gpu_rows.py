@@ -24,6 +24,11 @@ TINY = QWEN_1_5B | {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
+# The shapes into which the demo model's weights are copied. Its heads have a size of 32 and share keys in pairs.
+WIDENED_1_5B = {
+    name: QWEN_1_5B[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+}
+WIDENED_TINY = {"vocab_size": 5632, "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4}  # its own
 FIRST_TOKEN = 2  # 0 is padding, 1 the end
 
 
@@ -71,21 +76,3 @@ def random_rows(name: str, count: int, vocabulary: int, share: float = 1.0) -> l
             }
         )
     return rows
-
-
-def sentences(count: int) -> list[str]:
-    """Sentences with names in them, for prediction."""
-    generator = random.Random(0)
-    people, places = ("张伟", "李娜", "上官佳欣", "阿诺夫"), ("上海", "菲律宾", "阴峰市", "南京大学")
-    frames = (
-        "{}昨天到了{}，见到了{}。",
-        "{}和{}的代表团星期三在{}举行了会谈。",
-        "据报道，{}将于下周离开{}，前往{}访问。",
-    )
-    return [
-        generator.choice(frames).format(
-            generator.choice(people), generator.choice(places), generator.choice(people + places)
-        )
-        * generator.choice((1, 1, 2))
-        for _ in range(count)
-    ]

@@ -7,6 +7,7 @@ An error ends only this part. Nothing here touches the GPU before `work` is call
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import logging
 import math
@@ -14,37 +15,47 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2Config
 
 from benchmarks import gpu_rows, predict_speed, train_speed_worker
 from benchmarks.train_speed import save_tokenizer
-from sft.decoding.decode import Limits
+from benchmarks.widened_model import widen
+from sft.data.records import read_records
 from sft.engine.attention import use_packed_attention
 from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching, micro_batches, to_device
 from sft.engine.loss import supervised_loss
 from sft.engine.prefix_tree import varlen_works
 from sft.errors import RunError, one_line
 from sft.model.encoding import encode_prompts
-from sft.model.loading import load_tokenizer
-from sft.tasks.classification import Classification
-from sft.tasks.ner import Ner
+from sft.prediction.predictor import Predictor
 from sft.training.memory import ModelShape, StepKind, tokens_that_fit
 
 SHOWN_VERSIONS = ("torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "flash_attn", "liger-kernel")
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 CONTEXT_BYTES = 0.6e9  # of a card, for CUDA itself: `set_per_process_memory_fraction` does not count it
 OUT_OF_MEMORY = "显存不够"
-DEMO_TOKENIZER = Path(__file__).resolve().parents[1] / "qwen" / "demo"
+ROOT = Path(__file__).resolve().parents[1]
+# For prediction: the task, its sample files, its scripts, and flags of a short training.
+TASKS = (
+    ("ner", "ner", "transfer_ner_data", "train_qwen2_ner", ("--learning_rate", "2e-3")),
+    (
+        "classification",
+        "news",
+        "transfer_classification_data",
+        "train_qwen2_classification",
+        ("--learning_rate", "3e-3", "--max_length", "256"),
+    ),
+)
 
 
 def work(connection: Connection) -> None:
@@ -335,31 +346,22 @@ def without_hooks(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def prediction(job: dict, connection: Connection) -> None:
-    """This project's prediction against batched ``generate``, on a model with random weights.
+    """This project's prediction against batched ``generate``, on a model of the given shape that gives real answers.
 
-    Its answers are well formed but make no sense, so few tokens can be guessed ahead: for this project that is the
-    worst case. ``generate`` has to write as many tokens as the longest of these answers in its batch.
+    The demo model is fine-tuned for a moment on its sample data and copied into the shape (see `widened_model`).
     """
-    device = job["device"]
-    tokenizer = load_tokenizer(DEMO_TOKENIZER)
-    shape = job["shape"] | {"vocab_size": max(job["shape"]["vocab_size"], len(tokenizer))}
-    model = random_model(shape, device, getattr(torch, job["dtype"])).eval()
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    records = [{"text": text} for text in gpu_rows.sentences(job["count"])]
-    tasks = {
-        "ner": Ner.with_labels(["人名", "地理实体", "组织"]),
-        "classification": Classification(("体育", "军事", "经济", "文化", "科技", "教育")),
-    }
-    for name, task in tasks.items():
-        limits = Limits(512, 24, job["batch_size"])
-        loaded = SimpleNamespace(model=model, tokenizer=tokenizer, task=task, limits=limits)
+    device, folder = job["device"], Path(tempfile.mkdtemp())
+    for name, raw, transfer, train, more in TASKS:
+        loaded = fine_tuned(job, folder / name, raw, transfer, train, more)
+        records = [record for _, record in read_records(folder / name / "test.jsonl")][: job["count"]]
+        with torch.device(device):
+            model = widen(loaded.model.merge_and_unload().to(device), job["widened"])
+        loaded = replace(loaded, model=model.to(getattr(torch, job["dtype"])))
         ours = partial(predict_speed.ours, loaded, records, job["batch_size"])
-        tokens = max(len(ids) for ids in tokenizer(timed(device, ours)[1]).input_ids) + 1
-        prompts, lengths = (
-            encode_prompts(records, task, tokenizer),
-            {"max_new_tokens": tokens, "min_new_tokens": tokens},
-        )
-        batched = partial(predict_speed.batched, loaded, prompts, job["batch_size"], **lengths)
+        answers = timed(device, ours)[1]  # to warm up
+        tokens = max(len(ids) for ids in loaded.tokenizer(answers).input_ids) + 1
+        prompts = encode_prompts(records, loaded.task, loaded.tokenizer)
+        batched = partial(predict_speed.batched, loaded, prompts, job["batch_size"], max_new_tokens=tokens)
         methods = {"ours": ours, "generate": batched}
         seconds: dict[str, list[float]] = {method: [] for method in methods}
         for _ in range(job["rounds"]):
@@ -367,6 +369,30 @@ def prediction(job: dict, connection: Connection) -> None:
                 seconds[method].append(timed(device, run)[0])
             medians = {method: sorted(times)[len(times) // 2] for method, times in seconds.items()}
             connection.send({"task": name, "rows": len(records), "answer_tokens": tokens, **medians})
+
+
+def fine_tuned(job: dict, folder: Path, raw: str, transfer: str, train: str, more: Sequence[str]) -> Predictor:
+    """The demo model after a short training, ready to predict.
+
+    Raises:
+        RunError: a script did not succeed.
+    """
+    sample, records = ROOT / "data" / "sample", folder / "train.jsonl"
+    convert = [
+        "--input_file",
+        str(sample / f"{raw}_train.jsonl"),
+        "--input_test_file",
+        str(sample / f"{raw}_test.jsonl"),
+    ]
+    convert += ["--output_file", str(records), "--test_file", str(folder / "test.jsonl")]
+    flags = ["--model_name_or_path", str(ROOT / "qwen" / "demo"), "--train_file", str(records)]
+    flags += ["--output_dir", str(folder / "run"), "--swanlab_mode", "disabled", "--disable_tqdm", "true"]
+    flags += ["--test_file", "none", "--eval_strategy", "no", "--validation_ratio", "0", "--save_strategy", "no"]
+    flags += ["--lora_r", "16", "--max_steps", str(job["steps"]), "--dtype", "float32", *more]
+    for script, arguments in ((transfer, convert), (train, flags)):
+        if code := importlib.import_module(script).main(arguments):
+            raise RunError(f"{script}：退出码 {code}")
+    return Predictor.load(folder / "run")
 
 
 def timed(device: str, run: Callable) -> tuple[float, object]:
@@ -388,7 +414,7 @@ def memory(job: dict, connection: Connection) -> None:
     """
     cap = job["cap_gb"] * 1e9
     if job["device"] == "cuda":
-        total = torch.cuda.get_device_properties(0).total_memory
+        total = torch.cuda.mem_get_info()[1]
         if cap > total:
             connection.send({"skipped": f"这张卡只有 {total / 1e9:.0f} GB"})
             return

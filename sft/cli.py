@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from sft.terminal import shown_path
 logger = logging.getLogger(__name__)
 
 OLDEST_PYTHON = (3, 11)
+OWN_ERROR_SECONDS = 10  # then an error is this process's own, and told
 DONE, FAILED, WRONG_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 # argparse writes its messages in English. These are the common ones in Chinese.
@@ -282,8 +284,9 @@ def one_line_errors(interrupted: str = "已中断", *, piped: bool = False) -> I
         yield outcome
     except InputError as error:
         outcome.code = WRONG_INPUT
-        if is_first_on_machine():  # the other processes of this machine have the same error
-            _print_error(error)
+        if not is_first_on_machine():  # the first one most likely has the same error: it says it, and all are ended
+            time.sleep(OWN_ERROR_SECONDS)
+        _print_error(error)
     except RunError as error:
         outcome.code = FAILED
         _print_error(error)

@@ -185,11 +185,17 @@ def test_a_closed_pipe_ends_only_a_command_whose_output_may_be_piped():
         raise BrokenPipeError
 
 
-@pytest.mark.parametrize(("local_rank", "lines"), [("0", 1), ("1", 0)])
-def test_a_wrong_input_is_told_once_on_each_machine(local_rank, lines, monkeypatch, capsys):
+@pytest.mark.parametrize(("local_rank", "waits"), [("0", 0), ("1", 1)])
+def test_a_wrong_input_is_told_by_the_first_process_of_a_machine_and_later_by_one_that_is_alone_with_it(
+    local_rank, waits, monkeypatch, capsys
+):
+    """The launcher ends the others as soon as the first one has told it."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     with one_line_errors() as outcome:
         raise InputError("甲：错了")
     assert outcome.code == 2
-    assert capsys.readouterr().err.count("\n") == lines
+    assert len(waited) == waits
+    assert capsys.readouterr().err == "甲：错了\n"

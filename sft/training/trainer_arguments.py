@@ -56,14 +56,6 @@ LIGER_KERNELS = {
     "cross_entropy": False,
     "fused_linear_cross_entropy": False,
 }
-# Of liger-kernel: its norm, rotary embedding and gated activation, not its losses.
-LIGER_KERNELS = {
-    "rope": True,
-    "rms_norm": True,
-    "swiglu": True,
-    "cross_entropy": False,
-    "fused_linear_cross_entropy": False,
-}
 
 
 @dataclass
