@@ -29,7 +29,7 @@ from sft.data.recipes import Recipe, entity_gold, label_gold
 from sft.data.records import read_task_records
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
-from sft.tasks.settings import FORMAT_VERSION, settings_path
+from sft.tasks.settings import FORMAT_VERSION, settings_path, user_turn
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -178,7 +178,7 @@ def test_records_are_what_the_task_renders(tmp_path):
             assert kept.pop("conversion")["with"] == f"{'test' if side == 'train' else 'train'}.jsonl"
             assert len(kept.pop("sha256")) == 16
             task = of_settings(kept)
-            assert task.settings() == kept
+            assert task.settings() | user_turn(task) == kept
             read_task_records(path, task)
 
 

@@ -241,6 +241,20 @@ def test_a_model_that_gguf_cannot_hold_here_is_refused_before_it_is_loaded(sourc
         refuse_other_models(source, config)
 
 
+def test_without_the_library_the_line_says_what_to_install(opened, monkeypatch) -> None:
+    from sft.export import gguf_target
+
+    monkeypatch.setattr(gguf_target, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install -r requirements-export\.txt"):
+        gguf_target.Gguf(opened[0], "model", "f16", None)
+
+
+def test_the_development_requirements_have_the_same_library() -> None:
+    folder = Path(export.__file__).parent
+    pins = [(folder / f"requirements-{name}.txt").read_text(encoding="utf-8") for name in ("dev", "export")]
+    assert len({re.search(r"^gguf==\S+", text, re.MULTILINE)[0] for text in pins}) == 1
+
+
 # ---- Ollama ----
 
 MODELFILE_FAULTS = {
