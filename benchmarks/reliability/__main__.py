@@ -16,12 +16,14 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-os.environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0", "TQDM_DISABLE": "1"}
+warnings.filterwarnings("ignore", message=".*register_random")  # pytest's, of no account here
 
 
 def main(arguments: list[str]) -> int:
