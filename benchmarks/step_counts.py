@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from sft.engine.batches import EncodedRow, PrefixTreeBatching
 from sft.engine.lora_node import use_lora_node
 from sft.engine.loss import supervised_loss
-from sft.training.flags import LINEAR_PROJECTIONS
+from models import LINEAR_PROJECTIONS
 
 # Qwen2.5-1.5B's shape.
 SHAPE = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936}
