@@ -65,13 +65,14 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
     except (ValueError, TypeError, ImportError) as error:  # from the checks of TrainingArguments
         parser.error(one_line(error))
     refuse_unknown(parser, unknown)
-    return Arguments(*groups, given=given_flags(argv))
+    return Arguments(*groups, given=given_flags(parser, argv))
 
 
-def given_flags(argv: Sequence[str]) -> frozenset[str]:
-    """The names of the flags on a command line: ``--lora-r=4`` → ``lora_r``."""
-    flags = (word.partition("=")[0] for word in argv if word.startswith("--"))
-    return frozenset(flag.removeprefix("--").replace("-", "_") for flag in flags)
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> frozenset[str]:
+    """The names of the flags on a command line: ``--lora-r=4`` → ``lora_r``, ``--no_use_cpu`` → ``use_cpu``."""
+    known = parser._option_string_actions
+    flags = {word.partition("=")[0] for word in argv}
+    return frozenset(known[flag].dest for flag in flags if flag in known)
 
 
 def _short_help(description: str, defaults: dict[str, object]) -> argparse.ArgumentParser:

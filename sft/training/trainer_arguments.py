@@ -14,7 +14,7 @@ from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils.hub import is_offline_mode
 
-from sft.cli import OneLineErrors
+from sft.cli import OneLineErrors, settle_boolean
 from sft.network import reachable
 from sft.processes import has_launcher
 from sft.training.flags import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
@@ -124,7 +124,7 @@ class _Parser(OneLineErrors, HfArgumentParser):
 
 
 def build_parser(description: str) -> HfArgumentParser:
-    """The parser of all flags of a training script; ``--help_all`` lists them. A flag alone means true."""
+    """The parser of all flags of a training script; ``--help_all`` lists them. A flag for yes or no alone means yes."""
     parser = _Parser(
         [ModelArguments, LoraArguments, DataArguments, TrackingArguments, SftTrainingArguments],
         description=description,
@@ -132,9 +132,9 @@ def build_parser(description: str) -> HfArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    for action in parser._actions:
+    for action in list(parser._actions):
         if action.type is string_to_bool:  # transformers wants a value for those whose default is None
-            action.nargs, action.const = "?", True
+            settle_boolean(parser, action)
         elif action.dest == "report_to":
             action.nargs = "+"
         elif action.dest == "resume_from_checkpoint":
