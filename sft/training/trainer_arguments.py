@@ -124,7 +124,7 @@ class _Parser(OneLineErrors, HfArgumentParser):
 
 
 def build_parser(description: str) -> HfArgumentParser:
-    """The parser of all flags of a training script; ``--help_all`` lists them. A flag for yes or no alone means yes."""
+    """The parser of all flags of a training script; ``--help_all`` lists them. A flag alone means yes."""
     parser = _Parser(
         [ModelArguments, LoraArguments, DataArguments, TrackingArguments, SftTrainingArguments],
         description=description,
