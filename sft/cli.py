@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from sft import __version__
-from sft.errors import InputError, RunError, Stopped, is_out_of_memory, printable
+from sft.errors import InputError, RunError, Stopped, is_out_of_memory, memory_name, printable
 from sft.processes import is_first_on_machine
 from sft.terminal import shown_path
 
@@ -341,7 +341,8 @@ def one_line_errors(interrupted: str = "已中断", *, piped: bool = False) -> I
             raise
         outcome.code = FAILED
         logger.debug("", exc_info=True)
-        _print_error("内存不够：请减小批的大小（--per_device_train_batch_size、--batch_size）或长度，或换小一些的模型")
+        advice = "请减小批的大小（--per_device_train_batch_size、--batch_size）或长度，或换小一些的模型"
+        _print_error(f"{memory_name(error)}不够：{advice}")
 
 
 def _advice(error: OSError) -> str:

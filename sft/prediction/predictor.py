@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -15,7 +15,8 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.decoding.decode import Limits, predict_together
-from sft.errors import InputError, RowError, RunError
+from sft.decoding.room import Room
+from sft.errors import InputError, RowError, RunError, is_out_of_memory, memory_name
 from sft.files import file_hash
 from sft.model.adapter import find_base, require_adapter
 from sft.model.encoding import terminator_id
@@ -49,6 +50,7 @@ class Predictor:
         base_folder: the folder of the base model.
         adapter: the folder of the adapter; None for the base model alone.
         base_hash: see `model_hash`; None if it has not been computed.
+        room: what fits into memory; it shrinks when memory runs out.
     """
 
     model: PreTrainedModel
@@ -59,6 +61,7 @@ class Predictor:
     base_folder: Path | None = None
     adapter: Path | None = None
     base_hash: str | None = None
+    room: Room = field(default_factory=Room, compare=False)
 
     @classmethod
     def load(
@@ -155,15 +158,19 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
     """The output lines of one window of rows, in order, and their counts.
 
     Raises:
-        RunError: the GPU has not enough memory.
+        RunError: a single row does not fit into memory.
     """
     task, settings = predictor.task, predictor.row_settings
     records = [to_record(row, task, settings) for row in rows]
     usable = [record for record in records if not isinstance(record, RowError)]
     try:
-        predicted = iter(predict_together(predictor.model, predictor.tokenizer, task, usable, predictor.limits))
-    except torch.OutOfMemoryError as error:
-        raise RunError("显存不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
+        predicted = iter(
+            predict_together(predictor.model, predictor.tokenizer, task, usable, predictor.limits, predictor.room)
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"{memory_name(error)}不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
     results = [{"error": str(record)} if isinstance(record, RowError) else next(predicted) for record in records]
     results = at_least(task, results, settings.threshold)
     golds = [usable_gold(record, task) for record in records]

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from sft.console import is_watched
 from sft.engine.batches import EncodedRow, batch_tokens, micro_batches
 from sft.engine.loss import frozen_head, supervised_loss
-from sft.errors import InputError, RunError
+from sft.errors import InputError, RunError, is_out_of_memory, memory_name
 from sft.tracking.charts import is_of_one_label
 from sft.training.callbacks import StopOnNonFinite, StopOnSignal
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
@@ -90,14 +90,15 @@ class SftTrainer(SavingTrainer):
                     with nullcontext() if last else self.accelerator.no_sync(model):
                         loss = loss + super().training_step(model, batch, num_items_in_batch)
                 break
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if last:
                     self._refuse_to_halve_alone(error)
-                if not should_reduce_batch_size(error) or max(len(batch["lines"]) for batch in batches) == 1:
+                if not is_out_of_memory(error) or max(len(batch["lines"]) for batch in batches) == 1:
                     raise
+                name = memory_name(error)
             for parameter, gradient in zip(self.adapter, _copies(gradients), strict=True):
                 parameter.grad = gradient
-            self._halve(max(map(batch_tokens, batches)))
+            self._halve(max(map(batch_tokens, batches)), name)
         self.executed_tokens += self.batch_tokens
         self.logical_tokens += sum(len(row) for row in inputs["rows"])
         return loss
@@ -114,26 +115,31 @@ class SftTrainer(SavingTrainer):
         self.stop_on_non_finite.check_loss(loss, inputs["lines"].tolist(), self.state.global_step + 1)
         return loss
 
-    def _refuse_to_halve_alone(self, error: RuntimeError) -> None:
+    def _refuse_to_halve_alone(self, error: Exception) -> None:
         """Refuse to recompute a batch in one process only: the other processes have already exchanged gradients.
 
         Raises:
             RunError: there are other processes, and this one is out of memory.
         """
         several = self.accelerator.num_processes > 1 and self.accelerator.sync_gradients
-        if several and isinstance(error, torch.OutOfMemoryError):
+        if several and is_out_of_memory(error):
             raise RunError(
                 "有一张卡显存不够，多卡时无法只在一张卡上重算；请把 --max_tokens_per_micro_batch 设得比 "
                 f"{self.max_tokens} 小，再用 --resume_from_checkpoint true 续跑"
             ) from error
 
-    def _halve(self, largest_tokens: int) -> None:
-        """From now on use micro-batches of half the size that did not fit; later checkpoints save the new size."""
+    def _halve(self, largest_tokens: int, name: str) -> None:
+        """From now on use micro-batches of half the size that did not fit; later checkpoints save the new size.
+
+        Args:
+            name: of the memory that ran out.
+        """
         self.max_tokens = min(self.max_tokens, largest_tokens) // 2
         clear_device_cache(garbage_collection=True)
         logger.warning(
-            "第 %d 步显存不够：每次前向改为最多 %d 个 token，重算这一批；每步的数据和结果不变",
+            "第 %d 步%s不够：每次前向改为最多 %d 个 token，重算这一批；每步的数据和结果不变",
             self.state.global_step + 1,
+            name,
             self.max_tokens,
         )
 
