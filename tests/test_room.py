@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 
 import pytest
@@ -217,7 +216,7 @@ def test_a_whole_run_and_its_predictions_survive_evaluation_without_memory(token
         return results, [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
 
     expected, wanted = run("plenty")
-    memory.most_tokens = 300
+    memory.most_tokens = 200
     caplog.clear()
     found, lines = run("scarce")
     assert found["eval_f1"] == expected["eval_f1"]
