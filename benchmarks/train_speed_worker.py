@@ -125,6 +125,7 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
     """This project's trainer, as `sft.training.fine_tune.build_trainer` builds it."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching
+    from sft.engine.lora_node import use_lora_node
     from sft.training.evaluation import Evaluator, Examples
     from sft.training.fine_tune import as_dataset
     from sft.training.memory import fastest_on_cpu_tokens
@@ -136,8 +137,10 @@ def ours(model, rows: list[dict], job: dict, pacer: Pacer) -> Trainer:
     batchings = {"prefix_tree": PrefixTreeBatching(), "padded": PaddedBatching(tokenizer.pad_token_id)}
     max_tokens = job.get("max_tokens") or fastest_on_cpu_tokens(model.config.intermediate_size)
     arguments = TrainingArguments(**settings(job), remove_unused_columns=False, length_column_name="length")
+    model = with_adapter(model)
+    use_lora_node(model)  # as `sft.model.lora.add_lora` does
     return SftTrainer(
-        model=with_adapter(model),
+        model=model,
         args=arguments,
         train_dataset=as_dataset(encoded),
         processing_class=tokenizer,

@@ -23,6 +23,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from sft.console import is_watched
 from sft.engine.attention import ARCHITECTURES, use_packed_attention
+from sft.engine.lora_node import use_lora_node
 from sft.errors import InputError, is_out_of_memory, one_line
 from sft.files import ADAPTER_FILE, read_json
 from sft.model.encoding import terminator_id
@@ -225,4 +226,5 @@ def load_adapter(
     loaded = set(get_peft_model_state_dict(model))
     if saved != loaded:
         raise InputError(f"{folder}：适配器有 {len(saved ^ loaded)} 个权重与模型对不上，例如 {min(saved ^ loaded)}")
+    use_lora_node(model)
     return model

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sft.engine.lora_node import use_lora_node
 from sft.errors import InputError, one_line
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ def add_lora(
         adapted = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
         raise InputError(f"LoRA 加不上（{one_line(error)[:200]}）；请换 --lora_target_modules") from error
+    use_lora_node(adapted)
     if line := _left_out(adapted, own, [] if everything else lora_target_modules):
         logger.warning("%s", line)
     return adapted
