@@ -25,10 +25,11 @@ def hidden_states_at(
         base: after `sft.engine.attention.use_packed_attention`.
         position_ids: of each token, its position in its own sequence.
         layout: which token sees which.
-        places: indices into ``token_ids``.
+        places: indices into ``token_ids``; none is allowed.
     """
     device = base.device
-    wanted = torch.tensor(places, dtype=torch.long, device=device)
+    # One place at least: bitsandbytes' kernels for a CPU end the process on a tensor without rows.
+    wanted = torch.tensor(places or [0], dtype=torch.long, device=device)
     with last_layer_at(base, wanted):
         hidden = base.base_model(
             input_ids=torch.tensor([token_ids], device=device),
@@ -37,7 +38,7 @@ def hidden_states_at(
             use_cache=False,
             layout=layout,
         ).last_hidden_state[0]
-    return hidden.index_select(0, wanted)
+    return hidden.index_select(0, wanted)[: len(places)]
 
 
 @contextmanager

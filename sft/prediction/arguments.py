@@ -26,6 +26,9 @@ RENAMED_FLAGS = {
     "test_file": "--input_file",
     "file": "--input_file",
     "labels": "--options",
+    "load_in_4bit": "--quantization nf4",
+    "load_in_8bit": "--quantization nf4（只支持 4 位）",
+    "quantization_bit": "--quantization nf4（只支持 4 位）",
 }
 
 
@@ -94,6 +97,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     limits.add_argument("--max_length", type=_positive, help="一条最多多少 token；默认同训练")
     limits.add_argument("--max_new_tokens", type=_positive, help="答案最多多少 token；默认按训练数据")
     limits.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="数值类型；默认同训练")
+    limits.add_argument("--quantization", choices=["none", "nf4"], help="nf4：底座用 4 位，省显存；默认同训练")
     arguments = parse(parser, argv, RENAMED_FLAGS)
     _check_together(parser, arguments)
     return arguments

@@ -50,6 +50,7 @@ class Predictor:
         base_folder: the folder of the base model.
         adapter: the folder of the adapter; None for the base model alone.
         base_hash: see `model_hash`; None if it has not been computed.
+        quantization: ``nf4`` for a base in 4 bits, else None.
         room: what fits into memory; it shrinks when memory runs out.
     """
 
@@ -61,6 +62,7 @@ class Predictor:
     base_folder: Path | None = None
     adapter: Path | None = None
     base_hash: str | None = None
+    quantization: str | None = None
     room: Room = field(default_factory=Room, compare=False)
 
     @classmethod
@@ -100,11 +102,12 @@ class Predictor:
         tokenizer = load_tokenizer(choice.adapter or base_folder)
         if choice.adapter is not None:
             _require_trained_end(tokenizer, settings, choice.adapter)
-        model = load_base(base_folder, _dtype(choice, settings))
+        device, quantization = default_device(), _quantization(choice, settings)
+        model = load_base(base_folder, _dtype(choice, settings), quantization, device)
         if adapter is not None:
             model = load_adapter(model, adapter)
         return cls(
-            model.to(default_device()),
+            model.to(device),
             tokenizer,
             settings.task,
             _limits(limits, settings),
@@ -112,6 +115,7 @@ class Predictor:
             base_folder,
             adapter,
             base_hash,
+            quantization,
         )
 
 
@@ -134,6 +138,20 @@ def _dtype(choice: ModelChoice, settings: TaskSettings) -> torch.dtype:
     if wanted == "float16" and device.type == "cpu" and choice.dtype is None:
         wanted = "auto"  # trained on a GPU, used on a CPU
     return resolve_dtype(wanted, device)
+
+
+def _quantization(choice: ModelChoice, settings: TaskSettings) -> str | None:
+    """How the base is quantised: as the user says, else as in training; told where it is, or is not as in training."""
+    trained = None if choice.adapter is None else settings.quantization
+    wanted = trained if choice.quantization is None else {"none": None}.get(choice.quantization, choice.quantization)
+    shown, before = (name or "不量化" for name in (wanted, trained))
+    if wanted == trained and wanted is not None:
+        logger.info("底座按 %s 量化，同训练时", shown)
+    elif wanted != trained and choice.adapter is not None:
+        logger.warning(
+            "底座：%s，训练时：%s；照 --quantization %s，结果会略有不同", shown, before, choice.quantization
+        )
+    return wanted
 
 
 def _limits(choice: LimitChoice, settings: TaskSettings) -> Limits:
@@ -222,6 +240,7 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
         "task": hashlib.sha256(orjson.dumps(predictor.task.settings())).hexdigest()[:16],
         "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "device": predictor.model.device.type,
+        **({"quantization": predictor.quantization} if predictor.quantization else {}),
         **asdict(predictor.limits),
         **orjson.loads(
             orjson.dumps(asdict(predictor.row_settings) | {"columns": list(predictor.row_settings.columns)})

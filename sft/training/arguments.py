@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sft.cli import Parser, refuse_slips, refuse_unknown
 from sft.errors import InputError, one_line
+from sft.processes import let_segments_grow
 from sft.training.config import with_config
 from sft.training.flags import (
     GROUPS,
@@ -48,6 +49,7 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
     """
     for flag in {"-h", "--help", "--version"}.intersection(argv):
         _short_help(description, defaults).parse_args([flag])
+    let_segments_grow()  # before torch is imported
     from sft.training.trainer_arguments import build_parser
 
     parser = build_parser(description)

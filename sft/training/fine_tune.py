@@ -97,7 +97,8 @@ def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
     arguments, settings = prepared.arguments, prepared.settings
     training = arguments.training
     set_seed(training.seed)  # for the initial weights of the adapter
-    base, trained = load_base(prepared.base_folder, prepared.dtype), arguments.model.init_adapter
+    base = load_base(prepared.base_folder, prepared.dtype, settings.quantization, training.device)
+    trained = arguments.model.init_adapter
     batching = prepared.batching.for_model(base, training.device)
     if trained:
         model = load_adapter(base, Path(trained), trainable=True, lora_dropout=arguments.lora.lora_dropout)
@@ -175,6 +176,7 @@ def advice_on_memory(prepared: Prepared) -> str:
     """What a run can do that has no memory left: what it does not do yet, the cheapest first."""
     recomputes = prepared.arguments.training.gradient_checkpointing
     parts = ["加 --gradient_checkpointing"] * (not recomputes)
+    parts += ["用 --quantization nf4"] * (prepared.settings.quantization is None)
     parts.append("减小 --max_tokens_per_micro_batch 或 --max_length")
     return f"请{'、'.join(parts)}，或换小一些的模型；别的程序占着它，就先关掉"
 
