@@ -40,6 +40,8 @@ class ModelShape(NamedTuple):
         parameters: of the whole model.
         linear_parameters: those of its linear layers, without embedding and output layer.
         linear_width: inputs and outputs of these layers, summed: the adapter has ``lora_r`` times so many weights.
+        query_size, key_size: the width of all heads of the queries and of the keys of a token; None: the hidden size.
+        query_norm: queries and keys have a norm of their own, as in Qwen3.
     """
 
     parameters: int
@@ -49,6 +51,9 @@ class ModelShape(NamedTuple):
     vocabulary_size: int
     linear_parameters: int = 0
     linear_width: int = 0
+    query_size: int | None = None
+    key_size: int | None = None
+    query_norm: bool = False
 
 
 class StepKind(NamedTuple):
@@ -58,8 +63,9 @@ class StepKind(NamedTuple):
         itemsize: bytes of one number of the model.
         recompute: activations are recomputed in the backward pass (gradient checkpointing).
         whole_head: the logits of all supervised tokens exist at once, not only those of one chunk.
-        varlen: attention has variable-length kernels; else groups of branches are copied for it.
+        grouped: the branches of a prefix tree are copied into groups for attention, without variable-length kernels.
         one_node: a LoRA layer is one node (`sft.engine.lora_node`); else PEFT copies its input to float32.
+        dropout: the adapter has dropout, which keeps a copy of each input.
         quantized: the linear layers of the base have 4 bits a weight.
         lora_r: rank of the adapter.
     """
@@ -67,8 +73,9 @@ class StepKind(NamedTuple):
     itemsize: int
     recompute: bool
     whole_head: bool
-    varlen: bool = False
+    grouped: bool = False
     one_node: bool = True
+    dropout: bool = False
     quantized: bool = False
     lora_r: int = 8
 
@@ -77,11 +84,13 @@ def shape_of(folder: Path) -> ModelShape:
     """The shape of the model in ``folder``, from its config and the headers of its weight files."""
     config = load_config(folder).get_text_config()
     parameters = linear_parameters = linear_width = 0
+    query_norm = False
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118  no dict
                 sizes = weights.get_slice(name).get_shape()
                 parameters += math.prod(sizes)
+                query_norm = query_norm or name.endswith(".q_norm.weight")
                 if len(sizes) == 2 and config.vocab_size not in sizes:
                     linear_parameters += math.prod(sizes)
                     linear_width += sum(sizes)
@@ -93,7 +102,16 @@ def shape_of(folder: Path) -> ModelShape:
         config.vocab_size,
         linear_parameters,
         linear_width,
+        *attention_sizes(config),
+        query_norm,
     )
+
+
+def attention_sizes(config: PreTrainedConfig) -> tuple[int, int]:
+    """The width of all heads of a token's queries, and of its keys."""
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * head_size, (getattr(config, "num_key_value_heads", None) or heads) * head_size
 
 
 def _intermediate_size(config: PreTrainedConfig) -> int:
@@ -115,8 +133,9 @@ def step_kind(dtype: torch.dtype, arguments: Arguments) -> StepKind:
         dtype.itemsize,
         recompute=bool(training.gradient_checkpointing or training.activation_checkpointing),
         whole_head=HEAD in lora.lora_target_modules,
-        varlen=has_varlen_kernels(training.device, dtype) and arguments.data.batching != "padded",
+        grouped=arguments.data.batching != "padded" and not has_varlen_kernels(training.device, dtype),
         one_node=lora.lora_dropout == 0 and not quantized,
+        dropout=lora.lora_dropout > 0,
         quantized=quantized,
         lora_r=lora.lora_r,
     )
@@ -139,10 +158,9 @@ def weight_bytes(shape: ModelShape, kind: StepKind) -> float:
 def estimate_memory_bytes(shape: ModelShape, kind: StepKind, tokens: int, supervised_tokens: int) -> float:
     """A rough estimate of the peak memory of one micro-batch in bytes: weights, stored activations, and logits.
 
-    What a layer stores for each token is counted in values of the hidden and of the intermediate size, see
-    `stored_values`. With recomputation each layer stores one of the hidden size, and one layer at a time stores
-    everything. Logits exist for one chunk of supervised tokens at a time (``whole_head``: for all), three times: as
-    computed, in float32, and as a gradient.
+    With recomputation each layer stores only its input for each token, and one layer at a time everything, see
+    `stored_values`. Logits exist for one chunk of supervised tokens at a time (``whole_head``: for all), three times:
+    as computed, in float32, and as a gradient.
 
     Args:
         tokens: of the micro-batch.
@@ -160,15 +178,24 @@ def estimate_memory_bytes(shape: ModelShape, kind: StepKind, tokens: int, superv
 
 
 def stored_values(shape: ModelShape, kind: StepKind) -> int:
-    """How many values a layer stores for each token until the backward pass; counted by tests/test_memory.py.
+    """How many values a layer stores for each token until the backward pass, counted by tests/live_bytes.py.
 
-    About 10 of the hidden size and 4 of the intermediate size. 16-bit models also keep float32 copies: of queries,
-    keys and values where branches are grouped, and of the inputs of PEFT's own LoRA layer.
+    They are counted in the sizes of hidden states, queries, keys, and the MLP. In 16 bits some are float32, which
+    counts twice: in norms and rotary embeddings, in copies for groups, and in PEFT's own LoRA layer.
     """
     in_16_bits = kind.itemsize == 2
-    hidden = 10 + 9 * (in_16_bits and not kind.varlen) + 9 * (in_16_bits and not kind.one_node)
-    intermediate = 4 + (in_16_bits and not kind.one_node)
-    return hidden * shape.hidden_size + intermediate * shape.intermediate_size
+    # Keys are copied for each branch of a tree: the more, the shorter the branches are beside what they share.
+    hidden, query, key, mlp = (6, 2, 5, 4) if in_16_bits else (4, 3, 7, 4)
+    if in_16_bits and kind.grouped:
+        query, key = 7, 10
+    if shape.query_norm:
+        query, key = query + 2, key + 2
+    if kind.dropout:
+        hidden, query, mlp = (hidden + 18, query + 4, mlp + 3) if in_16_bits else (hidden + 8, query + 1, mlp + 1)
+    elif in_16_bits and not kind.one_node:
+        hidden, query, mlp = hidden + 8, query + 2, mlp + 1
+    query_size, key_size = (shape.hidden_size if size is None else size for size in (shape.query_size, shape.key_size))
+    return hidden * shape.hidden_size + query * query_size + key * key_size + mlp * shape.intermediate_size
 
 
 def fitting_tokens(shape: ModelShape, kind: StepKind, device: torch.device) -> int:
