@@ -61,7 +61,7 @@ class TestRefusals:
             (["--use_liger_kernel"], "自己算损失"),
             (["--fsdp", "full_shard"], "torchrun"),
             (["--deepspeed", "ds.json"], "torchrun"),
-            (["--load_in_4bit"], "不支持量化训练"),
+            (["--load_in_4bit"], "请用 --quantization nf4"),
         ],
     )
     def test_what_would_do_nothing_is_refused_and_the_right_flag_is_named(self, words, advice, capsys):
