@@ -93,7 +93,7 @@ def test_labels_are_the_answers_own_ids_and_nothing_else():
     rows = make_rows()
     batch = PADDED.collate(rows)
     inputs = batch["inputs"]
-    assert batch["lines"].tolist() == [row.line for row in rows]
+    assert batch["lines"] == [row.line for row in rows]
     assert batch["labels"].tolist() == [token_id for row in rows for token_id in row.answer_ids]
     for index, row in enumerate(rows):
         real = inputs["attention_mask"][index].bool()

@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 import predict
 import train_qwen2_classification
 import train_qwen2_ner
+from sft.errors import RunError
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
 from sft.tasks.settings import TaskSettings, settings_path
 from tests.models import save_model, tiny_model
+from tests.pretend_gpu import PretendGpu
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE, SCRIPT = REPOSITORY / "sft", REPOSITORY / "train_qwen2_classification.py"
@@ -359,21 +361,54 @@ def test_six_functions_lead_from_the_script_to_the_loss(base, data, tmp_path, mo
     assert len(path) <= 6
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
-    from types import SimpleNamespace
+class TestStopOnNonFinite:
+    INF, NAN = torch.tensor(torch.inf), torch.tensor(torch.nan)
 
-    from sft.errors import RunError
-    from sft.training.callbacks import StopOnNonFinite
+    def stop(self, *losses: tuple[float, list[int]], scales: bool = False):
+        from sft.training.callbacks import StopOnNonFinite
 
-    parameter = torch.nn.Parameter(torch.ones(2))
-    parameter.grad = torch.tensor([1.0, float("inf")])
-    callback = StopOnNonFinite([parameter])
-    for line in (3, 1):  # two micro-batches of one step
-        callback.check_loss(torch.tensor(0.5), [line], 5)
-    with pytest.raises(RunError, match=r"第 5 步.*1、3"):
-        callback.on_pre_optimizer_step(SimpleNamespace(fp16=False), SimpleNamespace(global_step=4), None)
-    with pytest.raises(RunError, match=r"第 6 步的损失是 nan.*第 7 行"):
-        callback.check_loss(torch.tensor(float("nan")), [7], 6)
+        stop = StopOnNonFinite(scales=scales)
+        for loss, lines in losses:
+            stop.note(torch.tensor(loss), lines)
+        return stop
+
+    def test_a_gradient_stops_the_run_naming_the_rows_of_the_whole_step(self):
+        for norm in (self.INF, self.NAN):
+            with pytest.raises(RunError, match=r"第 5 步的梯度.*第 1、3 行.*--learning_rate"):
+                self.stop((0.5, [3]), (0.5, [1])).check(norm, 5)
+
+    @pytest.mark.parametrize("scales", [True, False])
+    def test_a_loss_stops_it_naming_the_rows_of_its_micro_batch(self, scales):
+        for norm in (self.NAN, torch.tensor(1.0)):
+            with pytest.raises(RunError, match=r"第 6 步的损失是 nan.*第 7、8 行；可试 --dtype float32"):
+                self.stop((0.5, [3]), (torch.nan, [8, 7]), scales=scales).check(norm, 6)
+
+    def test_rows_of_earlier_steps_are_forgotten(self):
+        stop = self.stop((0.5, [3]))
+        stop.check(torch.tensor(1.0), 1)
+        stop.note(torch.tensor(0.5), [4])
+        with pytest.raises(RunError, match="第 4 行"):
+            stop.check(self.INF, 2)
+
+    def test_with_a_scaler_only_twenty_steps_in_a_row_stop_it(self):
+        stop = self.stop(scales=True)
+        for _ in range(3):
+            for step in range(19):
+                stop.check(self.INF, step)
+            stop.check(torch.tensor(1.0), 20)
+        for step in range(19):
+            stop.check(self.NAN, step)
+        stop.note(torch.tensor(0.5), [9])
+        with pytest.raises(RunError, match=r"连续 20 步.*第 9 行；可试 --dtype float32$"):
+            stop.check(self.INF, 77)
+
+    def test_it_waits_for_the_gpu_once_a_step(self):
+        with PretendGpu() as gpu:
+            stop = self.stop()
+            for line in range(3):
+                stop.note(torch.ones((), device="cuda", dtype=torch.bfloat16), [line])
+            stop.check(torch.ones((), device="cuda"), 1)
+            assert gpu.waits().total() == 1
 
 
 @pytest.mark.parametrize(

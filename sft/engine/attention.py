@@ -82,6 +82,19 @@ def packed_attention(
     return layout.attend(query, key, value, scaling, dropout, module.layer_idx), None
 
 
+def mask_without_looking(
+    *places, attention_mask: torch.Tensor | None = None, allow_is_causal_skip: bool = True, **settings
+) -> torch.Tensor | None:
+    """transformers' mask for SDPA, for padded batches.
+
+    transformers looks first whether a mask is needed at all. In training on a GPU that would make the host wait twice
+    a batch, so there the mask is always made.
+    """
+    on_gpu = attention_mask is not None and attention_mask.device.type != "cpu"
+    skip = allow_is_causal_skip and not (on_gpu and torch.is_grad_enabled())
+    return sdpa_mask(*places, attention_mask=attention_mask, allow_is_causal_skip=skip, **settings)
+
+
 def use_packed_attention(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Switch a model to `packed_attention`; does nothing if that was done before.
 
@@ -94,7 +107,7 @@ def use_packed_attention(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if base.config._attn_implementation != NAME:
         AttentionInterface.register(NAME, packed_attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
+        AttentionMaskInterface.register(NAME, mask_without_looking)
         base.set_attn_implementation(NAME)
     return base
 

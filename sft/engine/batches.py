@@ -7,9 +7,9 @@ Both give a batch of the same form, a dict for `sft.engine.loss.supervised_loss`
 - ``layout``: the `sft.engine.prefix_tree.PrefixTree`; None for a padded batch;
 - ``kept``: an index into (rows, kept positions): the positions that predict a supervised token;
 - ``labels``: (supervised,) these tokens, row by row;
-- ``lines``: (rows,) the line of each row in its file.
+- ``lines``: the line of each row in its file, a list.
 
-The Trainer moves all tensors in dicts, tuples and lists to the device; `supervised_loss` moves the layout.
+A batch is made on the CPU; `to_device` moves it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
 from sft.engine.attention import NO_MASK, common_prefix_tokens
-from sft.engine.prefix_tree import build_tree, varlen_works
+from sft.engine.prefix_tree import PrefixTree, build_tree, varlen_works
+from sft.engine.transfer import copied_together
 
 
 @dataclass
@@ -95,7 +97,7 @@ class PaddedBatching:
             "layout": None,
             "kept": torch.tensor(kept).unbind(1),
             "labels": _labels(rows),
-            "lines": _lines(rows),
+            "lines": [row.line for row in rows],
         }
 
     def for_model(self, model: PreTrainedModel, device: torch.device) -> PaddedBatching:
@@ -149,7 +151,7 @@ class PrefixTreeBatching:
             "layout": build_tree(shared, branches, self.varlen),
             "kept": (0,),
             "labels": _labels(rows),
-            "lines": _lines(rows),
+            "lines": [row.line for row in rows],
         }
 
     def for_model(self, model: PreTrainedModel, device: torch.device) -> PrefixTreeBatching:
@@ -165,13 +167,22 @@ def _labels(rows: Sequence[EncodedRow]) -> torch.Tensor:
     return torch.tensor([token_id for row in rows for token_id in row.answer_ids])
 
 
-def _lines(rows: Sequence[EncodedRow]) -> torch.Tensor:
-    return torch.tensor([row.line for row in rows])
-
-
 def micro_batches(rows: Sequence[EncodedRow], max_tokens: int, batching: Batching) -> list[dict[str, object]]:
     """Rows as batches of at most ``max_tokens`` each, to be computed one after the other; see `split_rows`."""
     return [batching.collate(piece) for piece in split_rows(rows, max_tokens, batching)]
+
+
+def to_device(batch: dict[str, object], device: torch.device) -> dict[str, object]:
+    """The batch with all its tensors on ``device``, those of its layout too; one copy, for which nobody waits."""
+    tensors, structure = tree_flatten(batch | {"layout": None})
+    layout: PrefixTree | None = batch["layout"]
+    places = [place for place, leaf in enumerate(tensors) if isinstance(leaf, torch.Tensor)]
+    of_layout = layout.tensors() if layout is not None else []
+    moved = copied_together([*(tensors[place] for place in places), *of_layout], device)
+    for place, tensor in zip(places, moved, strict=False):
+        tensors[place] = tensor
+    layout = layout and layout.with_tensors(moved[len(places) :])
+    return tree_unflatten(tensors, structure) | {"layout": layout}
 
 
 def batch_tokens(batch: dict[str, object]) -> int:

@@ -23,7 +23,7 @@ def supervised_loss(
 
     Args:
         model: with or without an adapter; may be compiled or wrapped for several processes.
-        batch: from `sft.engine.batches.Batching.collate`, with its tensors (not its layout) on the model's device.
+        batch: from `sft.engine.batches.Batching.collate`, on the model's device.
         supervised_tokens: the number of them in the whole optimizer step.
 
     Returns:
@@ -32,7 +32,7 @@ def supervised_loss(
     inputs, kept, labels = batch["inputs"], batch["kept"], batch["labels"]
     if batch["layout"] is not None:
         use_packed_attention(extract_model_from_parallel(model))
-        inputs = inputs | {"layout": batch["layout"].to(labels.device)}
+        inputs = inputs | {"layout": batch["layout"]}
     head = frozen_head(model)
     if head is None:
         loss = plain_loss(model(**inputs, use_cache=False).logits[kept], labels)

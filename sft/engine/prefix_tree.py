@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from sft.engine.attention import at_least_float32, grouped_query_attention, in_order, take
+from sft.engine.transfer import copied_together
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +55,6 @@ class Segments(NamedTuple):
     longest_queries: int
     longest_keys: int
 
-    def to(self, device: torch.device) -> Segments:
-        """The same on ``device``."""
-        keys, query_offsets, key_offsets = (tensor.to(device) for tensor in self[:3])
-        return Segments(keys, query_offsets, key_offsets, self.longest_queries, self.longest_keys)
-
 
 @dataclass(frozen=True, eq=False)  # not a NamedTuple: the Trainer would take it apart to move the tensors
 class PrefixTree:
@@ -77,11 +73,19 @@ class PrefixTree:
     order: torch.Tensor
     segments: Segments | None = None
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors of the layout, for `with_tensors`."""
+        return [self.order, *self.groups, *(self.segments[:3] if self.segments else ())]
+
+    def with_tensors(self, tensors: Sequence[torch.Tensor]) -> PrefixTree:
+        """The same layout with these tensors, such as copies on another device."""
+        order, groups, of_segments = tensors[0], tensors[1 : len(self.groups) + 1], tensors[len(self.groups) + 1 :]
+        segments = self.segments and Segments(*of_segments, *self.segments[3:])
+        return replace(self, groups=list(groups), order=order, segments=segments)
+
     def to(self, device: torch.device) -> PrefixTree:
         """The same on ``device``."""
-        groups, segments = [group.to(device) for group in self.groups], self.segments
-        segments = None if segments is None else segments.to(device)
-        return replace(self, groups=groups, order=self.order.to(device), segments=segments)
+        return self.with_tensors(copied_together(self.tensors(), device))
 
     def attend(
         self,

@@ -35,15 +35,15 @@ logger = logging.getLogger(__name__)
 
 
 def default_device() -> torch.device:
-    """CUDA if there is a GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU if torch has one (CUDA, a Mac's MPS, an XPU), else the CPU; training chooses in the same way."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
     """The dtype of a model's weights on ``device``.
 
-    ``auto`` is bfloat16 if the hardware supports it, and float16 on older GPUs (Turing, Volta). On a CPU without
-    AVX512_BF16 or AMX it is float32: emulated bfloat16 is tens of times slower there (pytorch issue 146508).
+    ``auto`` is bfloat16 if the hardware supports it, and float16 on older GPUs (Turing). On a CPU without AVX512_BF16
+    or AMX it is float32: emulated bfloat16 is tens of times slower there (pytorch issue 146508); so it is on a Mac.
 
     Raises:
         InputError: float16 on a CPU.
@@ -54,6 +54,10 @@ def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[requested]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "xpu":
+        return torch.bfloat16 if torch.xpu.is_bf16_supported() else torch.float16
+    if device.type != "cpu":
+        return torch.float32
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return torch.bfloat16
     return torch.float32

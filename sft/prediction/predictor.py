@@ -19,7 +19,8 @@ from sft.decoding.room import Room
 from sft.errors import InputError, RowError, RunError, is_out_of_memory, memory_name
 from sft.files import file_hash
 from sft.model.adapter import find_base, require_adapter
-from sft.model.encoding import terminator_id
+from sft.model.devices import check_device, require_finite
+from sft.model.encoding import encode_prompts, terminator_id
 from sft.model.hub import DEFAULT_MODEL, model_hash, resolve_model
 from sft.model.loading import (
     default_device,
@@ -79,8 +80,9 @@ class Predictor:
             row_settings: if its ``threshold`` is None, the one that training chose for the adapter is used.
 
         Raises:
-            InputError: there is no such adapter, task or base model, or they do not fit together.
-            RunError: the base model could not be downloaded.
+            InputError: there is no such adapter, task or base model, they do not fit together, or the GPU cannot be
+                used.
+            RunError: the base model could not be downloaded, or the GPU's memory is full.
         """
         if not isinstance(choice, ModelChoice):
             choice = ModelChoice(adapter=Path(choice))
@@ -98,12 +100,15 @@ class Predictor:
             base_folder, _, base_hash = find_base(
                 choice.adapter, settings, choice.model_name_or_path, allow_other=allow_other
             )
+        device = default_device()
+        dtype = _dtype(choice, settings, device)
+        check_device(device, dtype)
         load_config(base_folder)  # first of all: says which kinds of models cannot be read
         tokenizer = load_tokenizer(choice.adapter or base_folder)
         if choice.adapter is not None:
             _require_trained_end(tokenizer, settings, choice.adapter)
-        device, quantization = default_device(), _quantization(choice, settings)
-        model = load_base(base_folder, _dtype(choice, settings), quantization, device)
+        quantization = _quantization(choice, settings)
+        model = load_base(base_folder, dtype, quantization, device)
         if adapter is not None:
             model = load_adapter(model, adapter)
         return cls(
@@ -132,8 +137,7 @@ def _require_trained_end(tokenizer: PreTrainedTokenizerBase, settings: TaskSetti
         )
 
 
-def _dtype(choice: ModelChoice, settings: TaskSettings) -> torch.dtype:
-    device = default_device()
+def _dtype(choice: ModelChoice, settings: TaskSettings, device: torch.device) -> torch.dtype:
     wanted = choice.dtype or settings.dtype or "auto"
     if wanted == "float16" and device.type == "cpu" and choice.dtype is None:
         wanted = "auto"  # trained on a GPU, used on a CPU
@@ -176,12 +180,16 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
     """The output lines of one window of rows, in order, and their counts.
 
     Raises:
+        InputError: the model's numbers are too large for float16.
         RunError: a single row does not fit into memory.
     """
     task, settings = predictor.task, predictor.row_settings
     records = [to_record(row, task, settings) for row in rows]
     usable = [record for record in records if not isinstance(record, RowError)]
     try:
+        if usable and predictor.model.dtype == torch.float16:
+            prompts = encode_prompts(usable[:1], task, predictor.tokenizer)
+            require_finite(predictor.model, prompts[0][: predictor.limits.max_length], "第一行")
         predicted = iter(
             predict_together(predictor.model, predictor.tokenizer, task, usable, predictor.limits, predictor.room)
         )

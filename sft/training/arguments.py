@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from sft.training.trainer_arguments import SftTrainingArguments
 
 
+# Flags of transformers that contradict --dtype when they are false, and what to do instead.
+DTYPE_FLAGS = {
+    "bf16": "请去掉它；不要 bf16，用 --dtype float32 或 float16",
+    "fp16": "请去掉它；不要 fp16，用 --dtype float32 或 bfloat16",
+}
+
+
 class Arguments(NamedTuple):
     """All flags of one training run."""
 
@@ -67,7 +74,10 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
     except (ValueError, TypeError, ImportError) as error:  # from the checks of TrainingArguments
         parser.error(one_line(error))
     refuse_unknown(parser, unknown)
-    return Arguments(*groups, given=given_flags(parser, argv))
+    given = given_flags(parser, argv)
+    for flag in sorted(given & DTYPE_FLAGS.keys()):
+        parser.error(f"--{flag}：数值类型由 --dtype 决定（auto、bfloat16、float16、float32）；{DTYPE_FLAGS[flag]}")
+    return Arguments(*groups, given=given)
 
 
 def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> frozenset[str]:

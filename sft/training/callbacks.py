@@ -1,8 +1,9 @@
-"""This project's callbacks for the Trainer that stop a run."""
+"""What stops a run: a number that is not finite, or a signal."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from types import FrameType
 from typing import NamedTuple
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl
 
 from sft.errors import RunError
 from sft.training.progress import EPOCH, STEP
@@ -18,50 +19,67 @@ from sft.training.progress import EPOCH, STEP
 logger = logging.getLogger(__name__)
 
 MOST_LINES_NAMED = 20
+MOST_SKIPPED_STEPS = 20  # in a row; the scale of the loss is then a millionth of what it was
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
-class StopOnNonFinite(TrainerCallback):
-    """Stops the run before a NaN or Inf reaches the weights; the message names the file lines of the step's rows.
+class StopOnNonFinite:
+    """Stops a run before a NaN or Inf reaches the weights; the message names the file lines of the step's rows.
+
+    It looks once a step, at losses and gradients together: to look is to wait for the GPU.
+
+    With float16, gradients beyond its range are normal: the loss scaler leaves such a step out and scales less. A
+    loss beyond it is not, and neither are many such steps in a row.
 
     Args:
-        adapter: the trained parameters.
+        scales: whether a loss scaler is at work.
+
+    Attributes:
+        skipped_steps: how many steps in a row the loss scaler left out.
     """
 
-    def __init__(self, adapter: Sequence[torch.nn.Parameter]) -> None:
-        self._adapter = adapter
-        self._lines: list[int] = []  # of the rows in this step so far
+    def __init__(self, *, scales: bool) -> None:
+        self._scales = scales
+        self._losses: list[tuple[torch.Tensor, Sequence[int]]] = []  # of the micro-batches of this step so far
+        self.skipped_steps = 0
 
-    def check_loss(self, loss: torch.Tensor, lines: Sequence[int], step: int) -> None:
-        """Check the loss of a micro-batch.
+    def note(self, loss: torch.Tensor, lines: Sequence[int]) -> None:
+        """Remember the loss of a micro-batch, a scalar, and the file lines of its rows, until `check`."""
+        self._losses.append((loss.detach(), lines))
+
+    def check(self, norm: torch.Tensor, step: int) -> None:
+        """Check a step before its gradients change the weights.
 
         Args:
-            loss: a scalar.
-            lines: the file lines of its rows.
-            step: the number of the current step, from 1.
+            norm: of all gradients, a scalar, without the scale of the loss.
+            step: the number of the step, from 1.
 
         Raises:
-            RunError: it is NaN or Inf.
+            RunError: a loss is NaN or Inf; or the gradients are, and no loss scaler leaves this step out; or it has
+                left out too many.
         """
-        self._lines += lines
-        if not torch.isfinite(loss):
+        noted, self._losses = self._losses, []
+        numbers = torch.stack([number.float().reshape(()) for number in (*(loss for loss, _ in noted), norm)])
+        *losses, norm = numbers.tolist()
+        advice = "可试 --dtype float32" + (" 或更小的 --learning_rate" if not self._scales else "")
+        for loss, (_, lines) in zip(losses, noted, strict=True):
+            if not math.isfinite(loss):
+                raise RunError(f"第 {step} 步的损失是 {loss}，已停止；这一批是训练集第 {_numbers(lines)} 行；{advice}")
+        if math.isfinite(norm):
+            self.skipped_steps = 0
+            return
+        lines = [line for _, lines in noted for line in lines]
+        if not self._scales:
             raise RunError(
-                f"第 {step} 步的损失是 {loss.item()}，已停止；"
-                f"这一批是训练集第 {_numbers(lines)} 行；可试 --dtype float32 或更小的 --learning_rate"
+                f"第 {step} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_numbers(lines)} 行；{advice}"
             )
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_
-    ) -> None:
-        lines, self._lines = self._lines, []
-        if args.fp16:
-            return  # with fp16, Inf is normal: the loss scaler skips such a step
-        gradients = [parameter.grad for parameter in self._adapter if parameter.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        self.skipped_steps += 1
+        if self.skipped_steps >= MOST_SKIPPED_STEPS:
             raise RunError(
-                f"第 {state.global_step + 1} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_numbers(lines)} 行；"
-                "可试 --dtype float32 或更小的 --learning_rate"
+                f"连续 {self.skipped_steps} 步的梯度超出 float16 的范围，这些步什么也没有学，已停止；"
+                f"第 {step} 步是训练集第 {_numbers(lines)} 行；{advice}"
             )
+        logger.info("第 %d 步的梯度超出 float16 的范围：跳过这一步，缩小损失的倍数", step)
 
 
 def _numbers(lines: Sequence[int]) -> str:

@@ -26,6 +26,7 @@ class ResumedTrainer(SftTrainer):
             self.executed_tokens, self.logical_tokens = progress.executed_tokens, progress.logical_tokens
         self.before = progress.before
         self.earlier_seconds = progress.seconds
+        self.stop_on_non_finite.skipped_steps = progress.skipped_steps
         self.args.eval_on_start = False  # early stopping would count a second evaluation as no improvement
         self._steps_an_epoch = 1
         self._step_is_open = True

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from sft.console import progress
 from sft.decoding.decode import Limits, predict
 from sft.decoding.room import Room
-from sft.engine.batches import Batching, EncodedRow, split_rows
+from sft.engine.batches import Batching, EncodedRow, split_rows, to_device
 from sft.engine.loss import supervised_loss
 from sft.tasks.evaluation import at_least, best_threshold, metrics_of_predictions
 from sft.tasks.task import Task
@@ -131,7 +131,7 @@ class Evaluator:
         return min(max_tokens, self._loss_tokens) if self._loss_tokens else max_tokens
 
     def _loss_of(self, model, rows: Sequence[EncodedRow], device: torch.device) -> float:
-        return supervised_loss(model, send_to_device(self.batching.collate(rows), device), 1).item()
+        return supervised_loss(model, to_device(self.batching.collate(rows), device), 1).item()
 
     def _evaluation(
         self, loss: float, golds: Sequence[dict | None], predictions: Sequence[dict], threshold: float | None

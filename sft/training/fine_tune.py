@@ -24,6 +24,7 @@ from sft.files import (
     TRAIN_RESULTS_FILE,
     write_json,
 )
+from sft.model.devices import require_finite
 from sft.model.loading import load_adapter, load_base
 from sft.model.lora import add_lora
 from sft.report.curves import draw_loss_curve
@@ -93,7 +94,11 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
 
 
 def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
-    """Load the base model, add a new adapter or the one of ``--init_adapter``, and build the trainer."""
+    """Load the base model, add a new adapter or the one of ``--init_adapter``, and build the trainer.
+
+    Raises:
+        InputError: the model or the adapter cannot be read, or the model's numbers are too large for float16.
+    """
     arguments, settings = prepared.arguments, prepared.settings
     training = arguments.training
     set_seed(training.seed)  # for the initial weights of the adapter
@@ -116,6 +121,8 @@ def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
     )
     if arguments.data.early_stopping_patience and prepared.splits.validation:
         trainer.add_callback(EarlyStoppingCallback(arguments.data.early_stopping_patience))
+    longest = max(prepared.rows.train, key=len)
+    require_finite(model, longest.prompt_ids + longest.answer_ids, f"{arguments.data.train_file}:{longest.line}")
     return trainer
 
 

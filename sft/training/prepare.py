@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 import random
 import shlex
 import statistics
@@ -21,6 +22,7 @@ from sft.data.records import read_task_records
 from sft.engine.attention import can_express
 from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching
 from sft.errors import InputError
+from sft.model.devices import check_device
 from sft.model.encoding import LengthReport, encode_rows, terminator_id
 from sft.model.hub import lasting_name, resolve_model
 from sft.model.loading import load_config, load_tokenizer, resolve_dtype
@@ -39,6 +41,9 @@ logger = logging.getLogger(__name__)
 FIRST_BYTES = 1 << 20  # of a data file, looked at to see whether it is converted
 CONVERTERS = {"classification": "transfer_classification_data.py", "ner": "transfer_ner_data.py"}
 LEAST_NEW_TOKENS = 64  # lower limit for predictions, even if all training answers are short
+
+MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # an environment variable of `accelerate launch`
+MIXED_PRECISION_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 Numbered = list[tuple[int, dict]]  # records with their line numbers
 
@@ -97,10 +102,13 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     """Read and check everything. A missing base model is downloaded; nothing else is written.
 
     Raises:
-        InputError: a file or a flag is wrong.
+        InputError: a file or a flag is wrong, or the GPU cannot be used.
         RunError: the base model could not be downloaded.
     """
     data, training = arguments.data, arguments.training
+    dtype = resolve_dtype(arguments.model.dtype, training.device)
+    check_device(training.device, dtype, on_purpose=training.use_cpu and "use_cpu" in arguments.given)
+    warn_of_mixed_precision(dtype)
     task = read_task(task_type, Path(data.train_file))
     splits = read_splits(task, arguments)
     base_hash = None
@@ -120,7 +128,6 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     require_supervision(rows, data.train_file)
     validation, test = (encode_rows(records, task, tokenizer, data.max_length)[0] for records in splits[1:])
     logger.info("%s", describe_lengths(lengths, data.max_length))
-    dtype = resolve_dtype(arguments.model.dtype, training.device)
     settings = TaskSettings(
         task,
         base_model=lasting_name(arguments.model.model_name_or_path),
@@ -150,6 +157,14 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         validates=validates,
         arguments=arguments,
     )
+
+
+def warn_of_mixed_precision(dtype: torch.dtype) -> None:
+    """Say it if ``accelerate launch`` was asked for another dtype than the run's: ``--dtype`` alone decides."""
+    asked = os.environ.get(MIXED_PRECISION, "no")
+    if asked not in ("no", MIXED_PRECISION_OF.get(dtype)):
+        named = str(dtype).removeprefix("torch.")
+        logger.warning("accelerate 的 mixed_precision %s 不起作用：数值类型由 --dtype 决定，现在是 %s", asked, named)
 
 
 def read_task(task_type: type[Task], train_file: Path) -> Task:
@@ -310,7 +325,9 @@ def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, rows: in
     training = arguments.training
     if "logging_steps" not in arguments.given:
         training.logging_steps = fitting_logging_steps(planned_steps(rows, training)[0])
-    training.fp16 = dtype == torch.float16  # autocast and loss scaling; bfloat16 and float32 need neither
+    # Autocast and loss scaling; bfloat16 and float32 need neither. The Trainer only reads the second of the two.
+    training.fp16 = dtype == torch.float16
+    training.mixed_precision = "fp16" if training.fp16 else "no"
     training.dataloader_pin_memory = training.device.type == "cuda"
     training.length_column_name = "length"
     training.restore_callback_states_from_checkpoint = True  # early stopping continues to count

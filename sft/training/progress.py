@@ -27,6 +27,7 @@ class Progress(NamedTuple):
         logged_step: the last step with a logged loss.
         gradient_norm, learning_rate: of the last step, for its log.
         before: the evaluation before the first step.
+        skipped_steps: how many steps in a row the loss scaler of float16 has left out.
     """
 
     executed_tokens: int
@@ -41,6 +42,7 @@ class Progress(NamedTuple):
     gradient_norm: float | None
     learning_rate: float | None
     before: Evaluation | None
+    skipped_steps: int = 0
 
     def to_json(self) -> dict:
         """As a JSON object, for `read`."""

@@ -14,7 +14,7 @@ from sft.errors import RunError
 from sft.files import TASK_FILE, read_json, write_json
 from sft.tasks.settings import TaskSettings
 from sft.training import checkpoints
-from sft.training.callbacks import Postponed, StopOnSignal
+from sft.training.callbacks import Postponed, StopOnNonFinite, StopOnSignal
 from sft.training.evaluation import Evaluation
 from sft.training.progress import Progress
 from sft.training.run import Run
@@ -37,6 +37,7 @@ class SavingTrainer(Trainer):
     """
 
     stop_on_signal: StopOnSignal
+    stop_on_non_finite: StopOnNonFinite
 
     def __init__(self, *, run: Run, **keywords) -> None:
         super().__init__(**keywords)
@@ -123,6 +124,7 @@ class SavingTrainer(Trainer):
             gradient_norm=None if norm is None else float(norm),
             learning_rate=rate,
             before=self.before,
+            skipped_steps=self.stop_on_non_finite.skipped_steps,
         )
 
     def add_earlier_seconds(self, logs: dict[str, float]) -> None:

@@ -9,11 +9,12 @@ from contextlib import nullcontext
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from sft.console import is_watched
-from sft.engine.batches import EncodedRow, batch_tokens, micro_batches
+from sft.engine.batches import EncodedRow, batch_tokens, micro_batches, to_device
 from sft.engine.loss import frozen_head, supervised_loss
 from sft.errors import InputError, RunError, is_out_of_memory, memory_name
 from sft.tracking.charts import is_of_one_label
@@ -62,9 +63,9 @@ class SftTrainer(SavingTrainer):
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
             self.remove_callback(callback)
         self.stop_on_signal = StopOnSignal()
-        self.stop_on_non_finite = StopOnNonFinite(self.adapter)
+        self.stop_on_non_finite = StopOnNonFinite(scales=self.accelerator.scaler is not None)
         shown = [ProgressOnStderr(), LogLines()] if is_watched() and not self.args.disable_tqdm else [LogLines()]
-        for callback in (self.stop_on_signal, self.stop_on_non_finite, *shown):
+        for callback in (self.stop_on_signal, *shown):
             self.add_callback(callback)
 
     # ---- loss ----
@@ -75,7 +76,7 @@ class SftTrainer(SavingTrainer):
         If memory runs out, the whole batch is computed again in micro-batches of half the size.
 
         Raises:
-            RunError: the loss is NaN or Inf, or one of several processes is out of memory.
+            RunError: one of several processes is out of memory.
         """
         if self.timed_since is None:
             self.timed_since = time.perf_counter()
@@ -83,12 +84,12 @@ class SftTrainer(SavingTrainer):
         while True:
             batches = micro_batches(inputs["rows"], self.max_tokens, self.evaluator.batching)
             self.batch_tokens = sum(map(batch_tokens, batches))
-            loss, last = torch.zeros((), device=self.args.device), False
+            losses, last = [], False
             try:
                 for batch in batches:
                     last = batch is batches[-1]  # the processes exchange gradients in the last one
                     with nullcontext() if last else self.accelerator.no_sync(model):
-                        loss = loss + super().training_step(model, batch, num_items_in_batch)
+                        losses.append(super().training_step(model, batch, num_items_in_batch))
                 break
             except (RuntimeError, MemoryError) as error:
                 if last:
@@ -101,19 +102,40 @@ class SftTrainer(SavingTrainer):
             self._halve(max(map(batch_tokens, batches)), name)
         self.executed_tokens += self.batch_tokens
         self.logical_tokens += sum(len(row) for row in inputs["rows"])
-        return loss
+        for loss, batch in zip(losses, batches, strict=True):
+            self.stop_on_non_finite.note(loss, batch["lines"])
+        return sum(losses)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
         """The cross-entropy of the batch, divided by the supervised tokens of the whole optimizer step. A scalar.
 
         The step includes all accumulated batches and all processes.
+        """
+        return supervised_loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
+
+    def _prepare_inputs(self, inputs: dict[str, object]) -> dict[str, object]:
+        """A micro-batch on the device."""
+        return to_device(inputs, self.args.device)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict], device: torch.device) -> torch.Tensor | int:
+        """The supervised tokens of an optimizer step, over all processes. Counted on the CPU, where the rows are."""
+        count = sum(len(row.answer_ids) for batch in batch_samples for row in batch["rows"])
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            return self.accelerator.reduce(torch.tensor(count, device=device), reduction="sum")
+        return count
+
+    def _get_grad_norm(self, model, grad_norm=None) -> torch.Tensor | float:
+        """The norm of the gradients, with the scale of the loss taken off; called right before the optimizer's step.
 
         Raises:
-            RunError: the loss is NaN or Inf.
+            RunError: the losses or the gradients of this step are not finite, see `StopOnNonFinite`.
         """
-        loss = supervised_loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
-        self.stop_on_non_finite.check_loss(loss, inputs["lines"].tolist(), self.state.global_step + 1)
-        return loss
+        norm = super()._get_grad_norm(model, grad_norm)
+        norm = (
+            norm.full_tensor() if isinstance(norm, DTensor) else norm
+        )  # of parameters that are spread over processes
+        self.stop_on_non_finite.check(torch.as_tensor(norm), self.state.global_step + 1)
+        return norm
 
     def _refuse_to_halve_alone(self, error: Exception) -> None:
         """Refuse to recompute a batch in one process only: the other processes have already exchanged gradients.
@@ -196,10 +218,8 @@ class SftTrainer(SavingTrainer):
 
 
 def _keep_rows(rows: Sequence[dict]) -> dict[str, object]:
-    """The data collator: the rows of a batch, and their labels, which the Trainer needs to count supervised tokens."""
-    encoded = [EncodedRow(row["prompt_ids"], row["answer_ids"], row["line"]) for row in rows]
-    labels = torch.tensor([[token for row in encoded for token in row.answer_ids]])
-    return {"rows": encoded, "labels": labels, "shift_labels": labels}
+    """The data collator: the rows of a batch. They become tensors in `SftTrainer.training_step`."""
+    return {"rows": [EncodedRow(row["prompt_ids"], row["answer_ids"], row["line"]) for row in rows]}
 
 
 def _copies(gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from huggingface_hub.constants import ENDPOINT
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.utils import is_torch_tf32_available
 from transformers.utils.hub import is_offline_mode
 
 from sft.cli import OneLineErrors, settle_boolean
@@ -38,8 +40,8 @@ PACKAGES = {
 NOT_FOR_THIS_PROJECT = {
     "bf16": "数值类型请用 --dtype bfloat16",
     "fp16": "数值类型请用 --dtype float16",
-    "bf16_full_eval": "数值类型请用 --dtype bfloat16",
-    "fp16_full_eval": "数值类型请用 --dtype float16",
+    "bf16_full_eval": "验证用的就是训练的数值类型，由 --dtype bfloat16 决定；请去掉它",
+    "fp16_full_eval": "验证用的就是训练的数值类型，由 --dtype float16 决定；请去掉它",
     "label_smoothing_factor": "本项目的损失没有标签平滑；请去掉它",
     "neftune_noise_alpha": "一批数据共有的开头只算一次，不能各加各的噪声；请去掉它",
     "use_liger_kernel": "本项目自己算损失，用不上它；请去掉它",
@@ -61,6 +63,10 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         for name, reason in NOT_FOR_THIS_PROJECT.items():
             if getattr(self, name):
                 raise ValueError(f"--{name}：{reason}")
+        if self.full_determinism:  # CUDA reads it at the first matrix product, transformers sets it later
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+        if self.tf32 and not is_torch_tf32_available():
+            raise ValueError("--tf32：只有 Ampere 及以后的 NVIDIA 显卡有；请去掉它")
         if has_launcher() and not torch.cuda.is_available():
             self.use_cpu = True  # without this, accelerate does not connect the processes that torchrun started
         if self.ddp_find_unused_parameters is None:
@@ -83,6 +89,7 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             warnings.simplefilter("ignore", FutureWarning)  # --gradient_checkpointing gets another name in version 6
             super().__post_init__()
         self.load_best_model_at_end = best
+        self._n_gpu = min(self.n_gpu, 1)  # transformers would wrap the model in DataParallel, which no batch here fits
         self.report_to = settled_reporters(self.report_to)
         if self.push_to_hub:
             require_hub()
