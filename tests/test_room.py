@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+import rehearsed_runs
 import torch
 from accelerate import Accelerator
 from models import save_model, tiny_model
@@ -196,6 +197,7 @@ def test_the_loss_of_an_evaluation_does_not_change_when_memory_runs_out(padded, 
     assert model.training
 
 
+@pytest.mark.slow
 def test_a_whole_run_and_its_predictions_survive_evaluation_without_memory(tokenizer, tmp_path, memory, caplog):
     """The first evaluation comes before training has shrunk anything."""
     base = save_model(tiny_model("qwen2"), tokenizer, tmp_path / "base")
@@ -230,3 +232,26 @@ def test_at_least_one_row_runs(most, divisor, at_once):
     room = Room()
     room.divisor = divisor
     assert room.of(most) == at_once
+
+
+def test_a_card_that_is_too_small_gives_the_results_of_a_large_one(tokenizer, tmp_path):
+    """On a pretend GPU that counts live bytes: recomputed by itself, and evaluation shrinks."""
+    base = save_model(tiny_model("qwen2"), tokenizer, tmp_path / "base")
+    task, records = Ner.with_labels(["人名"]), [{"text": text, "entities": []} for text in 2 * TEXTS]
+    data = write_records(tmp_path / "train.jsonl", task, records)
+    words = ["--model_name_or_path", str(base), "--train_file", str(data), "--swanlab_mode", "disabled"]
+    words += ["--max_steps", "2", "--validation_ratio", "0.5"]
+
+    def run(name: str, memory_bytes: int) -> rehearsed_runs.Rehearsed:
+        folder, card = tmp_path / name, rehearsed_runs.Card((8, 0), memory_bytes)
+        return rehearsed_runs.run("train_qwen2_ner", [*words, "--output_dir", str(folder / "run")], folder, card)
+
+    large = run("large", 24 * 10**9)
+    small = run("small", large.peak_bytes * 8 // 10)
+    assert (large.code, small.code) == (0, 0), small.errors
+    assert small.peak_bytes <= large.peak_bytes * 8 // 10
+    assert "打开 --gradient_checkpointing" in small.errors and "显存不够" in small.errors
+    assert "显存" not in large.errors
+    assert small.results["eval_f1"] == large.results["eval_f1"]
+    for name in ("train_loss", "eval_loss"):
+        assert small.results[name] == pytest.approx(large.results[name], rel=1e-3)

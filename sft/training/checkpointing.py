@@ -47,13 +47,13 @@ def settle_checkpointing(arguments: Arguments, base_folder: Path, dtype: torch.d
         largest_micro_batch_tokens(free_bytes, shape, kind._replace(recompute=recompute), share)
         for recompute in (False, True)
     )
-    free = f"空着的显存约 {free_bytes / 1e9:.1f} GB"
+    free = f"空着的显存约 {max(0, free_bytes) / 1e9:.1f} GB"
     if not kind.recompute and plain < tokens and not FLAGS & arguments.given:
         training.gradient_checkpointing = training.activation_checkpointing = True
         logger.info(
             "%s，估计一次只放得下 %d 个 token，这里要 %d 个：打开 --gradient_checkpointing（慢约三成，结果相同）；"
             "不要就加 --gradient_checkpointing false",
-            *(free, max(0, plain), tokens),
+            *(free, max(0, int(plain)), tokens),
         )
     if (recomputed if training.gradient_checkpointing else plain) < min(tokens, MICRO_BATCH_TOKENS[0]):
         logger.warning("%s，%s；%s", free, _too_little(free_bytes, weight_bytes(shape, kind)), _advice(arguments))
