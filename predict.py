@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from sft.cli import is_closed, one_line_errors, readable_streams, run_script
 from sft.errors import InputError, printable
 from sft.prediction.arguments import parse_arguments
-from sft.processes import is_first_process, process_count, process_index
+from sft.processes import is_first_process, let_segments_grow, process_count, process_index
 from sft.terminal import columns_of, folded, has_colour
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 the run failed, 2 wrong usage or input, 130 Ctrl-C, 141 the reader of stdout has gone.
     """
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    let_segments_grow()  # before torch is imported
     from sft.console import log_to_stderr, quiet_libraries
 
     if __name__ == "__main__":  # write UTF-8 even on a GBK console; a notebook's stdout is UTF-8 already
@@ -228,6 +229,7 @@ def model_choice(arguments: argparse.Namespace) -> ModelChoice:
         input_file=arguments.input_file,
         model_name_or_path=arguments.model_name_or_path,
         dtype=arguments.dtype,
+        quantization=arguments.quantization,
         allow_other_base=arguments.allow_other_base,
         verify=not arguments.no_verify,
     )

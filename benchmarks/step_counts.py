@@ -14,6 +14,7 @@ import weakref
 from typing import NamedTuple
 
 import torch
+from models import LINEAR_PROJECTIONS
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,7 +24,6 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from sft.engine.batches import EncodedRow, PrefixTreeBatching
 from sft.engine.lora_node import use_lora_node
 from sft.engine.loss import supervised_loss
-from models import LINEAR_PROJECTIONS
 
 # Qwen2.5-1.5B's shape.
 SHAPE = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936}

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from sft import __version__
-from sft.errors import InputError, RunError, Stopped, is_lost_process, is_out_of_memory, printable
+from sft.errors import InputError, RunError, Stopped, is_lost_process, is_out_of_memory, memory_name, printable
 from sft.processes import is_first_on_machine, process_count
 from sft.terminal import shown_path
 
@@ -39,9 +39,13 @@ TRANSLATIONS = (
     (r"argument (\S+): invalid choice: (.+) \(choose from (.+)\)", r"\1 不能是 \2，可选的有 \3"),
     (r"argument (\S+): invalid (\w+) value: (.+)", r"\1 应是 \2，实际是 \3"),
     (r"argument (\S+): not allowed with argument (\S+)", r"\1 和 \2 只能给一个"),
+    (r"argument (\S+): ignored explicit argument (.+)", r"\1 后面不能有值，实际是 \2"),
     (r"the following arguments are required: (.+)", r"缺少参数 \1"),
     (r"argument (\S+): (.+)", r"\1 \2"),
 )
+
+# What the value of a flag for yes or no can be, in any case; those of YAML and of transformers' parser.
+YES, NO = ("true", "yes", "y", "t", "1", "on"), ("false", "no", "n", "f", "0", "off")
 
 # What a Chinese input method, a word processor or a web page makes of a minus sign.
 LOOKALIKES = "‐‑‒–—―−﹘﹣－"
@@ -64,6 +68,33 @@ class Parser(OneLineErrors, argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **keywords)
         self.add_argument(
             "--version", action="version", version=f"chinese-llm-sft {__version__}", help="打印版本，然后退出"
+        )
+
+
+def boolean(value: str) -> bool:
+    """The value of a flag for yes or no.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    if value.lower() not in (*YES, *NO):
+        raise argparse.ArgumentTypeError(f"应是 true 或 false，实际是 {value}")
+    return value.lower() in YES
+
+
+def add_boolean(parser: argparse._ActionsContainer, flag: str, help: str, *, default: bool = False) -> None:
+    """Add a flag for yes or no: ``--flag``, ``--flag true``, ``--flag=false`` and ``--no_flag``."""
+    action = parser.add_argument(flag, type=boolean, default=default, help=help, metavar="{true,false}")
+    settle_boolean(parser, action)
+
+
+def settle_boolean(parser: argparse._ActionsContainer, action: argparse.Action) -> None:
+    """Let a flag for yes or no stand alone, and give it the opposite ``--no_flag`` if it has none."""
+    action.type, action.nargs, action.const = boolean, "?", True
+    name = action.dest
+    if not name.startswith("no_") and f"--no_{name}" not in parser._option_string_actions:
+        parser.add_argument(
+            f"--no_{name}", action="store_false", dest=name, default=action.default, help=argparse.SUPPRESS
         )
 
 
@@ -318,7 +349,8 @@ def one_line_errors(interrupted: str = "已中断", *, piped: bool = False) -> I
             raise
         outcome.code = FAILED
         logger.debug("", exc_info=True)
-        _print_error("内存不够：请减小批的大小（--per_device_train_batch_size、--batch_size）或长度，或换小一些的模型")
+        advice = "请减小批的大小（--per_device_train_batch_size、--batch_size）或长度，或换小一些的模型"
+        _print_error(f"{memory_name(error)}不够：{advice}")
 
 
 def _advice(error: OSError) -> str:

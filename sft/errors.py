@@ -13,7 +13,16 @@ LOST_PROCESS = (
     "Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe", "Socket closed",
     "remote process exited", "NCCL communicator was aborted", "Failed to recv",
 )  # fmt: skip
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory: you tried to allocate", "can't allocate memory")
+# What torch and the libraries below it say when memory is used up. Only some of these errors are OutOfMemoryError:
+# cuBLAS, cuDNN and their kin fail in words of their own when what torch left over is too little for them.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|out_of_(device_|host_)?(memory|resources)|ALLOC(ATION)?_FAILED"  # CUDA, HIP, XPU, MPS, libraries
+    r"|Invalid buffer size"  # one tensor larger than MPS allows
+    r"|MODULE:PT_DEVMEM Allocation failed"  # HPU
+    r"|DefaultCPUAllocator|not enough memory: you tried to allocate|can't allocate memory|bad_alloc|bad allocation",
+    re.IGNORECASE,
+)
+OF_MAIN_MEMORY = re.compile(r"DefaultCPUAllocator|you tried to allocate|bad_alloc|bad allocation", re.IGNORECASE)
 
 
 class InputError(Exception):
@@ -75,12 +84,17 @@ def printable(text: str) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that this machine's main memory is used up: Python's own, and torch's on a CPU."""
+    """Whether an error says that memory is used up: this machine's (Python's own error, or torch's) or a device's."""
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+        isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
     )
 
 
 def is_lost_process(error: BaseException) -> bool:
     """Whether an error says that another of several processes has ended."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_PROCESS)
+
+
+def memory_name(error: BaseException) -> str:
+    """What is used up after an error of `is_out_of_memory`: 内存, this machine's memory, or 显存, that of a device."""
+    return "内存" if isinstance(error, MemoryError) or OF_MAIN_MEMORY.search(str(error)) else "显存"

@@ -2,11 +2,16 @@
 
 The launcher sets RANK (which process), WORLD_SIZE (how many) and LOCAL_RANK (which on this machine). Only this module
 reads them. torch is imported inside the functions, so that importing this module is cheap.
+
+Also here: how the memory of a GPU is handed out, which has to be said before torch starts.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,6 +22,9 @@ if TYPE_CHECKING:
 
 # How long a process waits for the others. A dead process is noticed by the launcher, which stops them all.
 TIMEOUT = timedelta(days=7)
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second is the old name
+GROWING = "expandable_segments:True"
+VIRTUAL_MEMORY = 102  # CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
 
 
 def process_index() -> int:
@@ -103,3 +111,36 @@ def broadcast(value: int, group: ProcessGroup | None) -> int:
     values = [value]
     torch.distributed.broadcast_object_list(values, src=0, group=group)
     return values[0]
+
+
+def let_segments_grow() -> None:
+    """Let the blocks of torch's CUDA allocator grow, so that steps of ever other shapes leave no gaps.
+
+    Call it before torch starts CUDA. Does nothing where the user has set the allocator, and where this cannot work.
+    """
+    torch = sys.modules.get("torch")
+    started = torch is not None and torch.cuda.is_initialized()
+    if not started and not any(name in os.environ for name in ALLOCATOR_SETTINGS) and _has_virtual_memory():
+        os.environ[ALLOCATOR_SETTINGS[0]] = GROWING
+
+
+def segments_grow() -> bool:
+    """Whether the blocks of torch's CUDA allocator can grow, as its settings say."""
+    return any(GROWING in os.environ.get(name, "").replace(" ", "") for name in ALLOCATOR_SETTINGS)
+
+
+def _has_virtual_memory() -> bool:
+    """Whether every GPU of this machine has virtual memory; some virtual GPUs do not. Only asked on Linux itself."""
+    if not sys.platform.startswith("linux") or "microsoft" in platform.release().lower():  # the second: WSL
+        return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:  # no driver
+        return False
+    count, supported = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return False
+    return count.value > 0 and all(
+        driver.cuDeviceGetAttribute(ctypes.byref(supported), VIRTUAL_MEMORY, index) == 0 and supported.value == 1
+        for index in range(count.value)
+    )

@@ -73,33 +73,6 @@ def test_help_needs_no_packages(bare, script):
     assert done.stdout.startswith(f"usage: {script}")
 
 
-# ---- flags without a value ----
-
-
-def test_a_boolean_flag_alone_means_true():
-    """All of them: this project's and transformers'."""
-    from transformers.hf_argparser import string_to_bool
-
-    from sft.prediction.arguments import parse_arguments as parse_prediction
-    from sft.training.trainer_arguments import build_parser
-
-    parser = build_parser("")
-    flags = [action for action in parser._actions if action.type is string_to_bool]
-    assert len(flags) > 40
-    for action in flags:
-        for words, value in (((), True), (("true",), True), (("false",), False)):
-            parsed = parser.parse_args([action.option_strings[0], *words])
-            assert getattr(parsed, action.dest) is value, action.option_strings[0]
-    assert parser.parse_args(["--resume_from_checkpoint"]).resume_from_checkpoint == "true"
-    assert parser.parse_args(["--gradient_checkpointing", "--lora_r", "4"]).lora_r == 4
-    common = ["--adapter", "a", "--constrained"]
-    assert [parse_prediction([*common, *more]).constrained for more in ([], ["true"], ["false"])] == [
-        True,
-        True,
-        False,
-    ]
-
-
 # ---- how often the loss is logged ----
 
 

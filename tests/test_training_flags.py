@@ -73,7 +73,7 @@ class TestRefusals:
             (["--compile_layers"], "只在显卡上"),
             (["--deepspeed", "ds.json"], "--use_fsdp --fsdp_version 2"),
             (["--fsdp_config", "fsdp.json"], "--fsdp"),
-            (["--load_in_4bit"], "不支持量化训练"),
+            (["--load_in_4bit"], "请用 --quantization nf4"),
         ],
     )
     def test_what_would_do_nothing_is_refused_and_the_right_flag_is_named(self, words, advice, capsys):

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -20,9 +21,10 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from sft.console import say_once
 from sft.decoding.automaton import answer_format, can_write
 from sft.decoding.constrained import Bounds, decode
+from sft.decoding.room import Room
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
 from sft.engine.attention import at_least_float32
-from sft.engine.option_tree import score
+from sft.engine.option_tree import LEAST_OPTION_TOKENS, score
 from sft.errors import RowError
 from sft.model.encoding import encode_each_prompt, encode_prompts, encode_texts, terminator_id
 from sft.tasks.task import Task
@@ -77,14 +79,22 @@ def predict(
     task: Task,
     records: Iterable[dict],
     limits: Limits,
+    room: Room | None = None,
 ) -> Iterator[dict]:
     """Yield the result of each record, in order.
 
     Decoding is greedy, so the same records give the same results. A record longer than ``limits.max_length`` is cut
     or split as in training; one that cannot be made to fit yields ``{"error": reason}``.
+
+    Args:
+        room: what has fitted into memory so far; None if nothing is known. When memory runs out, the passes shrink.
+
+    Raises:
+        RunError: a single row does not fit into memory.
     """
+    room = room or Room()
     for window in in_groups(records, rows_per_window(limits)):
-        yield from predict_together(model, tokenizer, task, window, limits)
+        yield from predict_together(model, tokenizer, task, window, limits, room)
 
 
 def predict_together(
@@ -93,13 +103,14 @@ def predict_together(
     task: Task,
     records: Sequence[dict],
     limits: Limits,
+    room: Room,
 ) -> list[dict]:
     """The results of one window of records, as `predict` gives them."""
     pieces_of = fit(records, task, tokenizer, limits)
     pieces = [piece for pieces in pieces_of if not isinstance(pieces, RowError) for piece in pieces]
     by_length = sorted(range(len(pieces)), key=lambda index: len(pieces[index].prompt_ids))
     with _evaluating(model):
-        answers = list(_answer(model, tokenizer, task, [pieces[index] for index in by_length], limits))
+        answers = list(_answer(model, tokenizer, task, [pieces[index] for index in by_length], limits, room))
     results: list[dict] = [{}] * len(pieces)
     for index, result in zip(by_length, answers, strict=True):
         results[index] = result
@@ -167,7 +178,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _answer(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits) -> Iterator[dict]:
+def _answer(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits, room: Room) -> Iterator[dict]:
     """The results of pieces, in order. The pieces come sorted by length, the shortest first."""
     if not pieces:
         return
@@ -175,13 +186,22 @@ def _answer(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limit
     lists_entities = task.answers == "entities" and not chooses
     vocabulary = _vocabulary_for(tokenizer, task) if lists_entities and limits.constrained else None
     if vocabulary is not None:
-        yield from _extract(model, vocabulary, task, pieces, limits)
+        yield from _extract(model, vocabulary, task, pieces, limits, room)
         return
-    for batch in in_groups(pieces, limits.batch_size if chooses else _raw_batch_size(pieces, limits)):
-        if chooses and limits.constrained:
-            yield from _choose_option(model, tokenizer, task, batch, limits)
+    scores = chooses and limits.constrained
+    size = limits.batch_size if chooses else _raw_batch_size(pieces, limits)
+    while pieces:
+        batch = pieces[: room.of(size)]
+        if scores:
+            work = partial(_choose_option, model, tokenizer, task, batch, limits, room)
         else:
-            yield from _generate(model, tokenizer, task, batch, limits)
+            work = partial(_generate, model, tokenizer, task, batch, limits)
+        # A row's options can be scored in several passes.
+        divisible = len(batch) > 1 or (scores and _pass_tokens(limits, room) > limits.max_length + LEAST_OPTION_TOKENS)
+        results = room.tried(work, divisible=divisible)
+        if results is not None:
+            yield from results
+            pieces = pieces[len(batch) :]
 
 
 def _raw_batch_size(pieces: Sequence[Piece], limits: Limits) -> int:
@@ -200,12 +220,18 @@ def _vocabulary_for(tokenizer, task: Task) -> Vocabulary | None:
     return vocabulary
 
 
-def _extract(model, vocabulary: Vocabulary, task: Task, pieces: Sequence[Piece], limits: Limits) -> Iterator[dict]:
+def _extract(
+    model, vocabulary: Vocabulary, task: Task, pieces: Sequence[Piece], limits: Limits, room: Room
+) -> Iterator[dict]:
     """The entities of each piece, from a well-formed answer."""
-    bounds = Bounds(limits.batch_size, limits.max_new_tokens, limits.max_tokens)
     texts = [piece.record["text"] for piece in pieces]
     prompts = [piece.prompt_ids for piece in pieces]
-    answers = decode(model, vocabulary, task.labels, texts, prompts, bounds)
+    answers = None
+    while answers is None:
+        rows = room.of(min(limits.batch_size, len(pieces)))
+        bounds = Bounds(rows, limits.max_new_tokens, limits.max_tokens and room.of(limits.max_tokens))
+        work = partial(decode, model, vocabulary, task.labels, texts, prompts, bounds)
+        answers = room.tried(work, divisible=rows > 1)
     for piece, answer in zip(pieces, answers, strict=True):
         result = task.parse(answer.text, piece.record)
         for entity in result["entities"]:
@@ -213,13 +239,17 @@ def _extract(model, vocabulary: Vocabulary, task: Task, pieces: Sequence[Piece],
         yield result | {"answer": answer.text}
 
 
-def _choose_option(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits) -> list[dict]:
+def _pass_tokens(limits: Limits, room: Room) -> int:
+    """The tokens of one scoring pass, at most."""
+    return room.of(limits.max_tokens or limits.batch_size * limits.max_length)
+
+
+def _choose_option(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits, room: Room) -> list[dict]:
     """The most probable option of each piece, and the probability of every option (they sum to 1)."""
     results = []
     prompts = [piece.prompt_ids for piece in pieces]
     options_of = [list(task.options(piece.record)) for piece in pieces]
-    max_tokens = limits.max_tokens or limits.batch_size * limits.max_length
-    scores_of = score_options(model, tokenizer, prompts, options_of, max_tokens)
+    scores_of = score_options(model, tokenizer, prompts, options_of, _pass_tokens(limits, room))
     for options, log_probabilities in zip(options_of, scores_of, strict=True):
         probabilities = log_probabilities.softmax(-1).tolist()
         best = max(range(len(options)), key=probabilities.__getitem__)

@@ -28,10 +28,12 @@ def hidden_states_at(
         token_ids: (tokens,).
         position_ids: (tokens,) of each token, its position in its own sequence.
         layout: which token sees which.
-        places: (places,) indices into ``token_ids``.
+        places: (places,) indices into ``token_ids``; none is allowed.
     """
     no_mask = token_ids.new_zeros((1, 1, 1, 1), dtype=torch.bool)  # see `sft.engine.attention.NO_MASK`
-    with last_layer_at(base, places):
+    # One place at least: bitsandbytes' kernels for a CPU end the process on a tensor without rows.
+    wanted = places if len(places) else places.new_zeros(1)
+    with last_layer_at(base, wanted):
         hidden = base.base_model(
             input_ids=token_ids[None],
             position_ids=position_ids[None],
@@ -39,7 +41,7 @@ def hidden_states_at(
             use_cache=False,
             layout=layout,
         ).last_hidden_state[0]
-    return hidden.index_select(0, places)
+    return hidden.index_select(0, wanted)[: len(places)]
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from sft.errors import InputError, is_out_of_memory, one_line
 from sft.files import ADAPTER_FILE, read_json
 from sft.model.encoding import terminator_id
 from sft.model.kinds import refuse_other_kinds
+from sft.model.quantization import nf4_config, require_quantization, settle_quantized
 from sft.model.template import check_template, own_template, settle_template, template_tokens, with_fixed_date
 
 logger = logging.getLogger(__name__)
@@ -147,14 +148,24 @@ def load_config(folder: Path) -> PreTrainedConfig:
         raise InputError(f"{folder}：config.json 读不出（{one_line(error)}）；请重新下载模型") from error
 
 
-def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_base(
+    folder: Path, dtype: torch.dtype, quantization: str | None = None, device: torch.device | None = None
+) -> PreTrainedModel:
     """Load the base model onto the CPU, from safetensors files only.
 
     The sampling defaults of its generation config are removed, so that generation is greedy.
 
+    Args:
+        quantization: ``nf4`` for linear layers in 4 bits; such a model is loaded onto ``device`` and stays there.
+
     Raises:
-        InputError: the folder has no causal language model that transformers knows, or some weights are missing.
+        InputError: the folder has no causal language model that transformers knows, some weights are missing, or it
+            cannot be quantised.
     """
+    quantized = {}
+    if quantization is not None:
+        require_quantization(folder)
+        quantized = {"quantization_config": nf4_config(dtype), "device_map": {"": device or "cpu"}}
     disable_progress_bar()
     if is_watched():
         logger.info("读入模型 %s", folder)
@@ -169,6 +180,7 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **quantized,
         )
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder}：读不出模型（{one_line(error)}）；请重新下载模型") from error
@@ -182,6 +194,8 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise InputError(
             f"{folder}：缺少 {len(missing)} 个权重，例如 {missing[0]}；请重新下载模型，或换一个因果语言模型"
         )
+    if quantized:
+        settle_quantized(model)
     # Qwen sets temperature 0.7 and repetition_penalty 1.1; answers must be greedy, and they do repeat keys and names.
     shipped = model.generation_config
     model.generation_config = GenerationConfig(

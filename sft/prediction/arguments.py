@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.cli import Parser, parse
+from sft.cli import Parser, add_boolean, parse
 from sft.data.arguments import PREDICTION_FORMATS, add_encoding
 
 # What other tools call these flags.
@@ -26,6 +26,9 @@ RENAMED_FLAGS = {
     "test_file": "--input_file",
     "file": "--input_file",
     "labels": "--options",
+    "load_in_4bit": "--quantization nf4",
+    "load_in_8bit": "--quantization nf4（只支持 4 位）",
+    "quantization_bit": "--quantization nf4（只支持 4 位）",
 }
 
 
@@ -33,15 +36,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; a mistake in it ends the program with one Chinese line and exit code 2."""
     parser = Parser(description="用微调好的适配器预测")
     parser.add_argument("--adapter", type=Path, help="训练脚本的 --output_dir")
-    parser.add_argument("--base_only", action="store_true", help="不加载适配器，看微调之前的模型")
+    add_boolean(parser, "--base_only", help="不加载适配器，看微调之前的模型")
     parser.add_argument("--task_file", type=Path, help="没有 --adapter 时的任务设置：data/*.task.json")
     parser.add_argument("--model_name_or_path", help="底座模型；默认用训练时的那个")
-    parser.add_argument(
-        "--allow_other_base", action="store_true", help="允许底座与训练时的不同（形状相同、权重不同），结果自负"
-    )
-    parser.add_argument(
-        "--no_verify", action="store_true", help="不核对适配器、分词器和 task.json 是否还是训练写下的样子，结果自负"
-    )
+    add_boolean(parser, "--allow_other_base", help="允许底座与训练时的不同（形状相同、权重不同），结果自负")
+    add_boolean(parser, "--no_verify", help="不核对适配器、分词器和 task.json 是否还是训练写下的样子，结果自负")
 
     reading = parser.add_argument_group("输入")
     source = reading.add_mutually_exclusive_group()
@@ -75,8 +74,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="label_studio：结束时把 --output_file 写成可以导入 Label Studio 的任务，预测作为预标注",
     )
     writing.add_argument("--report", type=Path, help="把成绩、错误和逐条对照另写成一页 HTML")
-    writing.add_argument("--resume", action="store_true", help="接着上次没跑完的写；输入、适配器和设置须与上次相同")
-    writing.add_argument("--overwrite", action="store_true", help="盖掉没跑完的结果，或不是 predict.py 写的文件")
+    add_boolean(writing, "--resume", help="接着上次没跑完的写；输入、适配器和设置须与上次相同")
+    add_boolean(writing, "--overwrite", help="盖掉没跑完的结果，或不是 predict.py 写的文件")
 
     answers = parser.add_argument_group("答案")
     answers.add_argument("--options", help="分类：每一条都从这些选项里选，如 体育,军事,经济；默认用数据或训练时的")
@@ -85,13 +84,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         type=_probability,
         help="概率低于它的标签给 null，低于它的实体不给（实体默认用训练时在验证集上选的；0 表示全给）",
     )
-    answers.add_argument(
+    add_boolean(
+        answers,
         "--constrained",
-        type=_boolean,
-        nargs="?",
-        const=True,
         default=True,
-        metavar="{true,false}",
         help="true（默认）只产生合法的答案；false 让模型随便说，原话在 answer 里，指标里有各种毛病的个数",
     )
 
@@ -101,6 +97,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     limits.add_argument("--max_length", type=_positive, help="一条最多多少 token；默认同训练")
     limits.add_argument("--max_new_tokens", type=_positive, help="答案最多多少 token；默认按训练数据")
     limits.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="数值类型；默认同训练")
+    limits.add_argument("--quantization", choices=["none", "nf4"], help="nf4：底座用 4 位，省显存；默认同训练")
     arguments = parse(parser, argv, RENAMED_FLAGS)
     _check_together(parser, arguments)
     return arguments
@@ -131,9 +128,3 @@ def _probability(value: str) -> float:
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"应在 0 与 1 之间，实际是 {value}")
     return number
-
-
-def _boolean(value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"应是 true 或 false，实际是 {value}")
-    return value.lower() == "true"

@@ -24,6 +24,7 @@ class ModelChoice:
             ``input_file``.
         model_name_or_path: folder or hub id of the base model.
         dtype: ``auto``, ``bfloat16``, ``float16`` or ``float32``.
+        quantization: ``none`` or ``nf4``.
         allow_other_base: accept another base model than the one that the adapter was trained on.
         verify: refuse an adapter whose files are not those that training wrote.
     """
@@ -34,6 +35,7 @@ class ModelChoice:
     input_file: Path | None = None
     model_name_or_path: str | None = None
     dtype: str | None = None
+    quantization: str | None = None
     allow_other_base: bool = False
     verify: bool = True
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +22,8 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.decoding.decode import Limits, in_groups, predict_together, rows_per_window
-from sft.errors import InputError, RowError, RunError
+from sft.decoding.room import Room
+from sft.errors import InputError, RowError, RunError, is_out_of_memory, memory_name
 from sft.files import file_hash
 from sft.model.adapter import find_base, require_adapter
 from sft.model.devices import check_device, require_finite
@@ -58,6 +59,8 @@ class Predictor:
         adapter: the folder of the adapter; None for the base model alone.
         base_hash: see `model_hash`; None if it has not been computed.
         is_half: the model is in float16, which may be too narrow for it.
+        quantization: ``nf4`` for a base in 4 bits, else None.
+        room: what fits into memory; it shrinks when memory runs out.
     """
 
     model: PreTrainedModel
@@ -69,6 +72,8 @@ class Predictor:
     adapter: Path | None = None
     base_hash: str | None = None
     is_half: bool = False
+    quantization: str | None = None
+    room: Room = field(default_factory=Room, compare=False)
 
     @classmethod
     def load(
@@ -111,7 +116,8 @@ class Predictor:
         tokenizer = load_tokenizer(choice.adapter or base_folder)
         if choice.adapter is not None:
             _require_trained_end(tokenizer, settings, choice.adapter)
-        model = load_base(base_folder, dtype)
+        quantization = _quantization(choice, settings)
+        model = load_base(base_folder, dtype, quantization, device)
         if adapter is not None:
             model = load_adapter(model, adapter)
         return cls(
@@ -124,6 +130,7 @@ class Predictor:
             adapter,
             base_hash,
             is_half=dtype == torch.float16,
+            quantization=quantization,
         )
 
     def __call__(self, rows: Iterable[str | dict]) -> list[dict]:
@@ -160,6 +167,20 @@ def _dtype(choice: ModelChoice, settings: TaskSettings, device: torch.device) ->
     return resolve_dtype(wanted, device)
 
 
+def _quantization(choice: ModelChoice, settings: TaskSettings) -> str | None:
+    """How the base is quantised: as the user says, else as in training; told where it is, or is not as in training."""
+    trained = None if choice.adapter is None else settings.quantization
+    wanted = trained if choice.quantization is None else {"none": None}.get(choice.quantization, choice.quantization)
+    shown, before = (name or "不量化" for name in (wanted, trained))
+    if wanted == trained and wanted is not None:
+        logger.info("底座按 %s 量化，同训练时", shown)
+    elif wanted != trained and choice.adapter is not None:
+        logger.warning(
+            "底座：%s，训练时：%s；照 --quantization %s，结果会略有不同", shown, before, choice.quantization
+        )
+    return wanted
+
+
 def _limits(choice: LimitChoice, settings: TaskSettings) -> Limits:
     return Limits(
         choice.max_length or settings.max_length or UNTRAINED_MAX_LENGTH,
@@ -183,7 +204,7 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
 
     Raises:
         InputError: the model's numbers are too large for float16.
-        RunError: the GPU has not enough memory.
+        RunError: a single row does not fit into memory.
     """
     task, settings = predictor.task, predictor.row_settings
     records = [to_record(row, task, settings) for row in rows]
@@ -192,9 +213,13 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
         if usable and predictor.is_half:
             prompts = encode_prompts(usable[:1], task, predictor.tokenizer)
             require_finite(predictor.model, prompts[0][: predictor.limits.max_length], "第一行")
-        predicted = iter(predict_together(predictor.model, predictor.tokenizer, task, usable, predictor.limits))
-    except torch.OutOfMemoryError as error:
-        raise RunError("显存不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
+        predicted = iter(
+            predict_together(predictor.model, predictor.tokenizer, task, usable, predictor.limits, predictor.room)
+        )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"{memory_name(error)}不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
     results = [{"error": str(record)} if isinstance(record, RowError) else next(predicted) for record in records]
     results = at_least(task, results, settings.threshold)
     golds = [usable_gold(record, task) for record in records]
@@ -246,6 +271,7 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
         "task": hashlib.sha256(orjson.dumps(predictor.task.settings())).hexdigest()[:16],
         "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "device": predictor.model.device.type,
+        **({"quantization": predictor.quantization} if predictor.quantization else {}),
         **asdict(predictor.limits),
         **orjson.loads(
             orjson.dumps(asdict(predictor.row_settings) | {"columns": list(predictor.row_settings.columns)})

@@ -25,6 +25,7 @@ FORMAT_VERSION = 1
 MOST_TOKENS = 1 << 31
 DTYPES = ("bfloat16", "float16", "float32")
 USER_PROMPT = "user_prompt"
+NF4 = "nf4"  # the base's linear layers in 4 bits, quantised while it is loaded
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class TaskSettings:
         threshold: entities that score less are left out; chosen on the validation rows.
         base_hash: the hash of the base model's config and weights; None in files of older versions.
         end_token: the token that ends an answer, such as ``<|im_end|>``.
+        quantization: ``nf4`` if the base was quantised while it was loaded; None for a base as it is.
         prompt_date: the day that the chat template shows as today, such as ``2024-07-26``; None if it shows none.
         files: the hashes of the files beside an adapter's ``task.json``, by name. `write` takes them anew.
         conversion: of the settings beside records: the ``id`` of the conversion, and ``with``, the other file of
@@ -56,6 +58,7 @@ class TaskSettings:
     base_hash: str | None = None
     end_token: str | None = None
     prompt_date: str | None = None
+    quantization: str | None = None
     files: Mapping[str, str] | None = field(default=None, compare=False)
     conversion: Mapping[str, str] | None = field(default=None, compare=False)
 
@@ -96,6 +99,7 @@ class TaskSettings:
     def _check_types(self, path: Path) -> None:
         wanted = {"base_model": str, "base_hash": str, "dtype": str, "max_length": int, "max_new_tokens": int}
         wanted |= {"threshold": int | float, "end_token": str, "prompt_date": str, "version": str}
+        wanted |= {"quantization": str}
         wanted |= {FILES: dict, CONVERSION: dict}
         for name, kind in wanted.items():
             value = getattr(self, name)
@@ -106,6 +110,9 @@ class TaskSettings:
                 raise InputError(f"{path}：{name} 应不小于 1，实际是 {getattr(self, name)}；请重新训练")
         if self.dtype not in (None, *DTYPES):
             raise InputError(f"{path}：dtype 应是 {'、'.join(DTYPES)} 之一，实际是 {self.dtype[:60]!r}；请重新训练")
+        if self.quantization not in (None, NF4):
+            found = f"{self.quantization[:60]!r}"
+            raise InputError(f"{path}：quantization 应是 {NF4}，实际是 {found}；请升级，或重新训练")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"{path}：threshold 应在 0 与 1 之间，实际是 {self.threshold}；请重新训练")
         for name in (FILES, CONVERSION):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sft.cli import Parser, refuse_slips, refuse_unknown
 from sft.errors import InputError, one_line
+from sft.processes import let_segments_grow
 from sft.training.config import with_config
 from sft.training.flags import (
     GROUPS,
@@ -55,6 +56,7 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
     """
     for flag in {"-h", "--help", "--version"}.intersection(argv):
         _short_help(description, defaults).parse_args([flag])
+    let_segments_grow()  # before torch is imported
     from sft.training.trainer_arguments import build_parser
 
     parser = build_parser(description)
@@ -72,17 +74,17 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
     except (ValueError, TypeError, ImportError) as error:  # from the checks of TrainingArguments
         parser.error(one_line(error))
     refuse_unknown(parser, unknown)
-    given = given_flags(argv)
-    for flag, advice in DTYPE_FLAGS.items():
-        if given & {flag, f"no_{flag}"}:
-            parser.error(f"--{flag}：数值类型由 --dtype 决定（auto、bfloat16、float16、float32）；{advice}")
+    given = given_flags(parser, argv)
+    for flag in sorted(given & DTYPE_FLAGS.keys()):
+        parser.error(f"--{flag}：数值类型由 --dtype 决定（auto、bfloat16、float16、float32）；{DTYPE_FLAGS[flag]}")
     return Arguments(*groups, given=given)
 
 
-def given_flags(argv: Sequence[str]) -> frozenset[str]:
-    """The names of the flags on a command line: ``--lora-r=4`` → ``lora_r``."""
-    flags = (word.partition("=")[0] for word in argv if word.startswith("--"))
-    return frozenset(flag.removeprefix("--").replace("-", "_") for flag in flags)
+def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> frozenset[str]:
+    """The names of the flags on a command line: ``--lora-r=4`` → ``lora_r``, ``--no_use_cpu`` → ``use_cpu``."""
+    known = parser._option_string_actions
+    flags = {word.partition("=")[0] for word in argv}
+    return frozenset(known[flag].dest for flag in flags if flag in known)
 
 
 def _short_help(description: str, defaults: dict[str, object]) -> argparse.ArgumentParser:

@@ -20,11 +20,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import orjson
-import torch
 from safetensors import SafetensorError
 
 import sft
-from sft.errors import InputError, RunError, one_line
+from sft.errors import InputError, RunError, is_out_of_memory, one_line
 from sft.files import ADAPTER_FILE, METRICS_FILE, differences, file_hash, patiently, read_json, sync_folder, write_json
 
 logger = logging.getLogger(__name__)
@@ -336,9 +335,9 @@ def told_if_not_written(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (OSError, RuntimeError, SafetensorError, InputError) as error:  # torch.save raises RuntimeError
+        if is_out_of_memory(error):
+            raise
         raise RunError(
             f"{path}：没有写成（{one_line(error)}）；之前的检查点都完好，请检查磁盘空间和权限，"
             "再用 --resume_from_checkpoint true 续跑"
@@ -354,9 +353,9 @@ def told_if_not_readable(checkpoint: Path) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # unpickling and loading states raise errors of any kind
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"{checkpoint}：文件没有损坏，但内容不是本工具写的（{one_line(error)}）；"
             "请移走这个检查点，再用 --resume_from_checkpoint true 从更早的接着"

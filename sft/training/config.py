@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft.cli import Parser
+from sft.cli import Parser, boolean
 from sft.errors import InputError, one_line
 
 UNSET = ("", "~", "null", "Null", "NULL")  # YAML's ways to give no value
+EMPTY = object()  # the value of a YAML key with nothing after it: unset like ``~``, but not for a flag for yes or no
 
 
 def with_config(
@@ -49,6 +50,8 @@ def with_config(
     for key, value in read_config(path).items():
         if key not in actions:
             raise InputError(f"{path}：不认识的键 {key}{_guess(key, actions, renamed or {})}")
+        if value is EMPTY and actions[key].type is boolean:  # on the command line the flag alone would mean yes
+            raise InputError(f"{path}：{key} 后面没有值；请写 true 或 false，不想设就删去这一行")
         words += _words(path, key, value, takes_several=actions[key].nargs in ("*", "+"))
     return words + list(argv)
 
@@ -116,15 +119,17 @@ def _yaml_pairs(path: Path, text: str) -> list[tuple[str, Any]]:
 
 
 def _as_written(node: Any) -> Any:
-    """The text of a YAML value, or the texts of a list; None for no value."""
+    """The text of a YAML value, or the texts of a list; None or `EMPTY` for no value."""
     if isinstance(node.value, list):
         return [_as_written(one) for one in node.value]
-    return None if node.style is None and node.value in UNSET else node.value
+    if node.style is not None or node.value not in UNSET:
+        return node.value
+    return None if node.value else EMPTY
 
 
 def _words(path: Path, key: str, value: Any, *, takes_several: bool) -> list[str]:
     """One key and its value as words of a command line; none for no value."""
-    if value is None:
+    if value is None or value is EMPTY:
         return []
     if isinstance(value, list):
         if not takes_several:
@@ -135,6 +140,7 @@ def _words(path: Path, key: str, value: Any, *, takes_several: bool) -> list[str
 
 def _word(value: Any) -> str:
     """A value as it is typed: a text as it is, everything else as JSON."""
+    value = None if value is EMPTY else value
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.console import progress
 from sft.decoding.decode import Limits, predict
-from sft.engine.batches import Batching, EncodedRow, micro_batches, to_device
+from sft.decoding.room import Room
+from sft.engine.batches import Batching, EncodedRow, split_rows, to_device
 from sft.engine.loss import supervised_loss
 from sft.tasks.evaluation import at_least, best_threshold, metrics_of_predictions
 from sft.tasks.task import Task
@@ -50,6 +52,8 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Evaluates a model by its loss and by the answers of `sft.decoding.decode.predict`. Processes share the work.
 
+    When memory runs out, the passes shrink, as in training.
+
     Args:
         task: for prompts, parsing and metrics.
         tokenizer: of the model.
@@ -62,6 +66,8 @@ class Evaluator:
         self, task: Task, tokenizer: PreTrainedTokenizerBase, limits: Limits, batching: Batching, *, quiet: bool
     ) -> None:
         self.task, self.tokenizer, self.limits, self.batching, self.quiet = task, tokenizer, limits, batching, quiet
+        self._room, self._loss_room = Room(), Room("验证")
+        self._loss_tokens = 0  # the largest pass for the loss; 0: none has run out of memory
 
     def choose_threshold(self, model, examples: Examples, max_tokens: int, accelerator: Accelerator) -> Evaluation:
         """Evaluate with the threshold that gives the best metric on these examples, the validation records.
@@ -89,7 +95,7 @@ class Evaluator:
         supervised_tokens = sum(len(row.answer_ids) for row in rows[mine])
         with whole_weights(model):
             loss_sum = self._loss_sum(model, rows[mine], max_tokens, accelerator.device)
-            predicting = predict(model, self.tokenizer, self.task, records[mine], self.limits)
+            predicting = predict(model, self.tokenizer, self.task, records[mine], self.limits, self._room)
             predicted = list(progress(predicting, "预测", total=len(records[mine]), hidden=self.quiet))
         shares = gather_object([(loss_sum, supervised_tokens, predicted)])
         predictions: list[dict] = [{}] * len(records)
@@ -103,10 +109,31 @@ class Evaluator:
         """The loss summed over all supervised tokens."""
         was_training = model.training
         model.eval()
-        batches = progress(micro_batches(rows, max_tokens, self.batching), "验证损失", "批", hidden=self.quiet)
-        loss_sum = sum(supervised_loss(model, to_device(batch, device), 1).item() for batch in batches)
+        passes = len(split_rows(rows, self._at_most(max_tokens), self.batching))
+        losses = self._losses(model, rows, max_tokens, device)
+        loss_sum = sum(progress(losses, "验证损失", "批", total=passes, hidden=self.quiet))
         model.train(was_training)
         return loss_sum
+
+    def _losses(self, model, rows: Sequence[EncodedRow], max_tokens: int, device: torch.device) -> Iterator[float]:
+        """The summed loss of each pass; `sft.decoding.room.Room` says what happens when memory runs out."""
+        pieces = split_rows(rows, self._at_most(max_tokens), self.batching)
+        while pieces:
+            work = partial(self._loss_of, model, pieces[0], device)
+            loss = self._loss_room.tried(work, divisible=len(pieces[0]) > 1)
+            if loss is not None:
+                yield loss
+                pieces = pieces[1:]
+            else:
+                self._loss_tokens = self.batching.tokens(pieces[0]) // 2
+                rest = [row for piece in pieces for row in piece]
+                pieces = split_rows(rest, self._at_most(max_tokens), self.batching)
+
+    def _at_most(self, max_tokens: int) -> int:
+        return min(max_tokens, self._loss_tokens) if self._loss_tokens else max_tokens
+
+    def _loss_of(self, model, rows: Sequence[EncodedRow], device: torch.device) -> float:
+        return supervised_loss(model, to_device(self.batching.collate(rows), device), 1).item()
 
     def _evaluation(
         self, loss: float, golds: Sequence[dict | None], predictions: Sequence[dict], threshold: float | None

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
@@ -15,7 +14,7 @@ from sft.data.records import write_check_rows
 from sft.decoding.decode import Limits
 from sft.engine.batches import EncodedRow
 from sft.engine.compiled_layers import compile_layers
-from sft.errors import InputError, RunError, Stopped
+from sft.errors import InputError, RunError, Stopped, is_out_of_memory, memory_name
 from sft.files import (
     ADAPTER_FILE,
     ALL_RESULTS_FILE,
@@ -107,7 +106,8 @@ def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
     arguments, settings = prepared.arguments, prepared.settings
     training = arguments.training
     set_seed(training.seed)  # for the initial weights of the adapter
-    base, trained = load_base(prepared.base_folder, prepared.dtype), arguments.model.init_adapter
+    base = load_base(prepared.base_folder, prepared.dtype, settings.quantization, training.device)
+    trained = arguments.model.init_adapter
     batching = prepared.batching.for_model(base, training.device)
     if trained:
         model = load_adapter(base, Path(trained), trainable=True, lora_dropout=arguments.lora.lora_dropout)
@@ -156,7 +156,7 @@ def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Track
     """Record the run in ``metrics.jsonl`` and SwanLab, and close both when the ``with`` block ends or raises.
 
     Raises:
-        RunError: the GPU ran out of memory inside the block.
+        RunError: memory ran out inside the block.
     """
     flags = prepared.arguments.tracking
     tracking = start_tracking(
@@ -179,13 +179,21 @@ def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Track
     except (Stopped, KeyboardInterrupt):
         state = "aborted"
         raise
-    except torch.OutOfMemoryError as error:
-        raise RunError(
-            "显存不够：请减小 --per_device_train_batch_size（同时加大 --gradient_accumulation_steps）、"
-            "--max_length，或打开 --gradient_checkpointing"
-        ) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunError(f"{memory_name(error)}不够：{advice_on_memory(prepared)}") from error
     finally:
         tracking.finish(state)
+
+
+def advice_on_memory(prepared: Prepared) -> str:
+    """What a run can do that has no memory left: what it does not do yet, the cheapest first."""
+    recomputes = prepared.arguments.training.gradient_checkpointing
+    parts = ["加 --gradient_checkpointing"] * (not recomputes)
+    parts += ["用 --quantization nf4"] * (prepared.settings.quantization is None)
+    parts.append("减小 --max_tokens_per_micro_batch 或 --max_length")
+    return f"请{'、'.join(parts)}，或换小一些的模型；别的程序占着它，就先关掉"
 
 
 class SamplesAtStart(TrainerCallback):

@@ -56,9 +56,12 @@ RENAMED_FLAGS = {
     "fp16_backend": "--dtype",
     "fp16_opt_level": "--dtype",
     "pure_bf16": "--dtype bfloat16",
-    "load_in_4bit": "--gradient_checkpointing 和 --dtype（不支持量化训练）",
-    "load_in_8bit": "--gradient_checkpointing 和 --dtype（不支持量化训练）",
-    "quantization_bit": "--gradient_checkpointing 和 --dtype（不支持量化训练）",
+    "load_in_4bit": "--quantization nf4",
+    "load_in_8bit": "--quantization nf4（只支持 4 位）",
+    "quantization_bit": "--quantization nf4（只支持 4 位）",
+    "bnb_4bit_quant_type": "--quantization nf4",
+    "use_qlora": "--quantization nf4",
+    "qlora": "--quantization nf4",
     "adapter": "--init_adapter",
     "adapter_name_or_path": "--init_adapter",
     "checkpoint_dir": "--init_adapter",
@@ -82,6 +85,12 @@ class ModelArguments:
     allow_other_base: bool = _flag(False, "允许 --init_adapter 用在另一个底座上（形状相同、权重不同）")
     dtype: str = _choice(
         "auto", "bfloat16", "float16", "float32", default="auto", help="模型的数值类型；auto：硬件支持 bf16 就用它"
+    )
+    quantization: str = _choice(
+        *("none", "nf4"),
+        default="none",
+        help="nf4：底座的线性层用 4 位（QLoRA），省显存，慢一些；要先装 requirements-quantization.txt；"
+        "接着训练时默认同 --init_adapter",
     )
 
 
@@ -169,7 +178,7 @@ class TrainerDefaults:
     seed: int = _flag(42, "随机种子")
     max_steps: int = _flag(-1, "最多训练多少步；优先于轮数")
     warmup_steps: float = _flag(0, "预热多少步；小于 1 表示占总步数的比例")
-    gradient_checkpointing: bool | None = _flag(None, "用时间换显存：反向时重算激活")
+    gradient_checkpointing: bool | None = _flag(None, "用时间换显存：反向时重算激活；默认：显卡放不下就打开")
     compile_layers: bool = _flag(False, "编译模型的每一层（显卡、变长注意力；第一步要几分钟）；还没有在显卡上测过")
     resume_from_checkpoint: str | None = _flag(None, "true：从最新的完整检查点续跑；也可给出检查点文件夹")
 

@@ -27,10 +27,12 @@ from sft.model.encoding import LengthReport, encode_rows, terminator_id
 from sft.model.hub import lasting_name, resolve_model
 from sft.model.loading import load_config, load_tokenizer, resolve_dtype
 from sft.model.lora import target_modules
+from sft.model.quantization import require_quantization
 from sft.model.template import prompt_date
 from sft.tasks.settings import TaskSettings, require_pair, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
+from sft.training.checkpointing import settle_checkpointing, step_tokens
 from sft.training.sharding import refuse_where_it_cannot
 from sft.training.start import start_from_adapter
 from sft.training.steps import fitting_logging_steps, planned_steps
@@ -116,6 +118,9 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     else:
         base_folder = resolve_model(arguments.model.model_name_or_path)
     config = load_config(base_folder)  # first of all: says which kinds of models cannot be trained
+    quantization = None if arguments.model.quantization == "none" else arguments.model.quantization
+    if quantization is not None:
+        require_quantization(base_folder)
     if not arguments.model.init_adapter:
         modules = target_modules(config, arguments.lora.lora_target_modules)
         if "lora_target_modules" not in arguments.given:  # the run, the card and the adapter name the layers
@@ -135,10 +140,12 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         version=sft.__version__,
         end_token=tokenizer.convert_ids_to_tokens(terminator_id(tokenizer)),
         prompt_date=prompt_date(tokenizer),
+        quantization=quantization,
     )
     batching = choose_batching(config, data.batching, tokenizer.pad_token_id)
     validates = training.eval_strategy != "no"
     settle_training_arguments(arguments, dtype, len(rows), bool(splits.validation))
+    settle_checkpointing(arguments, base_folder, dtype, step_tokens(rows, batching, training))
     return Prepared(
         settings=settings,
         splits=splits,

@@ -51,7 +51,7 @@ NOT_COMPARED |= {
 OF_VALIDATION = {"validation_ratio", "max_validation_rows", "early_stopping_patience"}
 # Of what is compared, what a person wants to see:
 SHOWN = (
-    "max_train_samples", "max_length", "batching", "dtype", "lora_r", "lora_alpha", "lora_dropout",
+    "max_train_samples", "max_length", "batching", "dtype", "quantization", "lora_r", "lora_alpha", "lora_dropout",
     "lora_target_modules", "use_rslora", "validation_ratio", "max_validation_rows", "learning_rate",
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
     "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "train_sampling_strategy",
@@ -158,6 +158,8 @@ def run_identity(prepared: Prepared) -> dict:
         "dtype": str(prepared.dtype),
         "processes": arguments.training.world_size,
     }
+    if prepared.settings.quantization:
+        identity["quantization"] = prepared.settings.quantization
     if arguments.model.init_adapter:
         identity["init_adapter"] = model_hash(Path(arguments.model.init_adapter))
     if prepared.validates:  # the validation split changes the training rows

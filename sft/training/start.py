@@ -10,6 +10,7 @@ from typing import NamedTuple
 from sft.errors import InputError
 from sft.files import read_json
 from sft.model.adapter import ADAPTER_CONFIG_FILE, Base, find_base, require_adapter, settings_of_adapter
+from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.flags import LoraArguments
@@ -61,8 +62,21 @@ def start_from_adapter(task: Task, arguments: Arguments) -> Start:
         logger.warning("%s", _other_labels(folder, settings.task.labels, task.labels))
     named = model.model_name_or_path if "model_name_or_path" in arguments.given else None
     base = find_base(folder, settings, named, allow_other=model.allow_other_base)
-    lora = _lora_of(folder, arguments)
-    return Start(base, arguments._replace(model=replace(model, model_name_or_path=base.name), lora=lora))
+    lora, quantization = _lora_of(folder, arguments), _quantization_of(folder, settings, arguments)
+    model = replace(model, model_name_or_path=base.name, quantization=quantization)
+    return Start(base, arguments._replace(model=model, lora=lora))
+
+
+def _quantization_of(folder: Path, settings: TaskSettings, arguments: Arguments) -> str:
+    """The adapter's own, told in one line, unless a flag says otherwise: it fits the base either way, not as well."""
+    own, asked = settings.quantization or "none", arguments.model.quantization
+    if "quantization" not in arguments.given:
+        if own != asked:
+            logger.info("--init_adapter %s：底座按 %s 量化，同它训练时", folder, own)
+        return own
+    if own != asked:
+        logger.warning("--init_adapter %s：它训练时是 --quantization %s；照 %s 继续", folder, own, asked)
+    return asked
 
 
 def _other_labels(folder: Path, before: tuple[str, ...], now: tuple[str, ...]) -> str:

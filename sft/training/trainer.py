@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from sft.console import is_watched
 from sft.engine.batches import EncodedRow, batch_tokens, micro_batches, to_device
 from sft.engine.loss import frozen_head, supervised_loss
-from sft.errors import InputError, RunError
+from sft.errors import InputError, RunError, is_out_of_memory, memory_name
 from sft.processes import largest
 from sft.tracking.charts import is_of_one_label
 from sft.training.callbacks import StopOnNonFinite, StopOnSignal
@@ -106,14 +106,15 @@ class SftTrainer(SavingTrainer):
                     with nullcontext() if last else self.accelerator.no_sync(model):
                         losses.append(super().training_step(model, batch, num_items_in_batch))
                 break
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if last or is_sharded(self.model):
                     self._refuse_to_halve_alone(error)
-                if not should_reduce_batch_size(error) or max(len(batch["lines"]) for batch in batches) == 1:
+                if not is_out_of_memory(error) or max(len(batch["lines"]) for batch in batches) == 1:
                     raise
+                name = memory_name(error)
             for parameter, gradient in zip(self.adapter, _copies(gradients), strict=True):
                 parameter.grad = gradient
-            self._halve(max(map(batch_tokens, batches)))
+            self._halve(max(map(batch_tokens, batches)), name)
         self.executed_tokens += self.batch_tokens
         self.logical_tokens += sum(len(row) for row in inputs["rows"])
         for loss, batch in zip(losses, batches, strict=True):
@@ -160,7 +161,7 @@ class SftTrainer(SavingTrainer):
         missing = largest(len(batches), self.stop_on_signal.group) - len(batches)
         return [*(batches[0] | {SURPLUS: True} for _ in range(missing)), *batches]
 
-    def _refuse_to_halve_alone(self, error: RuntimeError) -> None:
+    def _refuse_to_halve_alone(self, error: Exception) -> None:
         """Refuse to recompute a batch in one process only: the other processes have already exchanged gradients.
 
         Those of a sharded model exchange its weights in every pass.
@@ -170,19 +171,24 @@ class SftTrainer(SavingTrainer):
         """
         exchanged = is_sharded(self.model) or self.accelerator.sync_gradients
         several = self.accelerator.num_processes > 1 and exchanged
-        if several and isinstance(error, torch.OutOfMemoryError):
+        if several and is_out_of_memory(error):
             raise RunError(
                 "有一张卡显存不够，多卡时无法只在一张卡上重算；请把 --max_tokens_per_micro_batch 设得比 "
                 f"{self.max_tokens} 小，再用 --resume_from_checkpoint true 续跑"
             ) from error
 
-    def _halve(self, largest_tokens: int) -> None:
-        """From now on use micro-batches of half the size that did not fit; later checkpoints save the new size."""
+    def _halve(self, largest_tokens: int, name: str) -> None:
+        """From now on use micro-batches of half the size that did not fit; later checkpoints save the new size.
+
+        Args:
+            name: of the memory that ran out.
+        """
         self.max_tokens = min(self.max_tokens, largest_tokens) // 2
         clear_device_cache(garbage_collection=True)
         logger.warning(
-            "第 %d 步显存不够：每次前向改为最多 %d 个 token，重算这一批；每步的数据和结果不变",
+            "第 %d 步%s不够：每次前向改为最多 %d 个 token，重算这一批；每步的数据和结果不变",
             self.state.global_step + 1,
+            name,
             self.max_tokens,
         )
 

@@ -17,7 +17,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from transformers.utils import is_liger_kernel_available, is_torch_tf32_available
 from transformers.utils.hub import is_offline_mode
 
-from sft.cli import OneLineErrors
+from sft.cli import OneLineErrors, settle_boolean
 from sft.network import reachable
 from sft.processes import has_launcher
 from sft.training.flags import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
@@ -172,7 +172,7 @@ class _Parser(OneLineErrors, HfArgumentParser):
 
 
 def build_parser(description: str) -> HfArgumentParser:
-    """The parser of all flags of a training script; ``--help_all`` lists them. A flag alone means true."""
+    """The parser of all flags of a training script; ``--help_all`` lists them. A flag alone means yes."""
     parser = _Parser(
         [ModelArguments, LoraArguments, DataArguments, TrackingArguments, SftTrainingArguments],
         description=description,
@@ -180,9 +180,9 @@ def build_parser(description: str) -> HfArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    for action in parser._actions:
+    for action in list(parser._actions):
         if action.type is string_to_bool:  # transformers wants a value for those whose default is None
-            action.nargs, action.const = "?", True
+            settle_boolean(parser, action)
         elif action.dest == "report_to":
             action.nargs = "+"
         elif action.dest == "resume_from_checkpoint":
