@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,12 @@ class TestRefusals:
         assert training.fsdp_plugin_args["fsdp_version"] == 2
         with pytest.raises(InputError, match="几个进程"):
             refuse_where_it_cannot(training, torch.bfloat16)
+
+    def test_fsdp_does_not_spread_a_base_in_4_bits(self):
+        training = SimpleNamespace(fsdp=True, world_size=2, device=torch.device("cuda"))
+        refuse_where_it_cannot(training, torch.bfloat16)
+        with pytest.raises(InputError, match="nf4"):
+            refuse_where_it_cannot(training, torch.bfloat16, "nf4")
 
     def test_fsdp_can_be_switched_off(self):
         training = parsed("--fsdp", "false").training

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.functional import linear
 
-from sft.engine.lora_node import OneNodeLinear, _plain_adapter
+from sft.engine.lora_node import OneNodeLinear, plain_adapter
 
 
 @contextmanager
@@ -38,7 +38,7 @@ class _Kept:
 
     def __call__(self, x: torch.Tensor, *arguments, **keywords) -> torch.Tensor:
         layer = self._layer
-        name = None if arguments or keywords or torch.is_grad_enabled() else _plain_adapter(layer, x)
+        name = None if arguments or keywords or torch.is_grad_enabled() else plain_adapter(layer, x)
         if name is None:
             return type(layer).forward(layer, x, *arguments, **keywords)
         if (name, x.dtype) not in self._made:

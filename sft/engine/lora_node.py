@@ -33,14 +33,14 @@ class OneNodeLinear(LoraLinear):
 
     def forward(self, x: torch.Tensor, *arguments, **keywords) -> torch.Tensor:
         """The base layer and the adapter at ``x`` (…, inputs). Returns (…, outputs), in the dtype of the base."""
-        name = None if arguments or keywords else _plain_adapter(self, x)
+        name = None if arguments or keywords else plain_adapter(self, x)
         if name is None:
             return super().forward(x, *arguments, **keywords)
         base, low, high = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
         return _LoraNode.apply(x, base.weight, base.bias, low, high, self.scaling[name])
 
 
-def _plain_adapter(layer: LoraLinear, x: torch.Tensor) -> str | None:
+def plain_adapter(layer: LoraLinear, x: torch.Tensor) -> str | None:
     """The name of the layer's adapter if the node computes all that PEFT's forward would; None if it does not.
 
     It does not for adapters that are off, merged, several, or of another kind (DoRA and its like, a bias of its own),

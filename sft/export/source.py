@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from sft.model.encoding import terminator_id
 from sft.model.loading import load_adapter, load_base, load_config, load_tokenizer
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
+
+logger = logging.getLogger(__name__)
 
 WAIVER = "加 --no_verify"
 USUAL_LENGTH, USUAL_NEW_TOKENS = 1024, 256  # tokens, where an old adapter does not say them
@@ -72,6 +75,11 @@ def open_source(arguments: argparse.Namespace) -> Source:
     named, allow_other = arguments.model_name_or_path, arguments.allow_other_base
     base = find_base(arguments.adapter, settings, named, allow_other=allow_other)
     load_config(base.folder)
+    if settings.quantization is not None:
+        logger.warning(
+            "训练时底座用 --quantization %s，导出用没有量化的底座；对照的也是它，答案会与 predict.py 略有不同",
+            settings.quantization,
+        )
     tokenizer = load_tokenizer(arguments.adapter)
     end = terminator_id(tokenizer)
     token = tokenizer.convert_ids_to_tokens(end)

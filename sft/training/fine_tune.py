@@ -114,7 +114,7 @@ def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
     else:
         model = add_lora(base, **vars(arguments.lora))
     if training.compile_layers:
-        if not getattr(batching, "varlen", False):
+        if not getattr(getattr(batching, "tree", batching), "varlen", False):
             raise InputError("--compile_layers：只在变长注意力下有用，这张卡、这个模型或 --batching 用不了；请去掉它")
         compile_layers(model)
     limits = Limits(settings.max_length, settings.max_new_tokens, training.per_device_eval_batch_size)

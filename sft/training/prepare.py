@@ -324,7 +324,7 @@ def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, rows: in
         InputError: the best step's weights are wanted, and no checkpoints; or FSDP where it does nothing.
     """
     training = arguments.training
-    refuse_where_it_cannot(training, dtype)
+    refuse_where_it_cannot(training, dtype, arguments.model.quantization)
     if "logging_steps" not in arguments.given:
         training.logging_steps = fitting_logging_steps(planned_steps(rows, training)[0])
     # Autocast and loss scaling; bfloat16 and float32 need neither. The Trainer only reads the second of the two.

@@ -100,8 +100,8 @@ def refuse_untried(training) -> None:
         training.fsdp_config = config | {"cpu_ram_efficient_loading": False}
 
 
-def refuse_where_it_cannot(training, dtype: torch.dtype) -> None:
-    """Refuse FSDP for one process, on CPUs, and in float16.
+def refuse_where_it_cannot(training, dtype: torch.dtype, quantization: str = "none") -> None:
+    """Refuse FSDP for one process, on CPUs, in float16, and for a base in 4 bits.
 
     Raises:
         InputError: it was asked for and would do nothing, or was never tried.
@@ -114,6 +114,8 @@ def refuse_where_it_cannot(training, dtype: torch.dtype) -> None:
         raise InputError("FSDP 要显卡：在 CPU 上 accelerate 不会把权重分到各进程；请去掉它，用 torchrun")
     if dtype == torch.float16:
         raise InputError("FSDP 和 float16 一起没有验证过，不支持；请用 --dtype bfloat16 或 float32，或去掉 FSDP")
+    if quantization != "none":
+        raise InputError(f"FSDP 和 --quantization {quantization} 一起没有验证过，不支持；请去掉一个")
 
 
 def _config_of(training) -> dict:
