@@ -28,6 +28,7 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2Config
 
 from benchmarks import gpu_rows, predict_speed, train_speed_worker
+from benchmarks.memory_table import shape_by_config
 from benchmarks.train_speed import save_tokenizer
 from benchmarks.widened_model import widen
 from sft.data.records import read_records
@@ -38,7 +39,7 @@ from sft.engine.prefix_tree import varlen_works
 from sft.errors import RunError, one_line
 from sft.model.encoding import encode_prompts
 from sft.prediction.predictor import Predictor
-from sft.training.memory import ModelShape, StepKind, tokens_that_fit
+from sft.training.memory import ModelShape, StepKind, share_filled, tokens_that_fit
 
 SHOWN_VERSIONS = ("torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "flash_attn", "liger-kernel")
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
@@ -420,10 +421,7 @@ def memory(job: dict, connection: Connection) -> None:
             return
         torch.cuda.set_per_process_memory_fraction(min(1.0, (cap - CONTEXT_BYTES) / total))
     shape = job["shape"]
-    sizes = ModelShape(
-        parameters_of(shape),
-        *(shape[name] for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")),
-    )
+    sizes = shape_by_config(Qwen2Config(**shape, tie_word_embeddings=True))
     try:
         model = random_model(shape, job["device"], getattr(torch, job["dtype"]))
     except torch.OutOfMemoryError:
@@ -443,7 +441,7 @@ def fit(model: torch.nn.Module, rows: list[dict], job: dict, sizes: ModelShape, 
     """
     for checkpointing in (False, True):
         kind = StepKind(itemsize=2, recompute=checkpointing, whole_head=False)
-        max_tokens = tokens_that_fit(int(cap - CONTEXT_BYTES), sizes, kind)
+        max_tokens = tokens_that_fit(cap - CONTEXT_BYTES, sizes, kind, share_filled(torch.device(job["device"])))
         arguments = {"per_device_train_batch_size": len(rows), "gradient_checkpointing": checkpointing}
         arguments["fp16"] = job["dtype"] == "float16"
         theirs = contestant_job(job | {"max_tokens": max_tokens}, arguments)
@@ -469,13 +467,6 @@ def fit(model: torch.nn.Module, rows: list[dict], job: dict, sizes: ModelShape, 
                 result["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
             return result, model
     return {"result": OUT_OF_MEMORY}, model
-
-
-def parameters_of(shape: dict) -> int:
-    """How many parameters the model has."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(Qwen2Config(**shape, tie_word_embeddings=True))
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 PARTS: dict[str, Callable[[dict, Connection], None]] = {

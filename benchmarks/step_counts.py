@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from sft.engine.batches import EncodedRow, PrefixTreeBatching
 from sft.engine.lora_node import use_lora_node
 from sft.engine.loss import supervised_loss
+from sft.engine.served import served_by
 
 # Qwen2.5-1.5B's shape.
 SHAPE = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936}
@@ -114,6 +115,7 @@ def count_step(*, node: bool, checkpointing: bool = False, layers: int = SHAPE["
     batching = PrefixTreeBatching(varlen=True)
     batch = batching.collate(rows)
     model = _model(layers)
+    served_by(model)  # tried with real numbers, before the fakes
     if node:
         use_lora_node(model)
     with FakeTensorMode(allow_non_fake_inputs=True):

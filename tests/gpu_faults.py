@@ -12,8 +12,8 @@ OVERFLOWING_STEPS = (2,)
 def mask_left_on_the_cpu(gpu) -> None:
     from sft.engine import prefix_tree
 
-    future = prefix_tree._future
-    prefix_tree._future = lambda width, length, device: future(width, length, torch.device("cpu"))
+    hidden = prefix_tree._hidden
+    prefix_tree._hidden = lambda width, length, window, device: hidden(width, length, window, torch.device("cpu"))
 
 
 def scaler_missing(gpu) -> None:

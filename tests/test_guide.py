@@ -117,6 +117,7 @@ def table_rows(text: str) -> dict[str, list[float]]:
 def test_every_command_of_the_guide_is_one_of_those(tmp_path: Path):
     """Otherwise a command in the running text could become wrong without any test noticing."""
     elsewhere = (r"modelscope download .*", r"swanlab watch swanlog", r"bash quickstart\.sh")
+    elsewhere += (r"pip install -r requirements-quantization\.txt",)
     elsewhere += (r"python -m benchmarks\.memory_table \S+", r"python -m sft\.tracking\.replay output/reviews")
     for command in all_commands(GUIDE):
         assert command in COMMANDS or any(re.fullmatch(pattern, command) for pattern in elsewhere), command

@@ -289,7 +289,7 @@ def requirements_of(path: Path) -> list[Requirement]:
     return [Requirement(line) for line in lines if line and not line.startswith("-")]
 
 
-def installs_for_export(workspace: Workspace, hub: StubHub, command: str) -> None:
+def installs_optional(workspace: Workspace, hub: StubHub, command: str) -> None:
     """Every requirement is pinned; what is installed here meets it."""
     for requirement in requirements_of(workspace.path(command.split()[-1])):
         assert str(requirement.specifier).startswith("=="), f"{requirement} is not pinned"
@@ -497,7 +497,7 @@ RULES = [
     Rule(r"py -3\.\d+ -m venv \.venv", makes_an_environment),
     Rule(r"\.venv\\Scripts\\activate", activates),
     Rule(r"pip install -r requirements\.txt", installs),
-    Rule(r"pip install -r requirements-export\.txt", installs_for_export),
+    Rule(r"pip install -r requirements-(export|quantization)\.txt", installs_optional),
     Rule(r"python export\.py --adapter output/Qwen2\.5-NER --to (merged|vllm|gguf) --output_dir \S+", exports),
     Rule(r"python output/Qwen2\.5-NER-gguf/client\.py \S+", asks_the_export),
     Rule(r"pip install -e \.", is_a_package),

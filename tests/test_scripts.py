@@ -25,6 +25,8 @@ OTHERS_FLAGS = {
     "--repo": "hf",  # --repo-type
     "--local": "hf",  # --local-dir
     "--rm": "docker",
+    "--gpus": "docker",
+    "--full_determinism": "the training scripts, in --help_all",
     "--help_all": "the training scripts",
     "--nproc_per_node": "torchrun",
     "--use_fsdp": "accelerate launch",
@@ -131,6 +133,10 @@ WRONG = {
     "percent sign": ["--100%"],
     "not a flag": ["stray"],
 }
+ENOUGH = {
+    "predict.py": ["--adapter", "output/none"],
+    "export.py": ["--adapter", "output/none", "--to", "merged", "--output_dir", "output/none-merged"],
+}
 ABBREVIATED = {script: ["--input_f", "x.jsonl"] for script in QUICK} | {
     script: ["--train_f", "x"] for script in TRAINING
 }
@@ -140,7 +146,7 @@ ABBREVIATED = {script: ["--input_f", "x.jsonl"] for script in QUICK} | {
 @pytest.mark.parametrize("kind", [*WRONG, "abbreviated"])
 def test_a_wrong_flag_is_one_line_and_exit_2(script, kind, capsys):
     wrong = ABBREVIATED[script] if kind == "abbreviated" else WRONG[kind]
-    enough = ["--adapter", "output/none"] if script == "predict.py" else []
+    enough = ENOUGH.get(script, [])
     assert exit_of(script, *enough, *wrong) == 2
     output = capsys.readouterr()
     assert output.out == ""

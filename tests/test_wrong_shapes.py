@@ -113,7 +113,9 @@ def readers(trained: Path, folder: Path) -> list[Reader]:
     for task in (Classification(LABELS, names={"a": "体育"}), ner):
         settings[task.name] = folder / f"{task.name}.task.json"
         TaskSettings(
-            task, "base", "float32", 100, 10, "1", 0.5, "00-00", "<|im_end|>", "2024-07-26", {"a": "b"}, {"id": "c"}
+            *(task, "base", "float32", 100, 10, "1", 0.5, "00-00", "<|im_end|>", "2024-07-26"),
+            files={"a": "b"},
+            conversion={"id": "c"},
         ).write(settings[task.name])
     samples, run = folder / "samples.json", folder / "run"
     samples.write_text('[["对", "文本"], ["错", "文本"]]', encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.console import progress
-from sft.decoding.decode import Limits, fit, predict_together
+from sft.decoding.decode import Limits, fit, predict
 from sft.errors import InputError, RowError
 from sft.export.rows import Rows
 from sft.export.source import Source, adapted_model
@@ -71,13 +71,7 @@ def reference_of(source: Source, rows: Rows, batch_size: int, *, answers: bool =
     answered = greedy(model, prompts, source, batch_size)
     texts = tuple(text_of(ids, source) for ids in answered)
     scores = tuple(mean_log_probabilities(model, prompts, answered, batch_size))
-    constrained = [
-        result
-        for start in range(0, len(usable), batch_size * 16)
-        for result in predict_together(
-            model, source.tokenizer, source.task, usable[start : start + batch_size * 16], limits
-        )
-    ]
+    constrained = list(predict(model, source.tokenizer, source.task, usable, limits))
     free = results_of(texts, usable, source)
     same = sum(shown(one, source) == shown(other, source) for one, other in zip(free, constrained, strict=True))
     return Reference(tuple(usable), messages, tuple(prompts), tuple(answered), texts, scores, same, notes)
