@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 from models import save_adapter
 from test_templates import adds_bos
+from test_training import write_records
 from transformers import AutoTokenizer
 
+import export
 from sft.errors import InputError
 from sft.model.encoding import encode_prompts, encode_rows, terminator_id
 from sft.model.loading import load_tokenizer
 from sft.prediction.predictor import Predictor
 from sft.tasks.ner import Ner
+from sft.tasks.settings import TaskSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 TASK = Ner(labels=("人名", "地理实体"), system_prompt="请提取实体。")
@@ -116,6 +119,20 @@ def test_200_prompts_are_the_same_ids_in_training_and_prediction(trained, record
     end = ENDS.get(name, "<|im_end|>")
     assert {row.answer_ids[-1] for row in rows} == {terminator_id(in_training)}
     assert in_training.decode([terminator_id(in_training)]) == end
+
+
+def test_200_prompts_are_the_same_ids_in_an_export(trained, records, tmp_path, capsys):
+    _, in_training = trained
+    adapter = save_adapter(in_training, tmp_path / "run", ("人名",))
+    settings = TaskSettings(TASK, str(tmp_path / "run" / "base"), "float32", max_length=2000, max_new_tokens=8)
+    settings.write(adapter / "task.json")
+    more = [{"text": f"张伟去了{place}。", "entities": []} for place in "ABCD"]
+    plain = records[:196] + more  # the others have marks of the template in them, which other programs obey
+    rows = write_records(tmp_path / "rows.jsonl", TASK, plain)
+    words = ["--adapter", str(adapter), "--rows", str(rows), "--to", "vllm", "--output_dir", str(tmp_path / "served")]
+    assert export.main(words) == 0
+    prompts = json.loads(capsys.readouterr().out)["legs"]["prompts"]
+    assert prompts["equal"] == prompts["compared"] == 200
 
 
 def test_no_prompt_thinks_and_every_one_has_the_instruction_once(trained, records):

@@ -146,7 +146,7 @@ class TestRefusals:
         assert "Windows" in refusal(["--compile_layers"], capsys)
 
     def test_an_optimizer_whose_package_is_missing_is_named_before_training(self, capsys):
-        assert "bitsandbytes" in refusal(["--optim", "adamw_bnb_8bit"], capsys)
+        assert "apollo_torch" in refusal(["--optim", "apollo_adamw", "--optim_target_modules", "all-linear"], capsys)
 
     @pytest.mark.parametrize(
         "flag, value",
