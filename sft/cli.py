@@ -98,6 +98,24 @@ def settle_boolean(parser: argparse._ActionsContainer, action: argparse.Action) 
         )
 
 
+def positive(value: str) -> int:
+    """What a flag's word says, a whole number from 1 on."""
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"应是不小于 1 的整数，实际是 {value}")
+    return int(value)
+
+
+def probability(value: str) -> float:
+    """What a flag's word says, a number from 0 to 1."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"应在 0 与 1 之间，实际是 {value}")
+    return number
+
+
 def parse(
     parser: argparse.ArgumentParser, argv: Sequence[str], renamed: Mapping[str, str] | None = None
 ) -> argparse.Namespace:

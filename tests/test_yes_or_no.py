@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sft.cli import NO, YES, boolean
 from sft.data.arguments import conversion_parser
 from sft.errors import InputError
+from sft.export.arguments import parse_arguments as parse_export
 from sft.prediction.arguments import parse_arguments as parse_prediction
 from sft.tracking import replay
 from sft.training.arguments import parse_arguments
@@ -70,6 +71,13 @@ def test_every_flag_of_prediction_can_stand_alone_have_a_value_or_a_no(flag):
         assert getattr(predicted(*words), flag) is value, words
     if not flag.startswith("no_"):
         assert getattr(predicted(f"--{flag}", f"--no_{flag}"), flag) is False
+
+
+@pytest.mark.parametrize("flag", ["overwrite", "allow_other_base", "no_verify"])
+def test_every_flag_of_an_export_can_stand_alone_or_have_a_value(flag):
+    needed = ["--adapter", "a", "--to", "merged", "--output_dir", "o"]
+    for words, value in (([f"--{flag}"], True), ([f"--{flag}", "false"], False), ([f"--{flag}=on"], True)):
+        assert getattr(parse_export([*needed, *words]), flag) is value
 
 
 @pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag not in REFUSED and not flag.startswith("do_")])

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.cli import Parser, parse
+from sft.cli import Parser, add_boolean, parse, positive, probability
 
 TARGETS = ("merged", "gguf", "ollama", "vllm")
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
@@ -42,7 +42,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="merged：合并成普通的模型；gguf：给 llama.cpp；ollama：再加 Modelfile；vllm：适配器加启动命令和客户端",
     )
     parser.add_argument("--output_dir", type=Path, required=True, help="写到这个文件夹（应当还没有）")
-    parser.add_argument("--overwrite", action="store_true", help="换掉 --output_dir 里上次导出的")
+    add_boolean(parser, "--overwrite", help="换掉 --output_dir 里上次导出的")
     parser.add_argument(
         "--dtype",
         choices=["auto", "bfloat16", "float16", "float32"],
@@ -54,39 +54,19 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     proof.add_argument(
         "--rows", type=Path, help="用这些数据对照（转换后的 jsonl）；默认用训练留在 --adapter 里的 check_rows.jsonl"
     )
-    proof.add_argument("--max_rows", type=_positive, default=MOST_ROWS, help=f"最多对照多少条（默认 {MOST_ROWS}）")
+    proof.add_argument("--max_rows", type=positive, default=MOST_ROWS, help=f"最多对照多少条（默认 {MOST_ROWS}）")
     proof.add_argument(
-        "--min_agreement", type=_probability, help="至少多大比例的回答相同才算成；默认按数值类型（float32 是 1）"
+        "--min_agreement", type=probability, help="至少多大比例的回答相同才算成；默认按数值类型（float32 是 1）"
     )
-    proof.add_argument("--batch_size", type=_positive, default=32, help="对照时每批多少条（默认 32）")
+    proof.add_argument("--batch_size", type=positive, default=32, help="对照时每批多少条（默认 32）")
 
     model = parser.add_argument_group("模型")
     model.add_argument("--model_name_or_path", help="底座模型；默认用训练时的那个")
-    model.add_argument(
-        "--allow_other_base", action="store_true", help="允许底座与训练时的不同（形状相同、权重不同），结果自负"
-    )
-    model.add_argument(
-        "--no_verify", action="store_true", help="不核对适配器、分词器和 task.json 是否还是训练写下的样子，结果自负"
-    )
+    add_boolean(model, "--allow_other_base", help="允许底座与训练时的不同（形状相同、权重不同），结果自负")
+    add_boolean(model, "--no_verify", help="不核对适配器、分词器和 task.json 是否还是训练写下的样子，结果自负")
     arguments = parse(parser, argv, RENAMED_FLAGS)
     if arguments.dtype is not None and arguments.to != "merged":
         parser.error(f"--dtype 只用于 --to merged；--to {arguments.to} 请用 --gguf_type，或去掉它")
     if arguments.gguf_type is not None and arguments.to not in ("gguf", "ollama"):
         parser.error(f"--gguf_type 只用于 --to gguf 和 ollama，不用于 {arguments.to}")
     return arguments
-
-
-def _positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"应是不小于 1 的整数，实际是 {value}")
-    return int(value)
-
-
-def _probability(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"应在 0 与 1 之间，实际是 {value}")
-    return number

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft.cli import Parser, add_boolean, parse
+from sft.cli import Parser, add_boolean, parse, positive, probability
 from sft.data.arguments import PREDICTION_FORMATS, add_encoding
 
 # What other tools call these flags.
@@ -61,7 +61,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     reading.add_argument("--label_column", help="标准答案所在的列名或字段名（默认自动识别；没有标准答案也可以）")
     add_encoding(reading)
-    reading.add_argument("--max_rows", type=_positive, help="只预测前多少条")
+    reading.add_argument("--max_rows", type=positive, help="只预测前多少条")
 
     writing = parser.add_argument_group("输出")
     writing.add_argument(
@@ -81,7 +81,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     answers.add_argument("--options", help="分类：每一条都从这些选项里选，如 体育,军事,经济；默认用数据或训练时的")
     answers.add_argument(
         "--threshold",
-        type=_probability,
+        type=probability,
         help="概率低于它的标签给 null，低于它的实体不给（实体默认用训练时在验证集上选的；0 表示全给）",
     )
     add_boolean(
@@ -93,11 +93,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
     limits = parser.add_argument_group("长度、速度、内存")
     limits.add_argument(
-        "--batch_size", type=_positive, default=16, help="每批多少条（默认 16）；在显卡上，显存够时同时解码 4 倍"
+        "--batch_size", type=positive, default=16, help="每批多少条（默认 16）；在显卡上，显存够时同时解码 4 倍"
     )
-    limits.add_argument("--max_tokens", type=_positive, help="内存里同时最多多少 token；默认不限")
-    limits.add_argument("--max_length", type=_positive, help="一条最多多少 token；默认同训练")
-    limits.add_argument("--max_new_tokens", type=_positive, help="答案最多多少 token；默认按训练数据")
+    limits.add_argument("--max_tokens", type=positive, help="内存里同时最多多少 token；默认不限")
+    limits.add_argument("--max_length", type=positive, help="一条最多多少 token；默认同训练")
+    limits.add_argument("--max_new_tokens", type=positive, help="答案最多多少 token；默认按训练数据")
     limits.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="数值类型；默认同训练")
     limits.add_argument("--quantization", choices=["none", "nf4"], help="nf4：底座用 4 位，省显存；默认同训练")
     arguments = parse(parser, argv, RENAMED_FLAGS)
@@ -114,19 +114,3 @@ def _check_together(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("--output_format label_studio 需要 --output_file，如 output/tasks.json")
     if arguments.resume and arguments.overwrite:
         parser.error("--resume 和 --overwrite 只能给一个")
-
-
-def _positive(value: str) -> int:
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"应是不小于 1 的整数，实际是 {value}")
-    return int(value)
-
-
-def _probability(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"应在 0 与 1 之间，实际是 {value}")
-    return number
