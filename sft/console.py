@@ -102,6 +102,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="(transformers|peft|accelerate|datasets)")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it recommends a package at each import
     if not is_watched():
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
