@@ -73,8 +73,8 @@ class LeftOut(RowError):
     """A raw row that by its own words is not to be used, such as one that an annotator rejected. It is not bad."""
 
 
-def one_line(error: BaseException) -> str:
-    """The error's message on one line, at most 200 characters."""
+def one_line(error: BaseException | str) -> str:
+    """The error's message, or a text, on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 

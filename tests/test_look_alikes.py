@@ -229,3 +229,11 @@ def test_a_table_of_characters_is_refused_even_if_its_columns_are_named(tmp_path
         recognise(path, "entities", ReadOptions(text_column="Word", label_column="Tag"))
     codes = written(tmp_path, "codes.csv", "text,label\n甲,B-12\n乙,S-3\n丙,B-12\n")
     assert read(codes, text_column="text") == [("甲", "B-12"), ("乙", "S-3"), ("丙", "B-12")], "or codes of classes"
+
+
+def test_names_of_columns_with_line_breaks_in_them_are_told_on_one_line(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text('"a\nb",文本,"a\nb"\n1,甲队赢了比赛,体育\n2,乙股涨了一成,财经\n', encoding="utf-8")
+    with pytest.raises(InputError, match="重名") as told:
+        read(path)
+    assert len(str(told.value).splitlines()) == 1

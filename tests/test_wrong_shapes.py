@@ -211,6 +211,11 @@ class TestProgress:
         path.write_text(json.dumps(progress), encoding="utf-8")
         resume(output)
 
+    def test_counts_that_contradict_each_other_are_told_in_one_line(self):
+        content = {"rows": {"read": 1, "gold": 1, "judged": 1}, "answers": [], "problems": {}, "gold_problems": []}
+        with pytest.raises(InputError, match="互相矛盾"):
+            Tally.from_json(content).metrics(Classification(LABELS))
+
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills a process")
 class TestTwoAtOnce:

@@ -227,7 +227,7 @@ def trained_so(folder: Path, world: World, *more: str) -> None:
 
 
 def memory_halved(folder: Path, world: World, *more: str) -> None:
-    hook = lambda: out_of_memory_at({7, 20, 33}, OUT_OF_MEMORY[0])  # noqa: E731
+    hook = lambda: out_of_memory_at({7, 20}, OUT_OF_MEMORY[0])  # noqa: E731
     done = run(flags(world, folder / "run", *FIFTY, *more), folder, hook)
     require(done.code == 0 and "存不够：每次前向改为" in done.errors, "没有减半重算", done)
     require_close(folder / "run", undisturbed(world, *FIFTY))

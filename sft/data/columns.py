@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sft.errors import RowError
+from sft.errors import RowError, one_line
 from sft.text import read_literal
 
 # The usual names of columns and JSON fields, in lower case. The first group that a row has decides.
@@ -110,7 +110,7 @@ def text_value(row: dict, columns: Columns) -> object:
     found = columns_named(row, TEXT_COLUMNS)
     found = found or [name for name in columns_named(row, MORE_TEXT_COLUMNS) if isinstance(row[name], str)]
     if len(found) != 1:
-        several = f"有几个字段都像文本（{'、'.join(found)}）；请用 --text_column 指明"
+        several = f"有几个字段都像文本（{one_line('、'.join(found))}）；请用 --text_column 指明"
         raise RowError("text", several if found else "缺少这个字段")
     for name in SECOND_TEXT_COLUMNS:
         if row.get(name):
@@ -167,7 +167,9 @@ def _only(row: dict, found: list[str], what: str) -> tuple[object, str]:
     """The value of the only column among ``found``, or of all of them if they agree."""
     with_value = [name for name in found if row[name] is not None]
     if len(with_value) > 1 and any(row[name] != row[with_value[0]] for name in with_value):
-        raise RowError(with_value[0], f"有几个字段都像{what}（{'、'.join(with_value)}）；请用 --label_column 指明")
+        raise RowError(
+            with_value[0], f"有几个字段都像{what}（{one_line('、'.join(with_value))}）；请用 --label_column 指明"
+        )
     name = (with_value or found or [None])[0]
     return (None, "entities" if what == "实体" else "output") if name is None else (row[name], name)
 
@@ -178,14 +180,14 @@ def unused_columns(row: dict, answers: str, columns: Columns) -> list[str]:
     texts = [name for name in columns_named(row, ALL_TEXT_COLUMNS) if isinstance(row[name], str) and row[name].strip()]
     if columns.text is None and len(texts) > 1:
         taken = "text" if "text" in row else columns_named(row, TEXT_COLUMNS)[0]
-        remarks.append(f"文本取自 {taken}，没有用 {'、'.join(name for name in texts if name != taken)}")
+        remarks.append(f"文本取自 {taken}，没有用 {one_line('、'.join(name for name in texts if name != taken))}")
     if answers == "label" and columns.label is None:
         _, taken = gold_value(row, answers, columns)
         others = [
             name for name in columns_named(row, ALL_LABEL_COLUMNS) if name != taken and row[name] not in (None, "")
         ]
         if taken in row and taken not in DESCRIPTION_COLUMNS and others and "output" not in (taken, *others):
-            remarks.append(f"标签取自 {taken}，没有用 {'、'.join(others)}")
+            remarks.append(f"标签取自 {taken}，没有用 {one_line('、'.join(others))}")
     return remarks
 
 

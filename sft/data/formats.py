@@ -37,7 +37,7 @@ from sft.data.tables import (
 )
 from sft.data.tagged_layout import tagging_of
 from sft.data.tagging import Tagging
-from sft.errors import InputError
+from sft.errors import InputError, one_line
 from sft.tasks.ner import CCFBDCI_LABELS
 
 TASK = {"label": "分类", "entities": "实体识别"}
@@ -243,7 +243,7 @@ def _refuse_look_alikes(
     problem = table_problem(sample, rows)
     are_tags = source.answers == "entities" and has_tag_column(rows)
     if are_tags and is_told and source.format == "tsv":  # a tagged file, but without the columns that are named
-        problem = f"没有 --text_column、--label_column 给出的列；有的列是 {'、'.join(rows[0])[:80]}"
+        problem = f"没有 --text_column、--label_column 给出的列；有的列是 {one_line('、'.join(rows[0])[:80])}"
     if problem and (not is_told or are_tags):
         raise InputError(f"{source.path}：{problem}")
 
@@ -261,7 +261,7 @@ def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, go
         return replace(source, table=source.table._replace(names=numbers), columns=columns, taken=taken)
     names = column_names(header)
     if len(set(names)) < len(names):
-        raise InputError(f"{source.path}:1：表头有重名的列（{'、'.join(names)}）；请改成不同的名字")
+        raise InputError(f"{source.path}:1：表头有重名的列（{one_line('、'.join(names))}）；请改成不同的名字")
     sample = [dict(zip(names, row, strict=False)) for row in rows[1:]] or [dict.fromkeys(names, "")]
     return _with_columns(source, sample, Columns(options.text_column, options.label_column), gold)
 

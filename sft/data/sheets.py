@@ -22,7 +22,7 @@ from xml.etree.ElementTree import ParseError
 
 from sft.data.source import NumberedRow
 from sft.data.tables import column_names
-from sft.errors import InputError, RowError
+from sft.errors import InputError, RowError, one_line
 
 if TYPE_CHECKING:
     from openpyxl.cell import Cell
@@ -78,7 +78,7 @@ def _names(path: Path, number: int, header: list[str] | RowError) -> list[str]:
         raise InputError(f"{path}:{number}：表头的 {header.field} 列：{header.reason}；请改成文字")
     names = column_names(header)
     if len(set(names)) < len(names):
-        raise InputError(f"{path}:{number}：表头有重名的列（{'、'.join(names)}）；请改成不同的名字")
+        raise InputError(f"{path}:{number}：表头有重名的列（{one_line('、'.join(names))}）；请改成不同的名字")
     return names
 
 
@@ -137,7 +137,7 @@ def _only_sheet(path: Path, workbook: Workbook) -> Worksheet:
     if not sheets:
         raise InputError(f"{path}：文件是空的；请检查下载是否完整")
     if len(sheets) > 1:
-        names = "、".join(sheet.title for sheet in sheets)
+        names = one_line("、".join(sheet.title for sheet in sheets))
         raise InputError(f"{path}：有几个工作表都有数据（{names}）；请把要用的一个单独另存为一个文件")
     return sheets[0]
 

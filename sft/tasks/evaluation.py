@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sft.errors import InputError
 from sft.tasks.task import Task
 
 MOST_GOLD_PROBLEMS = 200  # that are counted apart
@@ -77,10 +78,18 @@ class Tally:
         self.problems.update(other.problems)
 
     def metrics(self, task: Task) -> dict[str, float] | None:
-        """The task's metrics and the share of unparsable answers, over the judged rows; None if there are none."""
+        """The task's metrics and the share of unparsable answers, over the judged rows; None if there are none.
+
+        Raises:
+            InputError: the counts contradict each other: somebody changed the file that they were read from.
+        """
         if not self.rows["judged"]:
             return None
-        return task.metrics(self.answers) | {"unparsable": self.rows["unparsable"] / self.rows["judged"]}
+        try:
+            found = task.metrics(self.answers)
+        except ValueError as error:  # from scikit-learn: there is no answer, though rows were judged
+            raise InputError("接着跑之前的计数互相矛盾，进度文件改过；请加 --overwrite 重来") from error
+        return found | {"unparsable": self.rows["unparsable"] / self.rows["judged"]}
 
     def to_json(self) -> dict:
         """The counts as JSON values, for `from_json`."""
