@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.functional import linear
 
-from sft.engine.lora_node import OneNodeLinear, plain_adapter
+from sft.engine.lora_node import OneNodeLinear, add_low_rank, plain_adapter
 
 
 @contextmanager
@@ -46,5 +46,5 @@ class _Kept:
             self._made[name, x.dtype] = low.to(x.dtype), torch.mul(high, layer.scaling[name]).to(x.dtype)
         low, high = self._made[name, x.dtype]
         result = linear(x, layer.base_layer.weight, layer.base_layer.bias)
-        result.view(-1, result.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]) @ low.T, high.T)
+        add_low_rank(result, x.reshape(-1, x.shape[-1]), low, high)
         return result

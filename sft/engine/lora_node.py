@@ -76,6 +76,19 @@ def _one_dtype(x: torch.Tensor, base: torch.nn.Linear) -> bool:
     return not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) == x.dtype
 
 
+def add_low_rank(
+    result: torch.Tensor, rows: torch.Tensor, low: torch.Tensor, scaled_high: torch.Tensor
+) -> torch.Tensor:
+    """Add the low-rank part at ``rows`` (tokens, inputs) into ``result`` (…, outputs), in place.
+
+    Returns:
+        ``rows`` times Aᵀ, (tokens, rank).
+    """
+    inner = rows @ low.T
+    result.view(-1, result.shape[-1]).addmm_(inner, scaled_high.T)
+    return inner
+
+
 class _LoraNode(torch.autograd.Function):
     """y = x Wᵀ + bias + scaling · (x Aᵀ) Bᵀ, where only x, A and B have gradients.
 
@@ -89,8 +102,7 @@ class _LoraNode(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         low_copy = low.to(x.dtype)
         scaled_high = torch.mul(high, scaling, out=torch.empty_like(high, dtype=x.dtype))
-        inner = rows @ low_copy.T
-        result.view(-1, result.shape[-1]).addmm_(inner, scaled_high.T)
+        inner = add_low_rank(result, rows, low_copy, scaled_high)
         ctx.save_for_backward(rows, inner, weight, low_copy, scaled_high)
         ctx.shape, ctx.scaling, ctx.dtypes = x.shape, scaling, (low.dtype, high.dtype)
         return result

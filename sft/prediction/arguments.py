@@ -92,9 +92,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
 
     limits = parser.add_argument_group("长度、速度、内存")
-    limits.add_argument(
-        "--batch_size", type=positive, default=16, help="每批多少条（默认 16）；在显卡上，显存够时同时解码 4 倍"
-    )
+    limits.add_argument("--batch_size", type=positive, default=16, help="每批多少条（默认 16；显卡上解码可到 4 倍）")
     limits.add_argument("--max_tokens", type=positive, help="内存里同时最多多少 token；默认不限")
     limits.add_argument("--max_length", type=positive, help="一条最多多少 token；默认同训练")
     limits.add_argument("--max_new_tokens", type=positive, help="答案最多多少 token；默认按训练数据")

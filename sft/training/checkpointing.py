@@ -51,7 +51,7 @@ def settle_checkpointing(arguments: Arguments, base_folder: Path, dtype: torch.d
     if not kind.recompute and plain < tokens and not FLAGS & arguments.given:
         training.gradient_checkpointing = training.activation_checkpointing = True
         logger.info(
-            "%s，估计一次只放得下 %d 个 token，这里要 %d 个：打开 --gradient_checkpointing（慢约三成，结果相同）；"
+            "%s，估计一次只放得下 %d 个 token，这里要 %d 个：打开 --gradient_checkpointing（慢一些，结果相同）；"
             "不要就加 --gradient_checkpointing false",
             *(free, max(0, int(plain)), tokens),
         )
