@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -295,6 +296,30 @@ def test_what_a_killed_save_or_deletion_left_is_put_right(stopped):
     checkpoints.remove_leftovers(run)
     assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["checkpoint-2", "checkpoint-4"]
     assert [path.name for path in run.glob(".*")] == [".training.lock"]  # nobody has it: the killed run left it
+
+
+@pytest.mark.parametrize(("failures", "stays"), [(1, False), (1000, True)])
+def test_a_disk_that_cannot_delete_a_checkpoint_is_told_and_stops_nothing(
+    stopped, monkeypatch, caplog, failures, stays
+):
+    left, unlink = [failures], os.unlink
+
+    def failing(path, *arguments, **names):
+        if Path(path).name == "optimizer.pt" and left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        unlink(path, *arguments, **names)
+
+    monkeypatch.setattr(os, "unlink", failing)
+    monkeypatch.setattr(checkpoints, "PAUSES_SECONDS", (0.0,))
+    run = stopped / "run"
+    for _ in range(2):  # the second time, the place of a half deleted checkpoint may be taken
+        checkpoints.rotate(run, 1, {4}, identity(stopped))
+    assert not (run / "checkpoint-2").exists() and (run / "checkpoint-4").is_dir()
+    assert (run / ".deleting-checkpoint-2").exists() == ("没有删掉" in caplog.text) == stays
+    monkeypatch.setattr(os, "unlink", unlink)
+    checkpoints.remove_leftovers(run)
+    assert not (run / ".deleting-checkpoint-2").exists()
 
 
 def test_a_checkpoint_with_another_name_can_be_resumed(flags, stopped, undisturbed):

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -24,7 +25,17 @@ from safetensors import SafetensorError
 
 import sft
 from sft.errors import InputError, RunError, is_out_of_memory, one_line
-from sft.files import ADAPTER_FILE, METRICS_FILE, differences, file_hash, patiently, read_json, sync_folder, write_json
+from sft.files import (
+    ADAPTER_FILE,
+    METRICS_FILE,
+    PAUSES_SECONDS,
+    differences,
+    file_hash,
+    patiently,
+    read_json,
+    sync_folder,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +265,7 @@ def put_in_place(temporary: Path, final: Path) -> None:
         patiently(final.rename, replaced)
     patiently(temporary.rename, final)
     sync_folder(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _is_gone(replaced)
 
 
 def rotate(output_dir: Path, limit: int | None, kept_steps: Collection[int], identity: dict) -> None:
@@ -285,9 +296,25 @@ def delete(folder: Path) -> None:
     if not _is_folder(folder):
         return
     doomed = folder.with_name(f".deleting-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    patiently(folder.rename, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    if _is_gone(doomed):  # else its place is taken, and the checkpoint waits for the next rotation
+        patiently(folder.rename, doomed)
+        _is_gone(doomed)
+
+
+def _is_gone(folder: Path) -> bool:
+    """Delete a folder that nobody uses; try again for a while. One that stays is told, and does not stop training."""
+    for pause_seconds in (*PAUSES_SECONDS, None):
+        try:
+            shutil.rmtree(folder)
+            return True
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if pause_seconds is None:
+                logger.warning("%s：没有删掉（%s），不影响结果；下次训练开始时再删", folder, one_line(error))
+            else:
+                time.sleep(pause_seconds)
+    return False
 
 
 def remove_leftovers(output_dir: Path) -> None:
@@ -303,18 +330,23 @@ def remove_leftovers(output_dir: Path) -> None:
             if prefix == ".replaced" and not final.exists():  # killed between the two renames of `put_in_place`
                 path.rename(final)
             else:
-                shutil.rmtree(path, ignore_errors=True)
+                _is_gone(path)
 
 
 def remove_all(output_dir: Path) -> None:
     """Delete the checkpoints and results of an earlier run, so that they are not taken for those of this run.
 
     Of a symbolic link only the link is deleted.
+
+    Raises:
+        InputError: a checkpoint cannot be deleted.
     """
     for link in links_in(output_dir):
         link.unlink()
     for checkpoint in checkpoints_in(output_dir):
         delete(checkpoint.folder)
+        if _is_folder(checkpoint.folder):
+            raise InputError(f"{checkpoint.folder}：删不掉；请关掉正在用它的程序，或换一个 --output_dir")
     for path in output_dir.glob("*_results.json"):
         path.unlink()
     (output_dir / METRICS_FILE).unlink(missing_ok=True)
