@@ -21,8 +21,9 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.console import say_once
-from sft.decoding.automaton import Automaton, Label, Run, State, answer_format
+from sft.decoding.automaton import Automaton, answer_format
 from sft.decoding.drafts import Drafter, source_tokens
+from sft.decoding.rules import Drafts, Rules, State
 from sft.decoding.vocabulary import Vocabulary
 from sft.engine.attention import at_least_float32, common_prefix_tokens, use_packed_attention
 from sft.engine.lora_copies import adapters_copied_once
@@ -35,10 +36,18 @@ OVERRUN_TOKENS = 64  # room after the last token that may begin an entity, for f
 
 
 class Answer(NamedTuple):
-    """An answer, and for each entity the probability of its span and label, given the answer before it."""
+    """An answer.
+
+    Attributes:
+        text: what the model says.
+        scores: for each entity of ``text``, in its order, the probability of its span and label, given the answer
+            before it.
+        cut: whether the model would go on with another entity, but the answer is long enough.
+    """
 
     text: str
     scores: list[float]
+    cut: bool = False
 
 
 @dataclass
@@ -48,20 +57,23 @@ class Row:
     Attributes:
         copies: the source's own token at each byte offset where one begins.
         unread: tokens that no pass has read yet: first the prompt, later the last chosen token.
-        state: the state of the automaton after ``answer``.
+        state: the state of the rules after ``answer``.
         read: number of tokens in the row's slot of the cache.
+        done: the answer is finished.
+        cut: see `Answer`.
         answer: the chosen tokens, without the terminator.
         scores: log-probability of each finished entity.
         pending: log-probability of the tokens chosen since the last entity was finished.
     """
 
-    automaton: Automaton
+    rules: Rules
     copies: dict[int, int]
     unread: list[int]
     state: State
     slot: int = 0
     read: int = 0
     done: bool = False
+    cut: bool = False
     answer: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     pending: float = 0.0
@@ -74,6 +86,7 @@ class Decision:
     state: State
     allowed: dict[int, State]
     ids: list[int]  # the allowed tokens, ascending
+    last: bool = False  # the answer ends here, whatever is chosen
     log_probabilities: torch.Tensor | None = None  # (ids,) normalised over ``ids``; None if only one is allowed
     chosen: int = -1
 
@@ -92,7 +105,6 @@ class Bounds(NamedTuple):
     max_tokens: int | None = None
 
 
-@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
@@ -101,13 +113,30 @@ def decode(
     prompts: Sequence[list[int]],
     bounds: Bounds,
 ) -> list[Answer]:
-    """The greedy well-formed answer to each prompt about its text."""
+    """The greedy well-formed answer in JSON lines to each prompt about its text."""
     form = answer_format(tuple(labels))
     automata = [Automaton(text, form, vocabulary) for text in texts]
-    copies = source_tokens([automaton.source.decode() for automaton in automata], vocabulary)
+    return decode_by(automata, Drafter(vocabulary, labels), model, vocabulary, prompts, bounds)
+
+
+@torch.no_grad()
+def decode_by(
+    rules: Sequence[Rules],
+    drafts: Drafts,
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    prompts: Sequence[list[int]],
+    bounds: Bounds,
+) -> list[Answer]:
+    """The greedy answer to each prompt that is well-formed by its rules.
+
+    Args:
+        drafts: guesses for all of the rows.
+    """
+    copies = source_tokens([rule.source.decode() for rule in rules], vocabulary)
     rows = [
-        Row(automaton, tokens, list(prompt), automaton.begin)
-        for automaton, tokens, prompt in zip(automata, copies, prompts, strict=True)
+        Row(rule, tokens, list(prompt), rule.begin)
+        for rule, tokens, prompt in zip(rules, copies, prompts, strict=True)
     ]
     room = bounds.answer_tokens + OVERRUN_TOKENS
     known = served_by(model)
@@ -117,19 +146,23 @@ def decode(
         longest = max(len(row.unread) for row in together) + room
         base = use_packed_attention(model)
         with adapters_copied_once(base):
-            _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), together, longest, bounds)
+            _decode_ragged(base, vocabulary, drafts, together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
-    if any(len(row.answer) >= bounds.answer_tokens for row in rows):
+    if any(row.cut for row in rows):
         say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
     lead = len(vocabulary.lead)
     return [
-        Answer(vocabulary.join(row.answer)[lead:].decode(), [min(1.0, math.exp(score)) for score in row.scores])
+        Answer(
+            vocabulary.join(row.answer)[lead:].decode(errors="replace"),
+            [min(1.0, math.exp(score)) for score in row.scores],
+            row.cut,
+        )
         for row in rows
     ]
 
 
 def _decode_ragged(
-    base: PreTrainedModel, vocabulary: Vocabulary, drafter: Drafter, rows: list[Row], longest: int, bounds: Bounds
+    base: PreTrainedModel, vocabulary: Vocabulary, drafts: Drafts, rows: list[Row], longest: int, bounds: Bounds
 ) -> None:
     """Finish all rows; at most as many at a time as fit into memory, the next one as soon as one is done."""
     slots = min(rows_at_once(base, bounds.rows, longest), len(rows))
@@ -147,33 +180,33 @@ def _decode_ragged(
             row.slot, row.read, row.unread = free.pop(0), shared, row.unread[shared:]
             active.append(row)
         active.sort(key=lambda row: row.slot)
-        _advance(base, cache, vocabulary, drafter, active, bounds)
+        _advance(base, cache, vocabulary, drafts, active, bounds)
         free = sorted(free + [row.slot for row in active if row.done])
         active = [row for row in active if not row.done]
 
 
 def _advance(
-    base: PreTrainedModel, cache: Cache, vocabulary: Vocabulary, drafter: Drafter, rows: Sequence[Row], bounds: Bounds
+    base: PreTrainedModel, cache: Cache, vocabulary: Vocabulary, drafts: Drafts, rows: Sequence[Row], bounds: Bounds
 ) -> None:
     """One pass: every row gets at least one token further."""
-    drafts, decisions_of, feeds, places, start = [], [], [], [], 0
+    drafted, decisions_of, feeds, places, start = [], [], [], [], 0
     for row in rows:
-        draft, decisions = _draft(row, drafter, vocabulary, bounds)
+        draft, decisions = _draft(row, drafts, vocabulary, bounds)
         feeds.append(Feed(row.slot, row.read, row.unread + draft))
         start += len(row.unread)
         places.append(range(start - 1, start + len(draft)))
         start += len(draft)
-        drafts.append(draft)
+        drafted.append(draft)
         decisions_of.append(decisions)
     open_places, open_decisions = _choose_forced(places, decisions_of)
     asked = _ask(open_decisions)
     hidden, (ids, *indices) = run_and_send(base, cache, feeds, open_places, [asked.ids, *asked.indices])
     if open_decisions:
         _choose(open_decisions, _logits(base, hidden, ids), asked.widest, *indices)
-    for row, draft, decisions in zip(rows, drafts, decisions_of, strict=True):
+    for row, draft, decisions in zip(rows, drafted, decisions_of, strict=True):
         row.read += len(row.unread)
         for place, decision in enumerate(decisions):
-            drafter.learn(decision.state, decision.chosen)
+            drafts.learn(decision.state, decision.chosen)
             _settle(row, decision, vocabulary)
             agreed = place < len(draft) and draft[place] == decision.chosen
             if not agreed:
@@ -182,16 +215,16 @@ def _advance(
         row.unread = row.answer[-1:]
 
 
-def _draft(row: Row, drafter: Drafter, vocabulary: Vocabulary, bounds: Bounds) -> tuple[list[int], list[Decision]]:
+def _draft(row: Row, drafts: Drafts, vocabulary: Vocabulary, bounds: Bounds) -> tuple[list[int], list[Decision]]:
     """Draft tokens, and the decisions that they need: one after the chosen tokens, one after each draft token."""
     draft: list[int] = []
     state, copied = row.state, 0
     decisions = [_decision(row, state, bounds, 0)]
-    while (token_id := drafter.guess(state, row.copies, copied)) in decisions[-1].allowed:
-        if token_id == vocabulary.end:  # nothing follows it
+    while (token_id := drafts.guess(state, row.copies, copied)) in decisions[-1].allowed:
+        if token_id == vocabulary.end or decisions[-1].last:  # nothing follows it
             break
         draft.append(token_id)
-        copied += type(state) is Run
+        copied += drafts.copying(state)
         state = decisions[-1].allowed[token_id]
         decisions.append(_decision(row, state, bounds, len(draft)))
     return draft, decisions
@@ -199,8 +232,9 @@ def _draft(row: Row, drafter: Drafter, vocabulary: Vocabulary, bounds: Bounds) -
 
 def _decision(row: Row, state: State, bounds: Bounds, drafted: int) -> Decision:
     more = len(row.answer) + drafted < bounds.answer_tokens
-    allowed = row.automaton.allowed(state, more)
-    return Decision(state, allowed, sorted(allowed))
+    last = not more and row.rules.accepts(state)  # the model is still asked, to know whether the answer is cut
+    allowed = row.rules.allowed(state, more or last)
+    return Decision(state, allowed, sorted(allowed), last)
 
 
 def _choose_forced(places: Sequence[range], decisions_of: list[list[Decision]]) -> tuple[list[int], list[Decision]]:
@@ -275,8 +309,8 @@ def _choose(
 
 def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
     """Add the chosen token to the row's answer and scores."""
-    if decision.chosen == vocabulary.end:
-        row.done = True
+    if decision.last or decision.chosen == vocabulary.end:
+        row.done, row.cut = True, decision.chosen != vocabulary.end
         return
     after = decision.allowed[decision.chosen]
     row.answer.append(decision.chosen)
