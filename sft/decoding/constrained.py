@@ -21,8 +21,10 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.console import say_once
-from sft.decoding.automaton import Automaton, Label, Run, State, answer_format
+from sft.decoding.automaton import Automaton, answer_format
+from sft.decoding.choosing import Asked, Chooser, Decision, ask, decision_at
 from sft.decoding.drafts import Drafter, source_tokens
+from sft.decoding.rules import Drafts, Rules, State
 from sft.decoding.vocabulary import Vocabulary
 from sft.engine.attention import at_least_float32, common_prefix_tokens, use_packed_attention
 from sft.engine.lora_copies import adapters_copied_once
@@ -35,10 +37,18 @@ OVERRUN_TOKENS = 64  # room after the last token that may begin an entity, for f
 
 
 class Answer(NamedTuple):
-    """An answer, and for each entity the probability of its span and label, given the answer before it."""
+    """An answer.
+
+    Attributes:
+        text: what the model says.
+        scores: for each entity of ``text``, in its order, the probability of its span and label, given the answer
+            before it.
+        cut: whether the model would go on with another entity, but the answer is long enough.
+    """
 
     text: str
     scores: list[float]
+    cut: bool = False
 
 
 @dataclass
@@ -48,34 +58,26 @@ class Row:
     Attributes:
         copies: the source's own token at each byte offset where one begins.
         unread: tokens that no pass has read yet: first the prompt, later the last chosen token.
-        state: the state of the automaton after ``answer``.
+        state: the state of the rules after ``answer``.
         read: number of tokens in the row's slot of the cache.
+        done: the answer is finished.
+        cut: see `Answer`.
         answer: the chosen tokens, without the terminator.
         scores: log-probability of each finished entity.
         pending: log-probability of the tokens chosen since the last entity was finished.
     """
 
-    automaton: Automaton
+    rules: Rules
     copies: dict[int, int]
     unread: list[int]
     state: State
     slot: int = 0
     read: int = 0
     done: bool = False
+    cut: bool = False
     answer: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     pending: float = 0.0
-
-
-@dataclass
-class Decision:
-    """A place where a token is chosen: the allowed tokens, and later their probabilities and the choice."""
-
-    state: State
-    allowed: dict[int, State]
-    ids: list[int]  # the allowed tokens, ascending
-    log_probabilities: torch.Tensor | None = None  # (ids,) normalised over ``ids``; None if only one is allowed
-    chosen: int = -1
 
 
 class Bounds(NamedTuple):
@@ -92,7 +94,6 @@ class Bounds(NamedTuple):
     max_tokens: int | None = None
 
 
-@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
@@ -101,13 +102,30 @@ def decode(
     prompts: Sequence[list[int]],
     bounds: Bounds,
 ) -> list[Answer]:
-    """The greedy well-formed answer to each prompt about its text."""
+    """The greedy well-formed answer in JSON lines to each prompt about its text."""
     form = answer_format(tuple(labels))
     automata = [Automaton(text, form, vocabulary) for text in texts]
-    copies = source_tokens([automaton.source.decode() for automaton in automata], vocabulary)
+    return decode_by(automata, Drafter(vocabulary, labels), model, vocabulary, prompts, bounds)
+
+
+@torch.no_grad()
+def decode_by(
+    rules: Sequence[Rules],
+    drafts: Drafts,
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    prompts: Sequence[list[int]],
+    bounds: Bounds,
+) -> list[Answer]:
+    """The greedy answer to each prompt that is well-formed by its rules.
+
+    Args:
+        drafts: guesses for all of the rows.
+    """
+    copies = source_tokens([rule.source.decode() for rule in rules], vocabulary)
     rows = [
-        Row(automaton, tokens, list(prompt), automaton.begin)
-        for automaton, tokens, prompt in zip(automata, copies, prompts, strict=True)
+        Row(rule, tokens, list(prompt), rule.begin)
+        for rule, tokens, prompt in zip(rules, copies, prompts, strict=True)
     ]
     room = bounds.answer_tokens + OVERRUN_TOKENS
     known = served_by(model)
@@ -117,21 +135,24 @@ def decode(
         longest = max(len(row.unread) for row in together) + room
         base = use_packed_attention(model)
         with adapters_copied_once(base):
-            _decode_ragged(base, vocabulary, Drafter(vocabulary, labels), together, longest, bounds)
+            _decode_ragged(Chooser(base, vocabulary), drafts, together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
-    if any(len(row.answer) >= bounds.answer_tokens for row in rows):
+    if any(row.cut for row in rows):
         say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
     lead = len(vocabulary.lead)
     return [
-        Answer(vocabulary.join(row.answer)[lead:].decode(), [min(1.0, math.exp(score)) for score in row.scores])
+        Answer(
+            vocabulary.join(row.answer)[lead:].decode(errors="replace"),
+            [min(1.0, math.exp(score)) for score in row.scores],
+            row.cut,
+        )
         for row in rows
     ]
 
 
-def _decode_ragged(
-    base: PreTrainedModel, vocabulary: Vocabulary, drafter: Drafter, rows: list[Row], longest: int, bounds: Bounds
-) -> None:
+def _decode_ragged(chooser: Chooser, drafts: Drafts, rows: list[Row], longest: int, bounds: Bounds) -> None:
     """Finish all rows; at most as many at a time as fit into memory, the next one as soon as one is done."""
+    base = chooser.model
     slots = min(rows_at_once(base, bounds.rows, longest), len(rows))
     if bounds.max_tokens is not None:
         slots = max(1, min(slots, bounds.max_tokens // longest))
@@ -147,34 +168,34 @@ def _decode_ragged(
             row.slot, row.read, row.unread = free.pop(0), shared, row.unread[shared:]
             active.append(row)
         active.sort(key=lambda row: row.slot)
-        _advance(base, cache, vocabulary, drafter, active, bounds)
+        _advance(chooser, cache, drafts, active, bounds)
         free = sorted(free + [row.slot for row in active if row.done])
         active = [row for row in active if not row.done]
 
 
-def _advance(
-    base: PreTrainedModel, cache: Cache, vocabulary: Vocabulary, drafter: Drafter, rows: Sequence[Row], bounds: Bounds
-) -> None:
+def _advance(chooser: Chooser, cache: Cache, drafts: Drafts, rows: Sequence[Row], bounds: Bounds) -> None:
     """One pass: every row gets at least one token further."""
-    drafts, decisions_of, feeds, places, start = [], [], [], [], 0
+    drafted, decisions_of, feeds, places, start = [], [], [], [], 0
     for row in rows:
-        draft, decisions = _draft(row, drafter, vocabulary, bounds)
+        draft, decisions = _draft(row, drafts, chooser.vocabulary, bounds)
         feeds.append(Feed(row.slot, row.read, row.unread + draft))
         start += len(row.unread)
-        places.append(range(start - 1, start + len(draft)))
+        places += range(start - 1, start + len(draft))
         start += len(draft)
-        drafts.append(draft)
+        drafted.append(draft)
         decisions_of.append(decisions)
-    open_places, open_decisions = _choose_forced(places, decisions_of)
-    asked = _ask(open_decisions)
-    hidden, (ids, *indices) = run_and_send(base, cache, feeds, open_places, [asked.ids, *asked.indices])
-    if open_decisions:
-        _choose(open_decisions, _logits(base, hidden, ids), asked.widest, *indices)
-    for row, draft, decisions in zip(rows, drafts, decisions_of, strict=True):
+    asked_at = zip(places, (decision for decisions in decisions_of for decision in decisions), strict=True)
+    unsettled = [(place, decision) for place, decision in asked_at if decision.chosen < 0]
+    unsettled.sort(key=lambda found: not found[1].weighed)  # the order of `Asked`
+    unsettled_places, unsettled_decisions = [place for place, _ in unsettled], [decision for _, decision in unsettled]
+    hidden, asked = run_and_send(chooser.model, cache, feeds, unsettled_places, ask(unsettled_decisions))
+    if unsettled:
+        chooser.choose(unsettled_decisions, hidden, Asked(*asked))
+    for row, draft, decisions in zip(rows, drafted, decisions_of, strict=True):
         row.read += len(row.unread)
         for place, decision in enumerate(decisions):
-            drafter.learn(decision.state, decision.chosen)
-            _settle(row, decision, vocabulary)
+            drafts.learn(decision.state, decision.chosen)
+            _settle(row, decision, chooser.vocabulary)
             agreed = place < len(draft) and draft[place] == decision.chosen
             if not agreed:
                 break
@@ -182,136 +203,59 @@ def _advance(
         row.unread = row.answer[-1:]
 
 
-def _draft(row: Row, drafter: Drafter, vocabulary: Vocabulary, bounds: Bounds) -> tuple[list[int], list[Decision]]:
+def _draft(row: Row, drafts: Drafts, vocabulary: Vocabulary, bounds: Bounds) -> tuple[list[int], list[Decision]]:
     """Draft tokens, and the decisions that they need: one after the chosen tokens, one after each draft token."""
     draft: list[int] = []
     state, copied = row.state, 0
-    decisions = [_decision(row, state, bounds, 0)]
-    while (token_id := drafter.guess(state, row.copies, copied)) in decisions[-1].allowed:
-        if token_id == vocabulary.end:  # nothing follows it
+    decisions = [_decision(row, state, vocabulary, bounds, 0)]
+    while (token_id := drafts.guess(state, row.copies, copied)) in decisions[-1].allowed:
+        if token_id == vocabulary.end or decisions[-1].last:  # nothing follows it
             break
         draft.append(token_id)
-        copied += type(state) is Run
+        copied += drafts.copying(state)
         state = decisions[-1].allowed[token_id]
-        decisions.append(_decision(row, state, bounds, len(draft)))
+        decisions.append(_decision(row, state, vocabulary, bounds, len(draft)))
     return draft, decisions
 
 
-def _decision(row: Row, state: State, bounds: Bounds, drafted: int) -> Decision:
-    more = len(row.answer) + drafted < bounds.answer_tokens
-    allowed = row.automaton.allowed(state, more)
-    return Decision(state, allowed, sorted(allowed))
-
-
-def _choose_forced(places: Sequence[range], decisions_of: list[list[Decision]]) -> tuple[list[int], list[Decision]]:
-    """Choose the token where only one is allowed. Returns the other decisions, and their places."""
-    open_places, open_decisions = [], []
-    for row_places, decisions in zip(places, decisions_of, strict=True):
-        for place, decision in zip(row_places, decisions, strict=True):
-            if len(decision.ids) == 1:
-                decision.chosen = decision.ids[0]
-            else:
-                open_places.append(place)
-                open_decisions.append(decision)
-    return open_places, open_decisions
-
-
-class Asked(NamedTuple):
-    """What is asked of the logits: made on the CPU before the pass, so that nobody waits for the GPU to tell.
-
-    Attributes:
-        ids: (ids,) all tokens that some decision allows, ascending.
-        indices: three tensors with a number for every allowed token, decision after decision: its decision, its place
-            among the decision's tokens, and its column among ``ids``.
-        widest: the most tokens that a decision allows.
-    """
-
-    ids: torch.Tensor
-    indices: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    widest: int
-
-
-def _ask(decisions: Sequence[Decision]) -> Asked:
-    all_ids = torch.tensor([token_id for decision in decisions for token_id in decision.ids], dtype=torch.long)
-    ids, columns = all_ids.unique(return_inverse=True)
-    counts = torch.tensor([len(decision.ids) for decision in decisions], dtype=torch.long)
-    rows = torch.arange(len(decisions)).repeat_interleave(counts)
-    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return Asked(ids, (rows, within, columns), max((len(decision.ids) for decision in decisions), default=0))
-
-
-def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """(places, ids) logits in float32 or wider. Only the rows of the head for ``ids`` are computed."""
-    head = base.get_output_embeddings()
-    if type(head) is torch.nn.Linear:
-        logits = torch.nn.functional.linear(hidden, head.weight[ids], None if head.bias is None else head.bias[ids])
-    else:  # with an adapter on it
-        logits = head(hidden)[:, ids]
-    return served_by(base).logits.of(at_least_float32(logits))
-
-
-def _choose(
-    decisions: Sequence[Decision],
-    logits: torch.Tensor,
-    widest: int,
-    rows: torch.Tensor,
-    within: torch.Tensor,
-    columns: torch.Tensor,
-) -> None:
-    """Choose the most probable allowed token of each decision. The host waits once, for one small table.
-
-    Args:
-        logits: (decisions, tokens).
-        widest, rows, within, columns: see `Asked`; ``columns`` are those of ``logits``.
-    """
-    table = logits.new_full((len(decisions), widest), -torch.inf)
-    table[rows, within] = logits[rows, columns]
-    chosen = table.argmax(-1, keepdim=True)  # of the logits: two that differ may have the same probability
-    found = torch.cat((table.log_softmax(-1), chosen.to(table.dtype)), dim=1).cpu()
-    for row, (decision, place) in enumerate(zip(decisions, found[:, -1].tolist(), strict=True)):
-        decision.chosen = decision.ids[int(place)]
-        decision.log_probabilities = found[row, : len(decision.ids)]
+def _decision(row: Row, state: State, vocabulary: Vocabulary, bounds: Bounds, drafted: int) -> Decision:
+    return decision_at(row.rules, state, len(row.answer) + drafted < bounds.answer_tokens, vocabulary)
 
 
 def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
     """Add the chosen token to the row's answer and scores."""
-    if decision.chosen == vocabulary.end:
-        row.done = True
+    if decision.last or decision.chosen == vocabulary.end:
+        row.done, row.cut = True, decision.chosen != vocabulary.end
         return
-    after = decision.allowed[decision.chosen]
+    before, spelt = decision.state, vocabulary.spelling[decision.chosen]
+    after = decision.allowed.get(decision.chosen) or row.rules.after(before, spelt)
     row.answer.append(decision.chosen)
     row.state = after
-    if decision.log_probabilities is None:
-        chosen_score = 0.0
-    else:
-        chosen_score = decision.log_probabilities[decision.ids.index(decision.chosen)].item()
-    if after.entities == decision.state.entities:
-        row.pending += chosen_score
+    if after.entities == before.entities:
+        row.pending += decision.log_probability
         return
-    # The token that ends a label may also say whether another entity follows; that part belongs to the next score.
-    finishing = _finishing_score(decision, vocabulary)
+    # The token that finishes an entity may also say whether another one follows; that belongs to the next score.
+    finishing = _finishing_score(row.rules, decision, vocabulary)
     row.scores.append(row.pending + finishing)
-    row.pending = chosen_score - finishing
+    row.pending = decision.log_probability - finishing
 
 
-def _finishing_score(decision: Decision, vocabulary: Vocabulary) -> float:
-    """Log-probability of ending the label as the chosen token does, summed over all ways to continue after it."""
+def _finishing_score(rules: Rules, decision: Decision, vocabulary: Vocabulary) -> float:
+    """Log-probability of finishing the entity as the chosen token does, summed over all ways to go on after it."""
     if decision.log_probabilities is None:
         return 0.0
-    if type(decision.state) is not Label:  # one token holds the whole label
-        return decision.log_probabilities[decision.ids.index(decision.chosen)].item()
-    rest = vocabulary.spelling[decision.chosen].split(b'"')[0]
+    before, spelt = decision.state, vocabulary.spelling[decision.chosen]
+    ends = (spelt[:count] for count in range(1, len(spelt)))
+    rest = next((part for part in ends if rules.after(before, part).entities > before.entities), spelt)
     same = [
-        index
-        for index, token_id in enumerate(decision.ids)
-        if decision.allowed[token_id].entities > decision.state.entities
-        and vocabulary.spelling[token_id].split(b'"')[0] == rest
+        index for index, token_id in enumerate(decision.ids) if vocabulary.spelling.get(token_id, b"").startswith(rest)
     ]
     return decision.log_probabilities[same].logsumexp(0).item()
 
 
 def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequence[Row], bounds: Bounds) -> None:
     """Plain constrained greedy decoding in padded batches: for models whose attention cannot be ragged."""
+    chooser = Chooser(model, vocabulary)
     for start in range(0, len(rows), bounds.rows):
         batch = rows[start : start + bounds.rows]
         width = max(len(row.unread) for row in batch)
@@ -334,9 +278,9 @@ def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequenc
             logits = at_least_float32(output.logits[:, -1]).cpu()
             for index, row in enumerate(batch):
                 if not row.done:
-                    decision = _decision(row, row.state, bounds, 0)
-                    asked = _ask([decision])
-                    _choose([decision], logits[index : index + 1, asked.ids], asked.widest, *asked.indices)
+                    decision = _decision(row, row.state, vocabulary, bounds, 0)
+                    if decision.chosen < 0:
+                        chooser.choose_from(decision, logits[index])
                     _settle(row, decision, vocabulary)
             input_ids = torch.tensor([[(row.answer or [vocabulary.end])[-1]] for row in batch])
             attention_mask = torch.cat((attention_mask, attention_mask.new_ones((len(batch), 1))), dim=1)

@@ -51,10 +51,14 @@ class Drafter:
             copies: the source's own token at each byte offset where one begins.
             copied: how many tokens of this draft are already copied from the source.
         """
-        if type(state) is Run:
+        if self.copying(state):
             return copies.get(state.places[0]) if copied < COPY_TOKENS else None
         chosen = self._chosen.get(_common_place(state))
         return chosen.most_common(1)[0][0] if chosen else None
+
+    def copying(self, state: State) -> bool:
+        """Whether a guess in this state is a token of the source."""
+        return type(state) is Run
 
 
 def source_tokens(texts: Sequence[str], vocabulary: Vocabulary) -> list[dict[int, int]]:

@@ -18,6 +18,7 @@ from sft.model.encoding import control_token_pattern, encode_texts, terminator_i
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "▁"  # a space in SentencePiece
+NOT_PLAIN = re.compile(rb'[\x00-\x1f"\\]')  # what a JSON string cannot hold as it is
 
 
 class UnknownSpelling(Exception):
@@ -59,6 +60,8 @@ class Vocabulary:
         spelling: token id → its bytes; control tokens are left out.
         root: the root of the trie.
         end: the token that ends an answer.
+        plain: the tokens that write only text which a JSON string holds as it is, ascending. Their bytes need not be
+            whole characters.
         lead: what the tokenizer puts before an answer and removes when decoding (a space in SentencePiece).
 
     Raises:
@@ -69,6 +72,7 @@ class Vocabulary:
         self.spelling = _spell_tokens(tokenizer)
         spellings = sorted((spelt, token_id) for token_id, spelt in self.spelling.items())
         self.root = Node(spellings, b"", 0, len(spellings))
+        self.plain = sorted(token_id for token_id, spelt in self.spelling.items() if not NOT_PLAIN.search(spelt))
         self.end = terminator_id(tokenizer)
         probe = "答"
         self.lead = self.join(encode_texts([probe], tokenizer)[0]).removesuffix(probe.encode())
