@@ -128,7 +128,10 @@ class Automaton:
     Attributes:
         source: the bytes of the text, as an answer writes them.
         begin: the state before the first token.
+        most_tokens: see `sft.decoding.rules.Rules`.
     """
+
+    most_tokens = None
 
     def __init__(self, text: str, form: AnswerFormat, vocabulary: Vocabulary) -> None:
         self._form, self._vocabulary = form, vocabulary
@@ -166,6 +169,10 @@ class Automaton:
                         found[token_id] = after
                     stack.append((child, after))
         return found
+
+    def scored(self, state: State) -> bool:
+        """True: every token of an answer belongs to one of its lines, and so to an entity."""
+        return True
 
     def moves(self, state: State, more: bool = True) -> Iterator[tuple[int, State]]:
         """Every byte that may come next, with the state after it."""

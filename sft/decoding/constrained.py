@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.console import say_once
-from sft.decoding.automaton import Automaton, answer_format
+from sft.decoding.automaton import Automaton, Label, answer_format
 from sft.decoding.drafts import Drafter, source_tokens
 from sft.decoding.rules import Drafts, Rules, State
 from sft.decoding.vocabulary import Vocabulary
@@ -138,18 +138,18 @@ def decode_by(
         Row(rule, tokens, list(prompt), rule.begin)
         for rule, tokens, prompt in zip(rules, copies, prompts, strict=True)
     ]
-    room = bounds.answer_tokens + OVERRUN_TOKENS
     known = served_by(model)
-    together = [row for row in rows if known.expresses(len(row.unread) + room)]
-    alone = [row for row in rows if not known.expresses(len(row.unread) + room)]
+    together = [row for row in rows if known.expresses(_tokens_at_most(row, bounds))]
+    alone = [row for row in rows if not known.expresses(_tokens_at_most(row, bounds))]
     if together:
-        longest = max(len(row.unread) for row in together) + room
+        longest = max(_tokens_at_most(row, bounds) for row in together)
         base = use_packed_attention(model)
         with adapters_copied_once(base):
             _decode_ragged(base, vocabulary, drafts, together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
     if any(row.cut for row in rows):
-        say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
+        most = max(_most_tokens(row, bounds) for row in rows if row.cut)
+        say_once(logger, f"有的答案超过 {most} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
     lead = len(vocabulary.lead)
     return [
         Answer(
@@ -159,6 +159,16 @@ def decode_by(
         )
         for row in rows
     ]
+
+
+def _most_tokens(row: Row, bounds: Bounds) -> int:
+    """After so many tokens of the answer, no entity begins."""
+    return min(bounds.answer_tokens, row.rules.most_tokens or bounds.answer_tokens)
+
+
+def _tokens_at_most(row: Row, bounds: Bounds) -> int:
+    """The prompt and the answer."""
+    return len(row.unread) + _most_tokens(row, bounds) + OVERRUN_TOKENS
 
 
 def _decode_ragged(
@@ -231,7 +241,7 @@ def _draft(row: Row, drafts: Drafts, vocabulary: Vocabulary, bounds: Bounds) -> 
 
 
 def _decision(row: Row, state: State, bounds: Bounds, drafted: int) -> Decision:
-    more = len(row.answer) + drafted < bounds.answer_tokens
+    more = len(row.answer) + drafted < _most_tokens(row, bounds)
     last = not more and row.rules.accepts(state)  # the model is still asked, to know whether the answer is cut
     allowed = row.rules.allowed(state, more or last)
     return Decision(state, allowed, sorted(allowed), last)
@@ -320,12 +330,12 @@ def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
     else:
         chosen_score = decision.log_probabilities[decision.ids.index(decision.chosen)].item()
     if after.entities == decision.state.entities:
-        row.pending += chosen_score
+        row.pending = row.pending + chosen_score if row.rules.scored(after) else 0.0
         return
     # The token that ends a label may also say whether another entity follows; that part belongs to the next score.
     finishing = _finishing_score(decision, vocabulary)
     row.scores.append(row.pending + finishing)
-    row.pending = chosen_score - finishing
+    row.pending = chosen_score - finishing if row.rules.scored(after) else 0.0
 
 
 def _finishing_score(decision: Decision, vocabulary: Vocabulary) -> float:
