@@ -1,0 +1,205 @@
+"""Constrained inline answers: exactly the well-formed ones, greedy, with scores that say what was decided."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import CONFIGS, tiny_model, with_random_lora
+from test_constrained import some_texts
+from tokenizers_of_all_kinds import KINDS
+
+from sft.decoding import inline_answers
+from sft.decoding.constrained import Bounds
+from sft.decoding.decode import Limits, fit, predict
+from sft.decoding.inline import End, InlineRules, can_write
+from sft.decoding.inline_answers import decode, mark_scores
+from sft.decoding.inline_drafts import InlineDrafter
+from sft.decoding.vocabulary import Vocabulary, vocabulary_of
+from sft.model.encoding import encode_prompts, encode_texts
+from sft.tasks.entity_lines import NO_ENTITY
+from sft.tasks.entity_marks import escaped, marked_text
+from sft.tasks.ner import Ner
+
+LABELS = ("人", "人名", "]实|")  # one is a prefix of another, one needs escaping
+TASK = Ner(labels=LABELS, system_prompt="请标出实体。", answer_format="inline")
+TEXTS = st.text(st.sampled_from(list("张伟没有[|]\\ \n上海\u2028𠮷")), min_size=1, max_size=6)
+
+
+@pytest.fixture(scope="session", params=["byte-level", *KINDS])
+def vocabulary(request, tokenizer) -> Vocabulary:
+    return vocabulary_of(tokenizer if request.param == "byte-level" else KINDS[request.param]())
+
+
+def writable(text: str, vocabulary: Vocabulary) -> str:
+    return "".join(character for character in text if vocabulary.can_write(escaped(character).encode()))
+
+
+def all_answers(text: str) -> list[bytes]:
+    """Every well-formed answer about a text: it and all ways to put marks into it."""
+    found = [NO_ENTITY.encode(), escaped(text).encode()]
+
+    def add(start: int, entities: list[dict]) -> None:
+        for begin in range(start, len(text)):
+            for end in range(begin + 1, len(text) + 1):
+                for label in LABELS:
+                    more = [*entities, {"start": begin, "end": end, "label": label}]
+                    found.append(marked_text(text, more).encode())
+                    add(end, more)
+
+    add(0, [])
+    return found
+
+
+@settings(max_examples=5)
+@given(text=TEXTS.map(lambda text: text[:3]) | st.just("没有"), seed=st.integers(0, 1 << 30))
+def test_allowed_tokens_are_exactly_those_after_which_an_answer_can_still_be_finished(vocabulary, text, seed):
+    generator = random.Random(seed)
+    lead = vocabulary.lead
+    answers = [lead + answer for answer in all_answers(writable(text, vocabulary))]
+    rules = InlineRules(text, LABELS, vocabulary)
+    state, said = rules.begin, b""
+    while type(state) is not End:
+        allowed = rules.allowed(state)
+        expected = {
+            token_id
+            for token_id, spelt in vocabulary.spelling.items()
+            if any(answer.startswith(said + spelt) for answer in answers)
+        }
+        assert set(allowed) - {vocabulary.end} == expected
+        assert (vocabulary.end in allowed) == (said in answers)
+        token_id = generator.choice(sorted(allowed))
+        state, said = allowed[token_id], said + vocabulary.spelling.get(token_id, b"")
+
+
+@settings(max_examples=60)
+@given(text=TEXTS, seed=st.integers(0, 1 << 30), tokens_before_the_end=st.integers(0, 60))
+def test_any_walk_ends_in_an_answer_that_parses_without_a_problem(vocabulary, text, seed, tokens_before_the_end):
+    """Also if characters cannot be written, and if the answer is cut because it is long."""
+    generator = random.Random(seed)
+    rules = InlineRules(text, LABELS, vocabulary)
+    state, token_ids = rules.begin, []
+    while len(token_ids) < tokens_before_the_end or not rules.accepts(state):
+        allowed = rules.allowed(state, len(token_ids) < tokens_before_the_end)
+        token_id = generator.choice(sorted(allowed))
+        if token_id == vocabulary.end:
+            break
+        assert rules.after(state, vocabulary.spelling[token_id]) == allowed[token_id]
+        token_ids.append(token_id)
+        state = allowed[token_id]
+    answer = rules.whole(vocabulary.join(token_ids)[len(vocabulary.lead) :].decode())
+    result = TASK.parse(answer, {"text": text})
+    assert not result["unparsable"] and not any(result["problems"].values())
+    assert [entity["line"] for entity in result["entities"]] == list(range(state.entities))
+    assert answer in (NO_ENTITY, marked_text(text, result["entities"]), escaped(text))
+
+
+@settings(max_examples=60)
+@given(text=TEXTS, edges=st.sets(st.integers(0, 6)), seed=st.integers(0, 99))
+def test_the_tokenizers_own_spelling_of_a_gold_answer_is_allowed(vocabulary, text, edges, seed):
+    generator, text = random.Random(seed), writable(text, vocabulary)
+    places = sorted(edge for edge in edges if edge <= len(text))
+    entities = [{"start": start, "end": end, "label": generator.choice(LABELS)} for start, end in pairwise(places)]
+    rules = InlineRules(text, LABELS, vocabulary)
+    state = rules.begin
+    for token_id in [*vocabulary.encode([marked_text(text, entities)])[0], vocabulary.end]:
+        state = rules.allowed(state)[token_id]
+    assert state == End(len(entities))
+
+
+def test_what_a_vocabulary_cannot_write_is_told(tokenizer):
+    assert can_write(LABELS, vocabulary_of(tokenizer))
+    assert not can_write(("𠮷",), vocabulary_of(KINDS["unigram without bytes"]()))
+
+
+# ---- with a model ----
+
+
+@torch.no_grad()
+def plain_greedy(model, vocabulary: Vocabulary, text: str, prompt: list[int], most_tokens: int) -> tuple:
+    """Constrained greedy decoding by its definition, one token at a time, without a cache or a draft.
+
+    Returns:
+        The answer as it stands in the tokens, and the probability of each entity: of opening its mark here, among what
+        is allowed here; and, among all tokens, of what follows up to the end of its label.
+    """
+    rules = InlineRules(text, LABELS, vocabulary)
+    state, answer, scores, pending = rules.begin, [], [], 1.0
+    while True:
+        more = len(answer) < most_tokens
+        allowed = rules.allowed(state, more or rules.accepts(state))
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, -1]
+        ids = sorted(allowed)
+        token_id = ids[logits[ids].argmax().item()]
+        if token_id == vocabulary.end or (not more and rules.accepts(state)):
+            return vocabulary.join(answer)[len(vocabulary.lead) :].decode(), scores
+        alone = len(ids) == 1
+        weights = logits.softmax(-1) if rules.weighed(state) else logits.softmax(-1) / logits.softmax(-1)[ids].sum()
+        chosen = 1.0 if alone else weights[token_id].item()
+        after, spelt = allowed[token_id], vocabulary.spelling[token_id]
+        if after.entities > state.entities:
+            ends = next(n for n in range(len(spelt) + 1) if rules.after(state, spelt[:n]).entities > state.entities)
+            same = [i for i in ids if i != vocabulary.end and vocabulary.spelling[i][:ends] == spelt[:ends]]
+            finishing = 1.0 if alone else weights[same].sum().item()
+            scores.append(pending * finishing)
+            pending, chosen = 1.0, chosen / finishing
+        pending = pending * chosen if rules.scored(after) else 1.0
+        answer.append(token_id)
+        state = after
+
+
+def prompts_of(texts: list[str], tokenizer) -> list[list[int]]:
+    return encode_prompts([{"text": text} for text in texts], TASK, tokenizer)
+
+
+def check_against_plain(model, tokenizer, texts: list[str], bounds: Bounds = Bounds(3, 400)) -> int:
+    """Compare answers and scores with `plain_greedy`; return how many entities they contain."""
+    vocabulary, prompts = vocabulary_of(tokenizer), prompts_of(texts, tokenizer)
+    answers = decode(model, vocabulary, LABELS, texts, prompts, bounds)
+    for text, prompt, answer in zip(texts, prompts, answers, strict=True):
+        most = inline_answers.room_tokens(len(vocabulary.encode([text])[0]), bounds.answer_tokens)
+        expected, scores = plain_greedy(model, vocabulary, text, prompt, most)
+        assert answer.text == InlineRules(text, LABELS, vocabulary).whole(expected)
+        assert answer.scores == pytest.approx(scores, rel=1e-4, abs=1e-7)
+        found = TASK.parse(answer.text, {"text": text})
+        assert not found["unparsable"] and not any(found["problems"].values())
+        assert len(answer.scores) == len(found["entities"])
+    return sum(len(answer.scores) for answer in answers)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_drafted_answers_and_their_scores_are_plain_greedy(tokenizer, architecture):
+    model = tiny_model(architecture, seed=2)
+    assert check_against_plain(model, tokenizer, some_texts(6, words=4)) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_plain_greedy_whatever_the_tokenizer(kind):
+    assert check_against_plain(tiny_model("qwen2", seed=3), KINDS[kind](), some_texts(5, words=4)) > 0
+
+
+def test_an_answer_that_is_long_enough_ends_and_says_so(tokenizer):
+    """No entity begins after the last token that may begin one; the rest of the text is put back."""
+    model, texts = with_random_lora(tiny_model("qwen2", seed=5)), some_texts(6, words=4)
+    assert check_against_plain(model, tokenizer, texts, Bounds(6, 3)) >= 0
+    vocabulary = vocabulary_of(tokenizer)
+    answers = decode(model, vocabulary, LABELS, texts, prompts_of(texts, tokenizer), Bounds(6, 3))
+    assert any(answer.cut for answer in answers)
+    for text, answer in zip(texts, answers, strict=True):
+        assert not any(TASK.parse(answer.text, {"text": text})["problems"].values())
+
+
+def test_a_wrong_draft_changes_nothing(tokenizer, monkeypatch):
+    generator = random.Random(0)
+
+    class Wild(InlineDrafter):
+        def guess(self, state, copies, copied):
+            return generator.randrange(480) if generator.random() < 0.5 else super().guess(state, copies, copied)
+
+    monkeypatch.setattr(inline_answers, "InlineDrafter", Wild)
+    assert check_against_plain(tiny_model("llama", seed=2), tokenizer, some_texts(4, seed=2, words=4)) > 0
