@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import json
 import random
+import re
+from functools import lru_cache
 from itertools import pairwise
 
 import pytest
@@ -21,6 +23,7 @@ from sft.decoding.inline import End, InlineRules, can_write
 from sft.decoding.inline_answers import decode, mark_scores
 from sft.decoding.inline_drafts import InlineDrafter
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
+from sft.export import client
 from sft.model.encoding import encode_prompts, encode_texts
 from sft.tasks.entity_lines import NO_ENTITY
 from sft.tasks.entity_marks import escaped, marked_text
@@ -203,3 +206,41 @@ def test_a_wrong_draft_changes_nothing(tokenizer, monkeypatch):
 
     monkeypatch.setattr(inline_answers, "InlineDrafter", Wild)
     assert check_against_plain(tiny_model("llama", seed=2), tokenizer, some_texts(4, seed=2, words=4)) > 0
+
+
+# ---- the same answers for other programs ----
+
+
+def sentences_of(grammar: str) -> set[str]:
+    """Everything that a GBNF grammar of literals, sequences and alternatives can say."""
+    rules = dict(line.split(" ::= ", 1) for line in grammar.splitlines())
+    tokens = re.compile(r'"(?:[^"\\]|\\.)*"|\w+|\|')
+
+    @lru_cache(maxsize=None)
+    def said(rule: str) -> frozenset[str]:
+        found, current = set(), {""}
+        for part in [*tokens.findall(rules[rule]), "|"]:
+            if part == "|":
+                found |= current
+                current = {""}
+            elif part[0] == '"':
+                literal = json.loads(re.sub(r"\\x", r"\\u00", part))
+                current = {words + literal for words in current}
+            else:
+                current = {words + more for words in current for more in said(part)}
+        return frozenset(found)
+
+    return set(said("root"))
+
+
+@pytest.mark.parametrize("text", ["张", "张[|", '"\\\n', "\x00伟\t", "没有"])
+def test_the_grammar_of_the_client_says_every_answer_about_its_text_and_no_other(text):
+    task = TASK.settings()
+    assert sentences_of(client.grammar_of(task, text)) == {answer.decode() for answer in all_answers(text)}
+    body = client.request_of(task | {"user_prompt": "{text}"}, text, "vllm")
+    assert body["structured_outputs"] == {"grammar": client.grammar_of(task, text)}
+
+
+def test_the_client_refuses_a_format_that_it_does_not_know():
+    with pytest.raises(SystemExit, match="answer_format"):
+        client.grammar_of(TASK.settings() | {"answer_format": "xml"} | {"user_prompt": "{text}"}, "张")
