@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.data.arguments import ANSWER_FORMATS
+from sft.data.entity_notations import raw_entities
+from sft.errors import RowError
 from sft.tasks import ner as ner_task
 from sft.tasks.entity_lines import NO_ENTITY
-from sft.tasks.entity_marks import escaped, marked, marks_in, unescaped
+from sft.tasks.entity_marks import entities_in_copy, escaped, marked, marks_in, unescaped
 from sft.tasks.ner import CCFBDCI_LABELS, Ner
 
 CCFBDCI = Path(__file__).resolve().parents[2] / "shared" / "data" / "ner" / "ccfbdci.jsonl"
@@ -106,7 +108,9 @@ def test_brackets_of_the_text_that_were_copied_as_they_are_are_no_marks():
 @settings(max_examples=200)
 @given(
     parts=st.lists(
-        st.sampled_from(["[", "|", "]", "\\", "张伟", "人名", "[张伟|人名]", "[伟|人]", "到", " ", NO_ENTITY, "[" * 99]),
+        st.sampled_from(
+            ["[", "|", "]", "\\", "张伟", "人名", "[张伟|人名]", "[伟|人]", "到", " ", NO_ENTITY, "[" * 99]
+        ),
         max_size=12,
     ),
     record=records(),
@@ -145,3 +149,21 @@ def test_no_occurrence_of_a_name_is_lost_on_the_way_there_and_back():
 
 def test_the_flag_offers_the_formats_that_the_task_knows():
     assert ANSWER_FORMATS == ner_task.ANSWER_FORMATS
+
+
+@given(records())
+def test_data_in_this_format_are_read_as_entities_only_if_they_repeat_the_text_exactly(record):
+    expected = [tuple(entity[name] for name in ("start", "end", "text", "label")) for entity in record["entities"]]
+    answer = INLINE.answer(record)
+    assert entities_in_copy(answer, record["text"]) == expected
+    assert entities_in_copy(answer + "。", record["text"]) == []
+
+
+def test_dialogues_and_instructions_with_inline_answers_are_read():
+    answer, text = "[张伟|人名]和[张伟|人名]到[上海|地点]。", "张伟和张伟到上海。"
+    read = raw_entities(answer, text, "output")
+    assert [(entity["start_idx"], entity["end_idx"], entity["entity_label"]) for entity in read] == [
+        (0, 2, "人名"), (3, 5, "人名"), (6, 8, "地点"),
+    ]  # fmt: skip
+    with pytest.raises(RowError):
+        raw_entities(answer, "张伟和张三到上海。", "output")

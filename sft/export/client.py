@@ -53,7 +53,9 @@ def grammar_of(task: dict, text: str = "") -> str:
     if answer_format == "inline":
         return inline_grammar(task["labels"], text)
     if answer_format != "json":
-        raise SystemExit(f"task.json：answer_format 是 {answer_format!r}，这个 client.py 不认识；请用写它的版本重新导出")
+        raise SystemExit(
+            f"task.json：answer_format 是 {answer_format!r}，这个 client.py 不认识；请用写它的版本重新导出"
+        )
     labels = " | ".join(_quoted(label) for label in task["labels"])
     if chooses(task):
         return f"root ::= {labels}\n"
@@ -76,7 +78,7 @@ def inline_grammar(labels: list[str], text: str) -> str:
     last = len(characters) - 1
     lines = [f"root ::= {_quoted(NO_ENTITY)} | c0" if characters else f"root ::= {_quoted(NO_ENTITY)}"]
     for place, character in enumerate(characters):
-        lines.append(f"c{place} ::= {character}{'' if place == last else f' c{place + 1}'} | \"[\" o{place}")
+        lines.append(f'c{place} ::= {character}{"" if place == last else f" c{place + 1}"} | "[" o{place}')
         lines.append(f"o{place} ::= {character} e{place + 1}")
         lines.append(f'e{place + 1} ::= "|" label "]"{"" if place == last else f" c{place + 1}"}')
         lines[-1] += "" if place == last else f" | {characters[place + 1]} e{place + 2}"

@@ -74,6 +74,18 @@ def marks_in(answer: str) -> list[Mark]:
     return [Mark(unescaped(part[1]), unescaped(part[2]), *part.span()) for part in found if part[1] is not None]
 
 
+def entities_in_copy(answer: str, text: str) -> list[tuple[int, int, str, str]]:
+    """``(start, end, text, label)`` of each mark, whatever the labels; empty if it is not exactly the text with marks."""
+    parts, found, at, place = [], [], 0, 0
+    for mark in marks_in(answer):
+        before = unescaped(answer[at : mark.begin])
+        start = place + len(before)
+        place, at = start + len(mark.text), mark.end
+        parts += [before, mark.text]
+        found.append((start, place, mark.text, mark.label))
+    return found if "".join([*parts, unescaped(answer[at:])]) == text else []
+
+
 def read_marked(answer: str, text: str, labels: Sequence[str], problems: dict[str, int]) -> list[dict]:
     """The entities of an answer with their offsets in ``text``; each has the number of its mark as ``line``.
 
