@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
-from functools import lru_cache
+from functools import cache
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import CONFIGS, tiny_model, with_random_lora
+from models import CONFIGS, NAMES, Oracle, starts_of, tiny_model, with_random_lora
 from test_constrained import some_texts
 from tokenizers_of_all_kinds import KINDS
 
@@ -20,17 +20,18 @@ from sft.decoding import inline_answers
 from sft.decoding.constrained import Bounds
 from sft.decoding.decode import Limits, fit, predict
 from sft.decoding.inline import End, InlineRules, can_write
-from sft.decoding.inline_answers import decode, mark_scores
+from sft.decoding.inline_answers import decode
 from sft.decoding.inline_drafts import InlineDrafter
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
 from sft.export import client
 from sft.model.encoding import encode_prompts, encode_texts
 from sft.tasks.entity_lines import NO_ENTITY
-from sft.tasks.entity_marks import escaped, marked_text
+from sft.tasks.entity_marks import escaped, marked_text, marks_in
 from sft.tasks.ner import Ner
 
 LABELS = ("人", "人名", "]实|")  # one is a prefix of another, one needs escaping
 TASK = Ner(labels=LABELS, system_prompt="请标出实体。", answer_format="inline")
+BOUNDS = Bounds(3, 400)
 TEXTS = st.text(st.sampled_from(list("张伟没有[|]\\ \n上海\u2028𠮷")), min_size=1, max_size=6)
 
 
@@ -141,7 +142,9 @@ def plain_greedy(model, vocabulary: Vocabulary, text: str, prompt: list[int], mo
         token_id = ids[logits[ids].argmax().item()]
         if token_id == vocabulary.end or (not more and rules.accepts(state)):
             return vocabulary.join(answer)[len(vocabulary.lead) :].decode(), scores
-        alone = len(ids) == 1
+        spellings = [vocabulary.spelling.get(one) for one in ids]
+        longest = max((spelt for spelt in spellings if spelt), key=len)
+        alone = None not in spellings and all(map(longest.startswith, spellings))  # nothing is decided
         weights = logits.softmax(-1) if rules.weighed(state) else logits.softmax(-1) / logits.softmax(-1)[ids].sum()
         chosen = 1.0 if alone else weights[token_id].item()
         after, spelt = allowed[token_id], vocabulary.spelling[token_id]
@@ -160,7 +163,7 @@ def prompts_of(texts: list[str], tokenizer) -> list[list[int]]:
     return encode_prompts([{"text": text} for text in texts], TASK, tokenizer)
 
 
-def check_against_plain(model, tokenizer, texts: list[str], bounds: Bounds = Bounds(3, 400)) -> int:
+def check_against_plain(model, tokenizer, texts: list[str], bounds: Bounds = BOUNDS) -> int:
     """Compare answers and scores with `plain_greedy`; return how many entities they contain."""
     vocabulary, prompts = vocabulary_of(tokenizer), prompts_of(texts, tokenizer)
     answers = decode(model, vocabulary, LABELS, texts, prompts, bounds)
@@ -208,6 +211,74 @@ def test_a_wrong_draft_changes_nothing(tokenizer, monkeypatch):
     assert check_against_plain(tiny_model("llama", seed=2), tokenizer, some_texts(4, seed=2, words=4)) > 0
 
 
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_results_do_not_depend_on_how_many_rows_run_together(tokenizer, batch_size):
+    """Also where rows are so full of marks that they are long enough."""
+    model, rows = tiny_model("qwen2", seed=7), [{"text": text} for text in some_texts(9, seed=1)]
+    expected = [result for row in rows for result in predict(model, tokenizer, TASK, [row], Limits(400, 60, 1))]
+    for got, wanted in zip(predict(model, tokenizer, TASK, rows, Limits(400, 60, batch_size)), expected, strict=True):
+        assert got["answer"] == wanted["answer"]
+        scores = [[entity["score"] for entity in result["entities"]] for result in (got, wanted)]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+class InlineOracle(Oracle):
+    """Answers with the sentence and marks around every other name in it."""
+
+    def answer(self, sentence: str) -> str:
+        return marked_text(sentence, every_other_name(sentence))
+
+
+def every_other_name(text: str) -> list[dict]:
+    places = sorted((start, name) for name in NAMES for start in starts_of(name, text))
+    return [{"start": start, "end": start + len(name), "label": "人名"} for start, name in places[1::2]]
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_long_documents_have_the_offsets_of_the_occurrences_that_are_meant(tokenizer, constrained):
+    """Each piece leaves room for its own repetition; a name that is not marked stays so."""
+    oracle, texts = InlineOracle(tokenizer), ["张伟和张伟到[上海]。" * 12, "没有人。", "菲律宾|张伟\\张伟。"]
+    limits = Limits(140, 200, 2, constrained)
+    results = list(predict(oracle, tokenizer, TASK, [{"text": text} for text in texts], limits))
+    assert len(set(oracle.sentences)) > 5
+    for prompt in encode_prompts([{"text": sentence} for sentence in oracle.sentences], TASK, tokenizer):
+        assert len(prompt) < 140
+    for text, result in zip(texts, results, strict=True):
+        pieces, place, expected = [piece for piece in dict.fromkeys(oracle.sentences) if piece in text], 0, []
+        while place < len(text):
+            piece = next(piece for piece in pieces if text.startswith(piece, place))
+            expected += [place + entity["start"] for entity in every_other_name(piece)]
+            place += len(piece)
+        assert [entity["start"] for entity in result["entities"]] == expected
+        assert all(0 < entity["score"] <= 1 for entity in result["entities"])
+        assert not result["unparsable"] and not any(result["problems"].values())
+
+
+@pytest.mark.parametrize("max_length", [60, 90, 200, 1000])
+def test_a_piece_leaves_room_for_saying_it_again(tokenizer, max_length):
+    record = {"text": "张伟和张伟到上海，[见]到菲律宾总统。" * 20}
+    (pieces,) = fit([record], TASK, tokenizer, Limits(max_length, max_length // 2, 2))
+    assert "".join(piece.record["text"] for piece in pieces) == record["text"]
+    for piece in pieces:
+        text_tokens = len(encode_texts([piece.record["text"]], tokenizer)[0])
+        assert len(piece.prompt_ids) + min(2 * text_tokens, max_length // 2) <= max_length
+
+
+def test_the_score_of_a_free_answer_is_the_probability_of_its_mark(tokenizer):
+    """The tokens outside of a mark belong to no score, nor do those of another mark."""
+    text, oracle = "张伟和张伟到上海，张伟", InlineOracle(tokenizer)
+    (result,) = predict(oracle, tokenizer, TASK, [{"text": text}], Limits(400, 200, 1, constrained=False))
+    answer_ids = encode_texts([oracle.answer(text)], tokenizer)[0]
+    for entity, mark in zip(result["entities"], marks_in(oracle.answer(text)), strict=True):
+        held, written = 0, 0
+        for token_id in answer_ids:
+            spelt = vocabulary_of(tokenizer).spelling[token_id]
+            begin, end = (len(oracle.answer(text)[:place].encode()) for place in mark[2:])
+            held += written < end and written + len(spelt) > begin
+            written += len(spelt)
+        assert entity["score"] == pytest.approx(oracle.token_probability() ** held, rel=1e-5)
+
+
 # ---- the same answers for other programs ----
 
 
@@ -216,7 +287,7 @@ def sentences_of(grammar: str) -> set[str]:
     rules = dict(line.split(" ::= ", 1) for line in grammar.splitlines())
     tokens = re.compile(r'"(?:[^"\\]|\\.)*"|\w+|\|')
 
-    @lru_cache(maxsize=None)
+    @cache
     def said(rule: str) -> frozenset[str]:
         found, current = set(), {""}
         for part in [*tokens.findall(rules[rule]), "|"]:

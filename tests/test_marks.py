@@ -1,4 +1,4 @@
-"""The inline format of answers: what is written is read back exactly, and a faulty answer loses only what is unsure."""
+"""The inline format of answers: what is written is read back exactly, and a fault costs only what is unsure."""
 
 from __future__ import annotations
 

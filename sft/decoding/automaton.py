@@ -1,12 +1,13 @@
 """Which answers about a text are well-formed, byte by byte and token by token. No model is used here.
 
-An answer is either the fixed sentence for "no entity", or one JSON object a line. The text of an entity is a part of
-the source that starts after the end of the previous entity, at its leftmost occurrence there; its label is one of the
-task's. So every answer can be parsed, every span exists in the source, and its offsets are known.
+An answer is either the fixed sentence for "no entity", or one JSON object a line; its label is one of the task's. So
+every answer can be parsed. The text of an entity is what the model says: mostly a part of the source, wherever it is,
+but any plain text is allowed. A model that is made to say other words than its own says wrong ones; a name that is not
+in the source, or none of whose places is free, is left out of the result instead (see `sft.tasks.ner.Ner.parse`). A
+model that says such a name again without a new entity in between goes round in circles: there the answer ends.
 
-Why not a grammar library: in llguidance and XGrammar a substring rule accepts any part of the whole source, so a
-grammar would need one rule for each place where an entity may end. And the score of an entity needs the exact set of
-allowed tokens at each step.
+Why not a grammar library: in llguidance and XGrammar a grammar does not know which places of the source are taken. And
+drafts copy from the place in the source where the model is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,36 @@ from sft.decoding.vocabulary import Node, Vocabulary
 from sft.tasks.entity_lines import NO_ENTITY, entity_line
 
 CLOSING_QUOTE = ord('"')
+ESCAPE = ord("\\")
+
+
+class SoFar(NamedTuple):
+    """What the answer has said.
+
+    Attributes:
+        entities: the finished entities, those that are left out too.
+        cursor: byte of the source where the last of the placed entities ends; the next one is looked for from here.
+        taken: bytes of the source where the placed entities begin and end.
+        unplaced: the texts without a place that were said since the last placed entity.
+        circles: whether one of these was said twice.
+    """
+
+    entities: int = 0
+    cursor: int = 0
+    taken: tuple[tuple[int, int], ...] = ()
+    unplaced: frozenset[bytes] = frozenset()
+    circles: bool = False
+
+    def said(self, text: bytes, starts: Sequence[int]) -> SoFar:
+        """After the text of one more entity, which stands at ``starts`` in the source, those from ``cursor`` on first.
+
+        It is placed as `sft.tasks.entity_lines.occurrence` does.
+        """
+        for start in starts:
+            end = start + len(text)
+            if start >= self.cursor or all(end <= begin or stop <= start for begin, stop in self.taken):
+                return SoFar(self.entities, max(self.cursor, end), (*self.taken, (start, end)))
+        return self._replace(unplaced=self.unplaced | {text}, circles=text in self.unplaced)
 
 
 class Begin(NamedTuple):
@@ -30,7 +61,7 @@ class Begin(NamedTuple):
 
 
 class Literal(NamedTuple):
-    """Inside fixed words, of which ``written`` bytes are written. ``entities`` is the number of finished entities."""
+    """Inside fixed words, of which ``written`` bytes are written."""
 
     words: bytes
     written: int
@@ -42,32 +73,63 @@ class Literal(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Before an entity's text, which must start at byte ``cursor`` of the source or later."""
+    """Before an entity's text."""
 
-    cursor: int
-    entities: int
+    so_far: SoFar
+
+    @property
+    def entities(self) -> int:
+        return self.so_far.entities
 
 
 class Run(NamedTuple):
-    """Inside an entity's text. ``places``: byte offsets in the source where the bytes so far may end, ascending."""
+    """Inside an entity's text, which is a part of the source so far.
+
+    Attributes:
+        places: bytes of the source where it may end: first those of parts that begin at the cursor or later, then
+            the others, both ascending.
+        written: how many bytes it has.
+    """
 
     places: tuple[int, ...]
-    entities: int
+    written: int
+    so_far: SoFar
+
+    @property
+    def entities(self) -> int:
+        return self.so_far.entities
+
+
+class Invented(NamedTuple):
+    """Inside an entity's text, which is not in the source."""
+
+    text: bytes
+    so_far: SoFar
+
+    @property
+    def entities(self) -> int:
+        return self.so_far.entities
 
 
 class Label(NamedTuple):
-    """Inside a label, of which ``written`` is written; the entity's text ended at byte ``cursor``."""
+    """Inside a label, of which ``written`` is written."""
 
     written: bytes
-    cursor: int
-    entities: int
+    so_far: SoFar
+
+    @property
+    def entities(self) -> int:
+        return self.so_far.entities
 
 
 class After(NamedTuple):
     """After a finished entity: another one may follow, or the end."""
 
-    cursor: int
-    entities: int
+    so_far: SoFar
+
+    @property
+    def entities(self) -> int:
+        return self.so_far.entities
 
 
 class Nothing(NamedTuple):
@@ -76,7 +138,7 @@ class Nothing(NamedTuple):
     entities: int
 
 
-State = Begin | Literal | Text | Run | Label | After | Nothing
+State = Begin | Literal | Text | Run | Invented | Label | After | Nothing
 
 
 class AnswerFormat(NamedTuple):
@@ -118,12 +180,12 @@ def escaped(text: str) -> bytes:
 
 
 class Automaton:
-    """The well-formed answers about one text.
+    """The well-formed answers about one text. See `sft.decoding.rules.Rules` for what its methods mean.
 
     Args:
         text: the source.
         form: the fixed words of an answer.
-        vocabulary: the tokens; an entity holds no character that they cannot write.
+        vocabulary: the tokens; a part of the source holds no character that they cannot write.
 
     Attributes:
         source: the bytes of the text, as an answer writes them.
@@ -139,25 +201,35 @@ class Automaton:
         self.source = b"".join(characters)
         self._starts: list[int] = []  # byte offsets of the characters that can be written
         self._edges = {len(self.source)}  # byte offsets of all characters, and the end
+        self._escaped: set[int] = set()  # byte offsets inside an escape
         place = 0
         for character in characters:
             self._edges.add(place)
             if vocabulary.can_write(character):
                 self._starts.append(place)
+            if character[0] == ESCAPE:
+                self._escaped.update(range(place + 1, place + len(character)))
             place += len(character)
         self._writable = frozenset(self._starts)
         self.begin = Literal(vocabulary.lead, 0, Begin()) if vocabulary.lead else Begin()
 
     def accepts(self, state: State) -> bool:
-        """Whether an answer may end here."""
+        """See `Rules`."""
         return type(state) in (After, Nothing)
 
-    def allowed(self, state: State, more: bool = True) -> dict[int, State]:
-        """Every token that may come next, with the state after it; the terminator leads to `Nothing`.
+    def weighed(self, state: State) -> bool:
+        """See `Rules`: everything that is decided belongs to the score of an entity."""
+        return True
 
-        Args:
-            more: whether another entity may begin; false once the answer is long enough.
-        """
+    def free(self, state: State, more: bool = True) -> bool:
+        """See `Rules`: inside an entity's text, which is never longer than the source."""
+        kind = type(state)
+        if kind is Run:
+            return more and state.places[0] not in self._escaped
+        return more and (kind is Text or (kind is Invented and len(state.text) < len(self.source)))
+
+    def allowed(self, state: State, more: bool = True) -> dict[int, State]:
+        """See `Rules`."""
         found: dict[int, State] = {self._vocabulary.end: Nothing(state.entities)} if self.accepts(state) else {}
         stack: list[tuple[Node, State]] = [(self._vocabulary.root, state)]
         while stack:
@@ -174,8 +246,21 @@ class Automaton:
         """True: every token of an answer belongs to one of its lines, and so to an entity."""
         return True
 
+    def after(self, state: State, spelt: bytes) -> State:
+        """See `Rules`."""
+        for byte in spelt:
+            state = dict(self.moves(state)).get(byte) or self._invent(state, byte)
+        return state
+
+    def _invent(self, state: State, byte: int) -> Invented:
+        if type(state) is Run:
+            text = self.source[state.places[0] - state.written : state.places[0]]
+        else:
+            text = state.text if type(state) is Invented else b""
+        return Invented(text + bytes((byte,)), state.so_far)
+
     def moves(self, state: State, more: bool = True) -> Iterator[tuple[int, State]]:
-        """Every byte that may come next, with the state after it."""
+        """Every byte that may come next, with the state after it. Of free text only what is in the source."""
         kind = type(state)
         if kind is Literal:
             words, written, then = state
@@ -186,52 +271,58 @@ class Automaton:
             yield from self._moves_in_label(state)
         elif kind is Text:
             yield from self._moves_into_run(state)
+        elif kind is Invented:
+            yield CLOSING_QUOTE, self._between(state.so_far.said(state.text, ()))
         elif kind is After:
-            if more and self._has_text_after(state.cursor):
-                yield ord("\n"), Literal(self._form.opening, 0, Text(state.cursor, state.entities))
+            if more and not state.so_far.circles:
+                yield ord("\n"), Literal(self._form.opening, 0, Text(state.so_far))
         elif kind is Begin:
             nothing, opening = self._form.nothing, self._form.opening
             yield nothing[0], Literal(nothing, 1, Nothing(0))
             if self._starts:
-                yield opening[0], Literal(opening, 1, Text(0, 0))
+                yield opening[0], Literal(opening, 1, Text(SoFar()))
 
-    def _has_text_after(self, cursor: int) -> bool:
-        return bool(self._starts) and self._starts[-1] >= cursor
+    def _between(self, so_far: SoFar) -> Literal:
+        return Literal(self._form.between, 1, Label(b"", so_far))
 
     def _moves_into_run(self, state: Text) -> Iterator[tuple[int, State]]:
         places = defaultdict(list)
-        for start in self._starts[bisect_left(self._starts, state.cursor) :]:
-            places[self.source[start]].append(start + 1)
+        first = bisect_left(self._starts, state.so_far.cursor)
+        for starts in (self._starts[first:], self._starts[:first]):
+            for start in starts:
+                places[self.source[start]].append(start + 1)
         for byte, after in places.items():
-            yield byte, Run(tuple(after), state.entities)
+            yield byte, Run(tuple(after), 1, state.so_far)
 
     def _moves_in_run(self, state: Run) -> Iterator[tuple[int, State]]:
-        places = state.places
+        places, written, so_far = state
         # Either all places are at an edge or none is: the same bytes lead to all of them, starting at an edge.
         at_edge = places[0] in self._edges
         if at_edge:
-            yield CLOSING_QUOTE, Literal(self._form.between, 1, Label(b"", places[0], state.entities))
+            starts = [place - written for place in places]
+            yield CLOSING_QUOTE, self._between(so_far.said(self.source[starts[0] : places[0]], starts))
         if len(places) == 1:
             (place,) = places
             if not at_edge or place in self._writable:
-                yield self.source[place], Run((place + 1,), state.entities)
+                yield self.source[place], Run((place + 1,), written + 1, so_far)
             return
         following = defaultdict(list)
         for place in places:
             if not at_edge or place in self._writable:
                 following[self.source[place]].append(place + 1)
         for byte, after in following.items():
-            yield byte, Run(tuple(after), state.entities)
+            yield byte, Run(tuple(after), written + 1, so_far)
 
     def _moves_in_label(self, state: Label) -> Iterator[tuple[int, State]]:
-        written, cursor, entities = state
+        written, so_far = state
         if written in self._form.labels:
-            yield CLOSING_QUOTE, Literal(self._form.closing, 1, After(cursor, entities + 1))
+            finished = so_far._replace(entities=so_far.entities + 1)
+            yield CLOSING_QUOTE, Literal(self._form.closing, 1, After(finished))
         going_on = {
             label[len(written)] for label in self._form.labels if label.startswith(written) and label != written
         }
         for byte in going_on:
-            yield byte, Label(written + bytes((byte,)), cursor, entities)
+            yield byte, Label(written + bytes((byte,)), so_far)
 
 
 def _needs_escape(text: str) -> bool:

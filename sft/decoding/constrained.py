@@ -21,7 +21,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.console import say_once
-from sft.decoding.automaton import Automaton, Label, answer_format
+from sft.decoding.automaton import Automaton, answer_format
+from sft.decoding.choosing import Asked, Chooser, Decision, ask, decision_at
 from sft.decoding.drafts import Drafter, source_tokens
 from sft.decoding.rules import Drafts, Rules, State
 from sft.decoding.vocabulary import Vocabulary
@@ -79,18 +80,6 @@ class Row:
     pending: float = 0.0
 
 
-@dataclass
-class Decision:
-    """A place where a token is chosen: the allowed tokens, and later their probabilities and the choice."""
-
-    state: State
-    allowed: dict[int, State]
-    ids: list[int]  # the allowed tokens, ascending
-    last: bool = False  # the answer ends here, whatever is chosen
-    log_probabilities: torch.Tensor | None = None  # (ids,) normalised over ``ids``; None if only one is allowed
-    chosen: int = -1
-
-
 class Bounds(NamedTuple):
     """How many rows are decoded at the same time, and how long an answer can be.
 
@@ -145,7 +134,7 @@ def decode_by(
         longest = max(_tokens_at_most(row, bounds) for row in together)
         base = use_packed_attention(model)
         with adapters_copied_once(base):
-            _decode_ragged(base, vocabulary, drafts, together, longest, bounds)
+            _decode_ragged(Chooser(base, vocabulary), drafts, together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
     if any(row.cut for row in rows):
         most = max(_most_tokens(row, bounds) for row in rows if row.cut)
@@ -171,10 +160,9 @@ def _tokens_at_most(row: Row, bounds: Bounds) -> int:
     return len(row.unread) + _most_tokens(row, bounds) + OVERRUN_TOKENS
 
 
-def _decode_ragged(
-    base: PreTrainedModel, vocabulary: Vocabulary, drafts: Drafts, rows: list[Row], longest: int, bounds: Bounds
-) -> None:
+def _decode_ragged(chooser: Chooser, drafts: Drafts, rows: list[Row], longest: int, bounds: Bounds) -> None:
     """Finish all rows; at most as many at a time as fit into memory, the next one as soon as one is done."""
+    base = chooser.model
     slots = min(rows_at_once(base, bounds.rows, longest), len(rows))
     if bounds.max_tokens is not None:
         slots = max(1, min(slots, bounds.max_tokens // longest))
@@ -190,34 +178,34 @@ def _decode_ragged(
             row.slot, row.read, row.unread = free.pop(0), shared, row.unread[shared:]
             active.append(row)
         active.sort(key=lambda row: row.slot)
-        _advance(base, cache, vocabulary, drafts, active, bounds)
+        _advance(chooser, cache, drafts, active, bounds)
         free = sorted(free + [row.slot for row in active if row.done])
         active = [row for row in active if not row.done]
 
 
-def _advance(
-    base: PreTrainedModel, cache: Cache, vocabulary: Vocabulary, drafts: Drafts, rows: Sequence[Row], bounds: Bounds
-) -> None:
+def _advance(chooser: Chooser, cache: Cache, drafts: Drafts, rows: Sequence[Row], bounds: Bounds) -> None:
     """One pass: every row gets at least one token further."""
     drafted, decisions_of, feeds, places, start = [], [], [], [], 0
     for row in rows:
-        draft, decisions = _draft(row, drafts, vocabulary, bounds)
+        draft, decisions = _draft(row, drafts, chooser.vocabulary, bounds)
         feeds.append(Feed(row.slot, row.read, row.unread + draft))
         start += len(row.unread)
-        places.append(range(start - 1, start + len(draft)))
+        places += range(start - 1, start + len(draft))
         start += len(draft)
         drafted.append(draft)
         decisions_of.append(decisions)
-    open_places, open_decisions = _choose_forced(places, decisions_of)
-    asked = _ask(open_decisions)
-    hidden, (ids, *indices) = run_and_send(base, cache, feeds, open_places, [asked.ids, *asked.indices])
-    if open_decisions:
-        _choose(open_decisions, _logits(base, hidden, ids), asked.widest, *indices)
+    asked_at = zip(places, (decision for decisions in decisions_of for decision in decisions), strict=True)
+    unsettled = [(place, decision) for place, decision in asked_at if decision.chosen < 0]
+    unsettled.sort(key=lambda found: not found[1].weighed)  # the order of `Asked`
+    unsettled_places, unsettled_decisions = [place for place, _ in unsettled], [decision for _, decision in unsettled]
+    hidden, asked = run_and_send(chooser.model, cache, feeds, unsettled_places, ask(unsettled_decisions))
+    if unsettled:
+        chooser.choose(unsettled_decisions, hidden, Asked(*asked))
     for row, draft, decisions in zip(rows, drafted, decisions_of, strict=True):
         row.read += len(row.unread)
         for place, decision in enumerate(decisions):
             drafts.learn(decision.state, decision.chosen)
-            _settle(row, decision, vocabulary)
+            _settle(row, decision, chooser.vocabulary)
             agreed = place < len(draft) and draft[place] == decision.chosen
             if not agreed:
                 break
@@ -229,92 +217,19 @@ def _draft(row: Row, drafts: Drafts, vocabulary: Vocabulary, bounds: Bounds) -> 
     """Draft tokens, and the decisions that they need: one after the chosen tokens, one after each draft token."""
     draft: list[int] = []
     state, copied = row.state, 0
-    decisions = [_decision(row, state, bounds, 0)]
+    decisions = [_decision(row, state, vocabulary, bounds, 0)]
     while (token_id := drafts.guess(state, row.copies, copied)) in decisions[-1].allowed:
         if token_id == vocabulary.end or decisions[-1].last:  # nothing follows it
             break
         draft.append(token_id)
         copied += drafts.copying(state)
         state = decisions[-1].allowed[token_id]
-        decisions.append(_decision(row, state, bounds, len(draft)))
+        decisions.append(_decision(row, state, vocabulary, bounds, len(draft)))
     return draft, decisions
 
 
-def _decision(row: Row, state: State, bounds: Bounds, drafted: int) -> Decision:
-    more = len(row.answer) + drafted < _most_tokens(row, bounds)
-    last = not more and row.rules.accepts(state)  # the model is still asked, to know whether the answer is cut
-    allowed = row.rules.allowed(state, more or last)
-    return Decision(state, allowed, sorted(allowed), last)
-
-
-def _choose_forced(places: Sequence[range], decisions_of: list[list[Decision]]) -> tuple[list[int], list[Decision]]:
-    """Choose the token where only one is allowed. Returns the other decisions, and their places."""
-    open_places, open_decisions = [], []
-    for row_places, decisions in zip(places, decisions_of, strict=True):
-        for place, decision in zip(row_places, decisions, strict=True):
-            if len(decision.ids) == 1:
-                decision.chosen = decision.ids[0]
-            else:
-                open_places.append(place)
-                open_decisions.append(decision)
-    return open_places, open_decisions
-
-
-class Asked(NamedTuple):
-    """What is asked of the logits: made on the CPU before the pass, so that nobody waits for the GPU to tell.
-
-    Attributes:
-        ids: (ids,) all tokens that some decision allows, ascending.
-        indices: three tensors with a number for every allowed token, decision after decision: its decision, its place
-            among the decision's tokens, and its column among ``ids``.
-        widest: the most tokens that a decision allows.
-    """
-
-    ids: torch.Tensor
-    indices: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    widest: int
-
-
-def _ask(decisions: Sequence[Decision]) -> Asked:
-    all_ids = torch.tensor([token_id for decision in decisions for token_id in decision.ids], dtype=torch.long)
-    ids, columns = all_ids.unique(return_inverse=True)
-    counts = torch.tensor([len(decision.ids) for decision in decisions], dtype=torch.long)
-    rows = torch.arange(len(decisions)).repeat_interleave(counts)
-    within = torch.arange(len(rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-    return Asked(ids, (rows, within, columns), max((len(decision.ids) for decision in decisions), default=0))
-
-
-def _logits(base: PreTrainedModel, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """(places, ids) logits in float32 or wider. Only the rows of the head for ``ids`` are computed."""
-    head = base.get_output_embeddings()
-    if type(head) is torch.nn.Linear:
-        logits = torch.nn.functional.linear(hidden, head.weight[ids], None if head.bias is None else head.bias[ids])
-    else:  # with an adapter on it
-        logits = head(hidden)[:, ids]
-    return served_by(base).logits.of(at_least_float32(logits))
-
-
-def _choose(
-    decisions: Sequence[Decision],
-    logits: torch.Tensor,
-    widest: int,
-    rows: torch.Tensor,
-    within: torch.Tensor,
-    columns: torch.Tensor,
-) -> None:
-    """Choose the most probable allowed token of each decision. The host waits once, for one small table.
-
-    Args:
-        logits: (decisions, tokens).
-        widest, rows, within, columns: see `Asked`; ``columns`` are those of ``logits``.
-    """
-    table = logits.new_full((len(decisions), widest), -torch.inf)
-    table[rows, within] = logits[rows, columns]
-    chosen = table.argmax(-1, keepdim=True)  # of the logits: two that differ may have the same probability
-    found = torch.cat((table.log_softmax(-1), chosen.to(table.dtype)), dim=1).cpu()
-    for row, (decision, place) in enumerate(zip(decisions, found[:, -1].tolist(), strict=True)):
-        decision.chosen = decision.ids[int(place)]
-        decision.log_probabilities = found[row, : len(decision.ids)]
+def _decision(row: Row, state: State, vocabulary: Vocabulary, bounds: Bounds, drafted: int) -> Decision:
+    return decision_at(row.rules, state, len(row.answer) + drafted < _most_tokens(row, bounds), vocabulary)
 
 
 def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
@@ -322,40 +237,35 @@ def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
     if decision.last or decision.chosen == vocabulary.end:
         row.done, row.cut = True, decision.chosen != vocabulary.end
         return
-    after = decision.allowed[decision.chosen]
+    before, spelt = decision.state, vocabulary.spelling[decision.chosen]
+    after = decision.allowed.get(decision.chosen) or row.rules.after(before, spelt)
     row.answer.append(decision.chosen)
     row.state = after
-    if decision.log_probabilities is None:
-        chosen_score = 0.0
-    else:
-        chosen_score = decision.log_probabilities[decision.ids.index(decision.chosen)].item()
-    if after.entities == decision.state.entities:
-        row.pending = row.pending + chosen_score if row.rules.scored(after) else 0.0
+    if after.entities == before.entities:
+        row.pending = row.pending + decision.log_probability if row.rules.scored(after) else 0.0
         return
-    # The token that ends a label may also say whether another entity follows; that part belongs to the next score.
-    finishing = _finishing_score(decision, vocabulary)
+    # The token that finishes an entity may also say whether another one follows; that belongs to the next score.
+    finishing = _finishing_score(row.rules, decision, vocabulary)
     row.scores.append(row.pending + finishing)
-    row.pending = chosen_score - finishing if row.rules.scored(after) else 0.0
+    row.pending = decision.log_probability - finishing if row.rules.scored(after) else 0.0
 
 
-def _finishing_score(decision: Decision, vocabulary: Vocabulary) -> float:
-    """Log-probability of ending the label as the chosen token does, summed over all ways to continue after it."""
+def _finishing_score(rules: Rules, decision: Decision, vocabulary: Vocabulary) -> float:
+    """Log-probability of finishing the entity as the chosen token does, summed over all ways to go on after it."""
     if decision.log_probabilities is None:
         return 0.0
-    if type(decision.state) is not Label:  # one token holds the whole label
-        return decision.log_probabilities[decision.ids.index(decision.chosen)].item()
-    rest = vocabulary.spelling[decision.chosen].split(b'"')[0]
+    before, spelt = decision.state, vocabulary.spelling[decision.chosen]
+    ends = (spelt[:count] for count in range(1, len(spelt)))
+    rest = next((part for part in ends if rules.after(before, part).entities > before.entities), spelt)
     same = [
-        index
-        for index, token_id in enumerate(decision.ids)
-        if decision.allowed[token_id].entities > decision.state.entities
-        and vocabulary.spelling[token_id].split(b'"')[0] == rest
+        index for index, token_id in enumerate(decision.ids) if vocabulary.spelling.get(token_id, b"").startswith(rest)
     ]
     return decision.log_probabilities[same].logsumexp(0).item()
 
 
 def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequence[Row], bounds: Bounds) -> None:
     """Plain constrained greedy decoding in padded batches: for models whose attention cannot be ragged."""
+    chooser = Chooser(model, vocabulary)
     for start in range(0, len(rows), bounds.rows):
         batch = rows[start : start + bounds.rows]
         width = max(len(row.unread) for row in batch)
@@ -378,9 +288,9 @@ def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequenc
             logits = at_least_float32(output.logits[:, -1]).cpu()
             for index, row in enumerate(batch):
                 if not row.done:
-                    decision = _decision(row, row.state, bounds, 0)
-                    asked = _ask([decision])
-                    _choose([decision], logits[index : index + 1, asked.ids], asked.widest, *asked.indices)
+                    decision = _decision(row, row.state, vocabulary, bounds, 0)
+                    if decision.chosen < 0:
+                        chooser.choose_from(decision, logits[index])
                     _settle(row, decision, vocabulary)
             input_ids = torch.tensor([[(row.answer or [vocabulary.end])[-1]] for row in batch])
             attention_mask = torch.cat((attention_mask, attention_mask.new_ones((len(batch), 1))), dim=1)

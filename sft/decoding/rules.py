@@ -1,4 +1,4 @@
-"""What the decoding loop asks of a format of answers. `sft.decoding.automaton` has JSON lines; another format fits too.
+"""What the decoding loop asks of a format of answers. `sft.decoding.automaton` has one: JSON lines.
 
 A format is a set of rules about one text. The loop begins in the state `Rules.begin`, and goes from state to state,
 one token at a time, until the terminator is chosen. States are immutable values.

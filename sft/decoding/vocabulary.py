@@ -60,8 +60,8 @@ class Vocabulary:
         spelling: token id → its bytes; control tokens are left out.
         root: the root of the trie.
         end: the token that ends an answer.
-        plain: the tokens that write nothing but text of a JSON string that needs no escape, ascending. Their bytes need
-            not be whole characters.
+        plain: the tokens that write only text which a JSON string holds as it is, ascending. Their bytes need not be
+            whole characters.
         lead: what the tokenizer puts before an answer and removes when decoding (a space in SentencePiece).
 
     Raises:

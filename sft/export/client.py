@@ -72,7 +72,7 @@ def grammar_of(task: dict, text: str = "") -> str:
 def inline_grammar(labels: list[str], text: str) -> str:
     """The text once more, with marks such as ``[菲律宾|地理实体]``: two rules for each of its characters.
 
-    ``c7`` goes on outside of a mark at character 7, ``o7`` inside of a mark that has just begun, ``e7`` further inside.
+    At character 7, ``c7`` goes on outside of a mark, ``o7`` inside of one that has just begun, ``e7`` further inside.
     """
     characters = [_quoted(_in_text(character)) for character in text]
     last = len(characters) - 1
