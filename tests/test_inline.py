@@ -223,33 +223,27 @@ def test_results_do_not_depend_on_how_many_rows_run_together(tokenizer, batch_si
 
 
 class InlineOracle(Oracle):
-    """Answers with the sentence and marks around every other name in it."""
+    """Answers with the sentence and marks around names before 到 or a bracket: not around each occurrence."""
 
     def answer(self, sentence: str) -> str:
-        return marked_text(sentence, every_other_name(sentence))
+        return marked_text(sentence, meant_in(sentence))
 
 
-def every_other_name(text: str) -> list[dict]:
-    places = sorted((start, name) for name in NAMES for start in starts_of(name, text))
-    return [{"start": start, "end": start + len(name), "label": "人名"} for start, name in places[1::2]]
+def meant_in(text: str) -> list[dict]:
+    places = sorted((start, start + len(name)) for name in NAMES for start in starts_of(name, text))
+    return [{"start": start, "end": end, "label": "人名"} for start, end in places if text[end : end + 1] in "到]"]
 
 
 @pytest.mark.parametrize("constrained", [True, False])
 def test_long_documents_have_the_offsets_of_the_occurrences_that_are_meant(tokenizer, constrained):
     """Each piece leaves room for its own repetition; a name that is not marked stays so."""
-    oracle, texts = InlineOracle(tokenizer), ["张伟和张伟到[上海]。" * 12, "没有人。", "菲律宾|张伟\\张伟。"]
+    oracle, texts = InlineOracle(tokenizer), ["张伟和张伟到[上海]。" * 12, "没有人。", "菲律宾|张伟\\张伟到。"]
     limits = Limits(140, 200, 2, constrained)
     results = list(predict(oracle, tokenizer, TASK, [{"text": text} for text in texts], limits))
-    assert len(set(oracle.sentences)) > 5
-    for prompt in encode_prompts([{"text": sentence} for sentence in oracle.sentences], TASK, tokenizer):
-        assert len(prompt) < 140
+    assert len(oracle.sentences) > 5
     for text, result in zip(texts, results, strict=True):
-        pieces, place, expected = [piece for piece in dict.fromkeys(oracle.sentences) if piece in text], 0, []
-        while place < len(text):
-            piece = next(piece for piece in pieces if text.startswith(piece, place))
-            expected += [place + entity["start"] for entity in every_other_name(piece)]
-            place += len(piece)
-        assert [entity["start"] for entity in result["entities"]] == expected
+        expected = [(entity["start"], entity["end"]) for entity in meant_in(text)]
+        assert [(entity["start"], entity["end"]) for entity in result["entities"]] == expected
         assert all(0 < entity["score"] <= 1 for entity in result["entities"])
         assert not result["unparsable"] and not any(result["problems"].values())
 
@@ -266,7 +260,7 @@ def test_a_piece_leaves_room_for_saying_it_again(tokenizer, max_length):
 
 def test_the_score_of_a_free_answer_is_the_probability_of_its_mark(tokenizer):
     """The tokens outside of a mark belong to no score, nor do those of another mark."""
-    text, oracle = "张伟和张伟到上海，张伟", InlineOracle(tokenizer)
+    text, oracle = "张伟和张伟到上海，菲律宾到", InlineOracle(tokenizer)
     (result,) = predict(oracle, tokenizer, TASK, [{"text": text}], Limits(400, 200, 1, constrained=False))
     answer_ids = encode_texts([oracle.answer(text)], tokenizer)[0]
     for entity, mark in zip(result["entities"], marks_in(oracle.answer(text)), strict=True):
