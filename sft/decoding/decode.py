@@ -320,20 +320,24 @@ def _generate(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Lim
     for row, ids in enumerate(prompts):
         input_ids[row, width - len(ids) :] = torch.tensor(ids)
         attention_mask[row, width - len(ids) :] = 1
+    most_tokens = [limits.max_new_tokens] * len(pieces)
+    if _is_inline(task):
+        texts = [piece.record["text"] for piece in pieces]
+        most_tokens = inline_answers.rooms_of(texts, tokenizer, limits.max_new_tokens)
     chosen = _ChosenProbability()
     output_ids = model.generate(
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
         logits_processor=LogitsProcessorList([chosen]),
-        max_new_tokens=limits.max_new_tokens,
+        max_new_tokens=max(most_tokens),
         do_sample=False,
         eos_token_id=end,
         pad_token_id=tokenizer.pad_token_id,
     )[:, width:].tolist()
     log_probabilities = torch.stack(chosen.steps, dim=1).tolist()
     return [
-        _parse_answer(tokenizer, task, piece.record, answer_ids, steps, end)
-        for piece, answer_ids, steps in zip(pieces, output_ids, log_probabilities, strict=True)
+        _parse_answer(tokenizer, task, piece.record, answer_ids[:most], steps, end)
+        for piece, answer_ids, most, steps in zip(pieces, output_ids, most_tokens, log_probabilities, strict=True)
     ]
 
 

@@ -32,6 +32,11 @@ def room_tokens(text_tokens: int, max_new_tokens: int) -> int:
     return min(max_new_tokens, 2 * text_tokens + LEAST_MARK_TOKENS)
 
 
+def rooms_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> list[int]:
+    """`room_tokens` of each text: a model that answers freely and goes round in circles is not heard to the end."""
+    return [room_tokens(len(ids), max_new_tokens) for ids in encode_texts(list(texts), tokenizer)]
+
+
 def shorten(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Limits) -> list[dict] | RowError | None:
     """The parts of a record whose prompt and answer are too long; None if they fit, an error if they cannot."""
 

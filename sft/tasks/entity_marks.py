@@ -75,7 +75,7 @@ def marks_in(answer: str) -> list[Mark]:
 
 
 def entities_in_copy(answer: str, text: str) -> list[tuple[int, int, str, str]]:
-    """``(start, end, text, label)`` of each mark, whatever its label; none unless the answer is the text with marks."""
+    """``(start, end, text, label)`` of each mark, with any label; none unless the answer is the text with marks."""
     parts, found, at, place = [], [], 0, 0
     for mark in marks_in(answer):
         before = unescaped(answer[at : mark.begin])
