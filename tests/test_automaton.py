@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
+from bisect import bisect_left
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import orjson
@@ -13,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_of_all_kinds import KINDS, word_piece
 
-from sft.decoding.automaton import Automaton, Nothing, answer_format, can_write
+from sft.decoding.automaton import After, Automaton, Nothing, answer_format, can_write
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
-from sft.tasks.entity_lines import NO_ENTITY, entity_line
+from sft.tasks.entity_lines import NO_ENTITY, entity_line, occurrence, read_entity
 from sft.tasks.ner import CCFBDCI_LABELS, Ner
 
 CCFBDCI = Path(__file__).resolve().parents[2] / "shared" / "data" / "ner" / "ccfbdci.jsonl"
 LABELS = ("人", "人名", '"实\\"')  # one is a prefix of another, one needs escaping in JSON
+OPENING = b'{"entity_text": "'
 TEXTS = st.text(st.sampled_from(list('张伟张"\\\n\t{}] a:,上海\u2028\x00𠮷é<')), min_size=1, max_size=6)
 
 
@@ -33,31 +36,63 @@ def writable_runs(text: str, vocabulary: Vocabulary) -> str:
     return "".join(c if vocabulary.can_write(entity_line("", c)[33:-2].encode()) else "\udfff" for c in text)
 
 
-def may_begin_an_answer(said: bytes, text: str) -> bool:
-    """Whether ``said`` is the beginning of some valid answer. Tries every line that may come next."""
+def may_begin_an_answer(said: bytes, before: bytes, text: str) -> bool:
+    """Whether ``said``, which goes on after ``before``, is the beginning of some valid answer.
+
+    Looks at every line that may come next: of all texts in the source, and of the one that is not, if it has begun.
+    """
     if NO_ENTITY.encode().startswith(said):
         return True
-    cursor = 0
-    while cursor < len(text.rstrip("\udfff")) or not said:
-        for span, label in spans_and_labels(text[cursor:]):
-            line = entity_line(span, label).encode()
-            if line.startswith(said):
-                return True
-            if said.startswith(line + b"\n"):
-                said = said.removeprefix(line + b"\n")
-                cursor = text.index(span, cursor) + len(span)
-                if not said:
-                    return cursor < len(text.rstrip("\udfff"))
-                break
+    *whole, line = said.split(b"\n")
+    begun = text_of(before.split(b"\n")[-1])
+    if not text.strip("\udfff") or not all(one in lines(text, text_of(one)) for one in whole[before.count(b"\n") :]):
+        return False
+    if goes_round(whole, text):
+        return False
+    here = lines(text, begun) if len(whole) == before.count(b"\n") else lines(text, b"")
+    found = bisect_left(here, line)
+    return found < len(here) and here[found].startswith(line)
+
+
+def text_of(line: bytes) -> bytes:
+    """The text of an entity as far as a line says it."""
+    return (
+        re.match(rb'(?:[^"\\]|\\.?)*', line.removeprefix(OPENING), re.DOTALL)[0] if line.startswith(OPENING) else b""
+    )
+
+
+def goes_round(whole: list[bytes], text: str) -> bool:
+    """Whether a text without a place is said twice without a placed one in between."""
+    entities, cursor, unplaced = [], 0, set()
+    for line in whole:
+        surface, _ = read_entity(line.decode(errors="replace"))
+        start = occurrence(surface, text, cursor, entities)
+        if start is not None:
+            entities.append({"start": start, "end": start + len(surface)})
+            cursor, unplaced = max(cursor, start + len(surface)), set()
+        elif text_of(line) in unplaced:
+            return True
         else:
-            return False
+            unplaced.add(text_of(line))
     return False
 
 
 @lru_cache
-def spans_and_labels(text: str) -> list[tuple[str, str]]:
-    spans = {text[start:end] for start in range(len(text)) for end in range(start + 1, len(text) + 1)}
-    return [(span, label) for span in spans if "\udfff" not in span for label in LABELS]
+def lines(text: str, invented: bytes) -> list[bytes]:
+    """All lines about any part of the text, and about an invented one if it begins like no part; sorted."""
+    found = {text[start:end] for start in range(len(text)) for end in range(start + 1, len(text) + 1)}
+    texts = {text_of(entity_line(span, "").encode()) for span in found if "\udfff" not in span}
+    if invented and not any(one.startswith(invented) for one in texts):
+        texts.add(invented)
+    rests = [entity_line("", label).encode().removeprefix(OPENING) for label in LABELS]
+    return sorted(OPENING + one + rest for one in texts for rest in rests)
+
+
+def any_token(automaton: Automaton, state, allowed: dict, vocabulary: Vocabulary, generator: random.Random) -> int:
+    """One of the allowed tokens or, sometimes, of free text."""
+    if automaton.free(state) and generator.random() < 0.2:
+        return generator.choice(vocabulary.plain)
+    return generator.choice(sorted(allowed))
 
 
 @settings(max_examples=6)
@@ -75,35 +110,65 @@ def test_allowed_tokens_are_exactly_those_after_which_an_answer_can_still_be_fin
         expected = {
             token_id
             for token_id, spelt in vocabulary.spelling.items()
-            if (said + spelt).startswith(lead) and may_begin_an_answer((said + spelt).removeprefix(lead), known)
+            if (said + spelt).startswith(lead)
+            and may_begin_an_answer((said + spelt).removeprefix(lead), said.removeprefix(lead), known)
         }
         assert tokens == expected
-        token_id = generator.choice(sorted(allowed))
+        for token_id in tokens:
+            assert automaton.after(state, vocabulary.spelling[token_id]) == allowed[token_id]
+        token_id = any_token(automaton, state, allowed, vocabulary, generator)
         if token_id == vocabulary.end:
             break
-        state, said = allowed[token_id], said + vocabulary.spelling[token_id]
+        said += vocabulary.spelling[token_id]
+        state = automaton.after(state, vocabulary.spelling[token_id])
 
 
 @settings(max_examples=60)
 @given(text=TEXTS, seed=st.integers(0, 1 << 30), tokens_before_the_end=st.integers(0, 60))
-def test_any_walk_ends_in_an_answer_that_parses_without_a_problem(vocabulary, text, seed, tokens_before_the_end):
+def test_any_walk_ends_in_an_answer_that_parses_and_only_its_names_may_be_wrong(
+    vocabulary, text, seed, tokens_before_the_end
+):
     generator = random.Random(seed)
     automaton = Automaton(text, answer_format(LABELS), vocabulary)
     state, token_ids = automaton.begin, []
-    while type(state) is not Nothing or not automaton.accepts(state):
-        allowed = automaton.allowed(state, len(token_ids) < tokens_before_the_end)
-        token_id = generator.choice(sorted(allowed))
+    while type(state) is not Nothing:
+        more = len(token_ids) < tokens_before_the_end
+        allowed = automaton.allowed(state, more)
+        if automaton.free(state, more) and generator.random() < 0.2:
+            token_id = generator.choice(vocabulary.plain)
+        else:
+            token_id = generator.choice(sorted(allowed))
         if token_id == vocabulary.end:
             break
         token_ids.append(token_id)
-        state = allowed[token_id]
-    answer = vocabulary.join(token_ids)[len(vocabulary.lead) :].decode()
+        state = automaton.after(state, vocabulary.spelling[token_id])
+    answer = vocabulary.join(token_ids)[len(vocabulary.lead) :].decode(errors="replace")
     result = Ner(labels=LABELS, system_prompt="").parse(answer, {"text": text})
-    assert not result["unparsable"] and not any(result["problems"].values())
-    assert answer == NO_ENTITY or len(result["entities"]) == state.entities > 0
+    problems = result["problems"]
+    assert not result["unparsable"] and not problems["unknown_label"]
+    assert answer == NO_ENTITY or state.entities == answer.count("\n") + 1
+    assert len(result["entities"]) == state.entities - problems["invented"] - problems["repeated"]
     for entity in result["entities"]:
         assert text[entity["start"] : entity["end"]] == entity["text"]
     assert all(left["end"] <= right["start"] for left, right in pairwise(result["entities"]))
+    if type(state) is After and writable_runs(text, vocabulary) == text:  # the automaton knows every place
+        sizes = [0, *accumulate(len(text_of(entity_line(character, "").encode())) for character in text)]
+        places = [(sizes[entity["start"]], sizes[entity["end"]]) for entity in result["entities"]]
+        assert sorted(state.so_far.taken) == places
+
+
+def test_a_name_without_a_place_may_be_said_once_more_only_after_a_new_entity(tokenizer):
+    vocabulary = vocabulary_of(tokenizer)
+    automaton = Automaton("张伟到上海", answer_format(LABELS), vocabulary)
+
+    def may_go_on(*names: str) -> bool:
+        answer = "\n".join(entity_line(name, "人") for name in names)
+        return len(automaton.allowed(automaton.after(automaton.begin, answer.encode()))) > 1
+
+    assert may_go_on("上海", "张伟", "北京") and may_go_on("张伟", "张伟") and may_go_on("北京", "广州")
+    assert may_go_on("张伟", "张伟", "上海", "张伟") and may_go_on("北京", "张伟", "北京")
+    assert not may_go_on("张伟", "张伟", "张伟") and not may_go_on("张", "北京", "广州", "北京")
+    assert not may_go_on("张伟到", "张伟", "伟", "张伟")
 
 
 @settings(max_examples=100)

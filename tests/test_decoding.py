@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from models import CONFIGS, NAMES, SLIDING, WHOLE, Oracle, save_model, starts_of, tiny_model, with_random_lora
 from transformers import GenerationConfig
 
+from sft.decoding.automaton import Automaton, answer_format
+from sft.decoding.choosing import decision_at
+from sft.decoding.constrained import Bounds, decode
 from sft.decoding.decode import Limits, predict, score_options
+from sft.decoding.vocabulary import vocabulary_of
 from sft.model.encoding import encode_prompts, encode_texts, terminator_id
 from sft.model.loading import load_base
 from sft.tasks.classification import Classification
@@ -256,6 +260,59 @@ class TestPredictEntities:
         first, second = (entity["score"] for entity in result["entities"])
         assert first == pytest.approx(oracle.token_probability() ** (ends_line + 1), rel=1e-5)
         assert second == pytest.approx(oracle.token_probability() ** (len(ids) - ends_line - 1), rel=1e-5)
+
+    def test_an_entity_has_the_same_score_in_both_ways_but_for_words_that_are_fixed(self, tokenizer, ner):
+        """Every token has the same probability here, so a score tells how many tokens it is made of."""
+        oracle, vocabulary = Oracle(tokenizer), vocabulary_of(tokenizer)
+        (free,) = predict(oracle, tokenizer, ner, [{"text": "张伟到上海"}], RAW)
+        (found,) = predict(oracle, tokenizer, ner, [{"text": "张伟到上海"}], replace(RAW, constrained=True))
+        assert found["answer"] == free["answer"]
+        automaton = Automaton("张伟到上海", answer_format(ner.labels), vocabulary)
+        state, decided = automaton.begin, [0, 0, 0]
+        for token_id in encode_texts([free["answer"]], tokenizer)[0]:
+            decided[state.entities] += decision_at(automaton, state, True, vocabulary).decides
+            state = automaton.after(state, vocabulary.spelling[token_id])
+        for entity, tokens in zip(found["entities"], decided, strict=False):
+            assert entity["score"] == pytest.approx(oracle.token_probability() ** tokens, rel=1e-5)
+            assert tokens >= 3  # that it begins, its text, its label
+
+    @pytest.mark.parametrize(
+        ("names", "problems"),
+        [
+            (["上海", "张伟"], {"out_of_order": 1}),
+            (["张伟", "张伟", "上海"], {"repeated": 1}),
+            (["张伟", "北京", "上海"], {"invented": 1}),
+            (["张到", "张伟到", "张伟", "上"], {"invented": 1, "repeated": 1}),
+            (["张伟", "\U0002b740张", "上海"], {"invented": 1}),  # begins with a part of a character
+        ],
+    )
+    def test_a_constrained_answer_says_what_the_model_says_and_the_result_leaves_out_the_rest(
+        self, tokenizer, ner, names, problems
+    ):
+        oracle = Oracle(tokenizer)
+        oracle.answer = lambda sentence: "\n".join(entity_line(name, "人名") for name in names)
+        rows = [{"text": "𠮷张伟到上海"}]
+        (free,) = predict(oracle, tokenizer, ner, rows, RAW)
+        (found,) = predict(oracle, tokenizer, ner, rows, replace(RAW, constrained=True))
+        assert found["answer"] == free["answer"] == oracle.answer("")
+        assert found["problems"] == free["problems"] == dict.fromkeys(found["problems"], 0) | problems
+        places = [[(entity["start"], entity["end"]) for entity in result["entities"]] for result in (found, free)]
+        assert places[0] == places[1] != []
+
+    def test_an_answer_that_goes_round_in_circles_ends_and_is_not_cut(self, tokenizer, ner):
+        oracle, vocabulary = Oracle(tokenizer), vocabulary_of(tokenizer)
+        oracle.answer = lambda sentence: "\n".join([entity_line("张伟", "人名"), entity_line("北京", "人名")] * 30)
+        (prompt,) = encode_prompts([{"text": "张伟到上海"}], ner, tokenizer)
+        (answer,) = decode(oracle, vocabulary, ner.labels, ["张伟到上海"], [prompt], Bounds(1, 2000))
+        assert answer.text.count("\n") == 3 and not answer.cut
+
+    def test_an_answer_is_cut_where_the_model_would_go_on(self, tokenizer, ner):
+        oracle, vocabulary = Oracle(tokenizer), vocabulary_of(tokenizer)
+        (prompt,) = encode_prompts([{"text": "张伟到上海"}], ner, tokenizer)
+        whole = len(encode_texts([oracle.answer("张伟到上海")], tokenizer)[0])
+        for answer_tokens, entities in ((1, 1), (whole // 2, 1), (whole, 2), (whole + 9, 2)):
+            (answer,) = decode(oracle, vocabulary, ner.labels, ["张伟到上海"], [prompt], Bounds(1, answer_tokens))
+            assert (len(answer.scores), answer.cut) == (entities, entities < 2)
 
     def test_blank_lines_before_an_answer_move_no_score(self, tokenizer, ner):
         oracle = Oracle(tokenizer)

@@ -37,8 +37,10 @@ def check_entities(model, tokenizer, texts: list[str], limits: Limits) -> int:
     entities = 0
     for record, result in zip(records, predict(model, tokenizer, NER, records, limits), strict=True):
         text, end = record["text"], 0
-        assert not result["unparsable"] and not any(result["problems"].values())
-        assert result["answer"].count("entity_label") >= len(result["entities"])
+        problems = result["problems"]
+        assert not result["unparsable"] and not problems["invalid"] and not problems["unknown_label"]
+        lines = [] if result["answer"] == NO_ENTITY else result["answer"].split("\n")
+        assert len(result["entities"]) == len(lines) - problems["invented"] - problems["repeated"]
         for entity in result["entities"]:
             assert text[entity["start"] : entity["end"]] == entity["text"] != ""
             assert entity["label"] in NER.labels

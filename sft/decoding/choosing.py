@@ -1,9 +1,9 @@
 """Choose the tokens of a pass: the most probable ones that the rules allow, with the probability the model gives them.
 
 A probability is one under the model's free distribution: a softmax over the whole output layer. That layer is large
-(a quarter of Qwen2.5-0.5B, most of Gemma 3 270M), so it runs only where something is decided. Where fixed words go on,
-and may only be cut into tokens in several ways, its rows for the allowed tokens are enough to choose one; such a choice
-is no part of a score.
+(a quarter of Qwen2.5-0.5B, most of Gemma 3 270M), so it runs only where something is decided. Where fixed words go
+on, which may only be cut into tokens in several ways, its rows for the allowed tokens are enough to choose one; such a
+choice is no part of a score.
 """
 
 from __future__ import annotations
