@@ -12,12 +12,16 @@ import sys
 from pathlib import Path
 
 from sft.cli import one_line_errors, parse, readable_streams, run_script
-from sft.data.arguments import ENTITY_FORMATS, Conversion, ReadOptions, conversion_parser
+from sft.data.arguments import ANSWER_FORMATS, ENTITY_FORMATS, Conversion, ReadOptions, conversion_parser
 
 DESCRIPTION = """把实体识别的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/chinese_ner_sft/ 里的 ccfbdci.jsonl。"""
 LABELS = "标签和给模型看的名字，如 GPE=地理实体,LOC=地点（默认：CCFBDCI 的四种；其余格式取数据里出现过的）"
 OTHER_LABELS = "标签不在 --labels 里的实体：error（默认）整行算坏行；drop 去掉这些实体，句子留着"
+ANSWER_FORMAT = (
+    "模型怎样回答：json（默认）一个实体一行 json；inline 把句子抄一遍，实体写成 [原文|标签]；"
+    "存进 *.task.json，训练和预测照它来"
+)
 FOLDERS = (Path("data"), Path("data/chinese_ner_sft"))
 NOT_FOUND = (
     "data/ccfbdci.jsonl：没有这个文件；请先下载：curl -L --create-dirs -o data/ccfbdci.jsonl "
@@ -40,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         labels=LABELS,
         other_labels=OTHER_LABELS,
     )
+    parser.add_argument("--answer_format", choices=ANSWER_FORMATS, default="json", help=ANSWER_FORMAT)
     arguments = parse(parser, sys.argv[1:] if argv is None else argv)
 
     with one_line_errors(interrupted="中断了，没有写出任何文件") as outcome:
@@ -62,7 +67,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
     options, conversion = ReadOptions.from_arguments(arguments), Conversion.from_arguments(arguments)
     sources = [recognise(path, Ner.answers, options) for path in input_files(arguments) if path]
-    recipe = ner_recipe(sources, arguments.labels, arguments.other_labels)
+    recipe = ner_recipe(sources, arguments.labels, arguments.other_labels, arguments.answer_format)
     recipe = with_instructions(recipe, arguments.system_prompt, arguments.label_descriptions)
     report = convert_files(recipe, sources, conversion)
     for line in (*summary(report, conversion), *next_command("train_qwen2_ner.py", conversion.output_file)):

@@ -43,6 +43,7 @@ class Rating:
     title: ClassVar[str] = "评分"
     answers: ClassVar[str] = "label"
     metric: ClassVar[str] = "near"
+    answer_format: ClassVar[str] = "label"
 
     labels: tuple[str, ...]
 

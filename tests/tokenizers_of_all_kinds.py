@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-WRITABLE = '"{}\\:_ ,\n./abcdefghijklmnopqrstuvwxyz0123456789'
+WRITABLE = '[]|"{}\\:_ ,\n./abcdefghijklmnopqrstuvwxyz0123456789'
 
 
 def _finished(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

@@ -18,6 +18,7 @@ import orjson
 from sft.data.token_rows import entities_in_text, tags_in
 from sft.errors import RowError
 from sft.tasks.entity_lines import NO_ENTITY, occurrence
+from sft.tasks.entity_marks import entities_in_copy
 from sft.text import read_literal, shown
 
 START_NAMES = (
@@ -67,7 +68,8 @@ def raw_entities(value: object, text: object, field: str) -> object:
     None stays None.
 
     Args:
-        value: a list, an object, or a string with either or with one JSON object on each line.
+        value: a list, an object, or a string with either, with one JSON object on each line, or with the text and
+            marks in it (`sft.tasks.entity_marks`).
         text: the text of the row.
         field: where ``value`` is, for error messages.
 
@@ -77,6 +79,8 @@ def raw_entities(value: object, text: object, field: str) -> object:
     if type(text) is str and (tags := tags_in(value)):
         return entities_in_text(tags, text, field)
     if type(value) is str:
+        if type(text) is str and (marked := entities_in_copy(value, text)):
+            return [_as_raw(Mention(*found)) for found in marked]
         value = entities_in_string(value, field)
     if type(text) is not str or value is None or value == []:
         return value

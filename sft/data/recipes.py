@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import orjson
 
@@ -19,7 +20,7 @@ from sft.data.source import Source
 from sft.errors import InputError, RowError
 from sft.tasks.classification import Classification, multi_label_error
 from sft.tasks.names import parts_of
-from sft.tasks.ner import CCFBDCI_LABELS, Ner
+from sft.tasks.ner import CCFBDCI_LABELS, JSON, Ner
 from sft.tasks.options import clean_label
 from sft.tasks.task import Task
 
@@ -106,13 +107,16 @@ def classification_recipe(sources: Iterable[Source], labels: str | None, other_l
     )
 
 
-def ner_recipe(sources: Iterable[Source], labels: str | None, other_labels: str = "error") -> Recipe:
+def ner_recipe(
+    sources: Iterable[Source], labels: str | None, other_labels: str = "error", answer_format: str = JSON
+) -> Recipe:
     """How to convert NER rows. The label set is ``labels``, or CCFBDCI's four, or every label in the data.
 
     Args:
         labels: the labels in the data with their names for the model, as in ``GPE=地理实体,LOC``.
         other_labels: what becomes of entities with a label that is not in ``labels``. ``error``: their rows are
             rejected; ``drop``: only the entities are left out.
+        answer_format: how the model is to name entities: ``json`` or ``inline``.
 
     Raises:
         InputError: ``labels`` is not a list of different names, or there is nothing that labels could be other than.
@@ -134,9 +138,10 @@ def ner_recipe(sources: Iterable[Source], labels: str | None, other_labels: str 
             return Ner.convert(raw, lookup, unwanted)
         return Ner.convert(raw, lookup)
 
+    with_labels = partial(Ner.with_labels, answer_format=answer_format)
     return Recipe(
-        task=Ner.with_labels(dict.fromkeys(names.values()), _renamed(names)) if names else None,
-        with_labels=Ner.with_labels,
+        task=with_labels(dict.fromkeys(names.values()), _renamed(names)) if names else None,
+        with_labels=with_labels,
         convert=convert,
         gold=entity_gold,
         dropped=dropped,

@@ -190,7 +190,10 @@ class Automaton:
     Attributes:
         source: the bytes of the text, as an answer writes them.
         begin: the state before the first token.
+        most_tokens: see `sft.decoding.rules.Rules`.
     """
+
+    most_tokens = None
 
     def __init__(self, text: str, form: AnswerFormat, vocabulary: Vocabulary) -> None:
         self._form, self._vocabulary = form, vocabulary
@@ -238,6 +241,10 @@ class Automaton:
                         found[token_id] = after
                     stack.append((child, after))
         return found
+
+    def scored(self, state: State) -> bool:
+        """True: every token of an answer belongs to one of its lines, and so to an entity."""
+        return True
 
     def after(self, state: State, spelt: bytes) -> State:
         """See `Rules`."""

@@ -127,18 +127,18 @@ def decode_by(
         Row(rule, tokens, list(prompt), rule.begin)
         for rule, tokens, prompt in zip(rules, copies, prompts, strict=True)
     ]
-    room = bounds.answer_tokens + OVERRUN_TOKENS
     known = served_by(model)
-    together = [row for row in rows if known.expresses(len(row.unread) + room)]
-    alone = [row for row in rows if not known.expresses(len(row.unread) + room)]
+    together = [row for row in rows if known.expresses(_tokens_at_most(row, bounds))]
+    alone = [row for row in rows if not known.expresses(_tokens_at_most(row, bounds))]
     if together:
-        longest = max(len(row.unread) for row in together) + room
+        longest = max(_tokens_at_most(row, bounds) for row in together)
         base = use_packed_attention(model)
         with adapters_copied_once(base):
             _decode_ragged(Chooser(base, vocabulary), drafts, together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
     if any(row.cut for row in rows):
-        say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
+        most = max(_most_tokens(row, bounds) for row in rows if row.cut)
+        say_once(logger, f"有的答案超过 {most} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
     lead = len(vocabulary.lead)
     return [
         Answer(
@@ -148,6 +148,16 @@ def decode_by(
         )
         for row in rows
     ]
+
+
+def _most_tokens(row: Row, bounds: Bounds) -> int:
+    """After so many tokens of the answer, no entity begins."""
+    return min(bounds.answer_tokens, row.rules.most_tokens or bounds.answer_tokens)
+
+
+def _tokens_at_most(row: Row, bounds: Bounds) -> int:
+    """The prompt and the answer."""
+    return len(row.unread) + _most_tokens(row, bounds) + OVERRUN_TOKENS
 
 
 def _decode_ragged(chooser: Chooser, drafts: Drafts, rows: list[Row], longest: int, bounds: Bounds) -> None:
@@ -219,7 +229,7 @@ def _draft(row: Row, drafts: Drafts, vocabulary: Vocabulary, bounds: Bounds) -> 
 
 
 def _decision(row: Row, state: State, vocabulary: Vocabulary, bounds: Bounds, drafted: int) -> Decision:
-    return decision_at(row.rules, state, len(row.answer) + drafted < bounds.answer_tokens, vocabulary)
+    return decision_at(row.rules, state, len(row.answer) + drafted < _most_tokens(row, bounds), vocabulary)
 
 
 def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
@@ -232,12 +242,12 @@ def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
     row.answer.append(decision.chosen)
     row.state = after
     if after.entities == before.entities:
-        row.pending += decision.log_probability
+        row.pending = row.pending + decision.log_probability if row.rules.scored(after) else 0.0
         return
     # The token that finishes an entity may also say whether another one follows; that belongs to the next score.
     finishing = _finishing_score(row.rules, decision, vocabulary)
     row.scores.append(row.pending + finishing)
-    row.pending = decision.log_probability - finishing
+    row.pending = decision.log_probability - finishing if row.rules.scored(after) else 0.0
 
 
 def _finishing_score(rules: Rules, decision: Decision, vocabulary: Vocabulary) -> float:

@@ -19,6 +19,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.console import say_once
+from sft.decoding import inline, inline_answers
 from sft.decoding.automaton import answer_format, can_write
 from sft.decoding.constrained import Bounds, decode
 from sft.decoding.room import Room
@@ -147,6 +148,8 @@ def fit(records: Sequence[dict], task: Task, tokenizer, limits: Limits) -> list[
 
 def _shorten(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Limits) -> list[dict] | RowError | None:
     """The parts of a record that is too long; None if it fits as it is, an error if it cannot be made to fit."""
+    if _is_inline(task):
+        return inline_answers.shorten(record, prompt_tokens, task, tokenizer, limits)
     options = task.options(record)
     if options is None:
         room_tokens = limits.max_new_tokens
@@ -204,6 +207,11 @@ def _answer(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limit
             pieces = pieces[len(batch) :]
 
 
+def _is_inline(task: Task) -> bool:
+    """Whether an answer repeats the text, with marks around the entities."""
+    return task.answer_format == "inline"
+
+
 def _raw_batch_size(pieces: Sequence[Piece], limits: Limits) -> int:
     if limits.max_tokens is None:
         return limits.batch_size
@@ -214,7 +222,11 @@ def _raw_batch_size(pieces: Sequence[Piece], limits: Limits) -> int:
 def _vocabulary_for(tokenizer, task: Task) -> Vocabulary | None:
     """The tokenizer's vocabulary; None, with one log line, if it cannot write constrained answers."""
     vocabulary = vocabulary_of(tokenizer)
-    if vocabulary is None or not can_write(answer_format(task.labels), vocabulary):
+    if vocabulary is None or not (
+        inline.can_write(task.labels, vocabulary)
+        if _is_inline(task)
+        else can_write(answer_format(task.labels), vocabulary)
+    ):
         say_once(logger, f"{tokenizer.name_or_path}：这种分词器写不出受约束的答案，改为自由生成再解析")
         return None
     return vocabulary
@@ -226,11 +238,12 @@ def _extract(
     """The entities of each piece, from a well-formed answer."""
     texts = [piece.record["text"] for piece in pieces]
     prompts = [piece.prompt_ids for piece in pieces]
+    decode_all = inline_answers.decode if _is_inline(task) else decode
     answers = None
     while answers is None:
         rows = room.of(min(limits.batch_size, len(pieces)))
         bounds = Bounds(rows, limits.max_new_tokens, limits.max_tokens and room.of(limits.max_tokens))
-        work = partial(decode, model, vocabulary, task.labels, texts, prompts, bounds)
+        work = partial(decode_all, model, vocabulary, task.labels, texts, prompts, bounds)
         answers = room.tried(work, divisible=rows > 1)
     for piece, answer in zip(pieces, answers, strict=True):
         result = task.parse(answer.text, piece.record)
@@ -296,8 +309,8 @@ class _ChosenProbability(LogitsProcessor):
 def _generate(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Limits) -> list[dict]:
     """Unconstrained greedy answers, parsed.
 
-    ``score`` is the probability of the whole answer for a label, and that of its line, given the lines before, for an
-    entity.
+    ``score`` is the probability of the whole answer for a label, and that of its line or mark, given the answer before
+    it, for an entity.
     """
     end = terminator_id(tokenizer)
     prompts = [piece.prompt_ids for piece in pieces]
@@ -307,20 +320,24 @@ def _generate(model, tokenizer, task: Task, pieces: Sequence[Piece], limits: Lim
     for row, ids in enumerate(prompts):
         input_ids[row, width - len(ids) :] = torch.tensor(ids)
         attention_mask[row, width - len(ids) :] = 1
+    most_tokens = [limits.max_new_tokens] * len(pieces)
+    if _is_inline(task):
+        texts = [piece.record["text"] for piece in pieces]
+        most_tokens = inline_answers.rooms_of(texts, tokenizer, limits.max_new_tokens)
     chosen = _ChosenProbability()
     output_ids = model.generate(
         input_ids=input_ids.to(model.device),
         attention_mask=attention_mask.to(model.device),
         logits_processor=LogitsProcessorList([chosen]),
-        max_new_tokens=limits.max_new_tokens,
+        max_new_tokens=max(most_tokens),
         do_sample=False,
         eos_token_id=end,
         pad_token_id=tokenizer.pad_token_id,
     )[:, width:].tolist()
     log_probabilities = torch.stack(chosen.steps, dim=1).tolist()
     return [
-        _parse_answer(tokenizer, task, piece.record, answer_ids, steps, end)
-        for piece, answer_ids, steps in zip(pieces, output_ids, log_probabilities, strict=True)
+        _parse_answer(tokenizer, task, piece.record, answer_ids[:most], steps, end)
+        for piece, answer_ids, most, steps in zip(pieces, output_ids, most_tokens, log_probabilities, strict=True)
     ]
 
 
@@ -334,7 +351,8 @@ def _parse_answer(tokenizer, task: Task, record: dict, answer_ids: list[int], st
     if task.answers == "label":  # the whole answer is the label
         result["score"] = math.exp(sum(steps[: len(answer_ids) + finished]))
         return result
-    line_scores = _line_scores(tokenizer, answer, answer_ids, steps)
+    scores_of = inline_answers.mark_scores if _is_inline(task) else _line_scores
+    line_scores = scores_of(tokenizer, answer, answer_ids, steps)
     for entity in result["entities"]:
         entity["score"] = line_scores[entity.pop("line")]
     return result

@@ -28,10 +28,12 @@ class Rules(Protocol):
     Attributes:
         source: the bytes of the text, as an answer writes them.
         begin: the state before the first token.
+        most_tokens: after so many tokens no entity begins, if the bounds of the run allow more; None: they decide.
     """
 
     source: bytes
     begin: State
+    most_tokens: int | None
 
     def accepts(self, state: State) -> bool:
         """Whether an answer may end here."""
@@ -57,6 +59,12 @@ class Rules(Protocol):
 
         If so, its probability is the one that the model itself gives; it costs the whole output layer at this place.
         If not, it is the share among the allowed tokens.
+        """
+
+    def scored(self, state: State) -> bool:
+        """Whether the choices that led here, since the last entity was finished, belong to the score of the next one.
+
+        Where not, they are forgotten: there, nothing is said of an entity.
         """
 
 

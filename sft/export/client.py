@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import urllib.request
 from pathlib import Path
@@ -42,8 +43,19 @@ def chooses(task: dict) -> bool:
     return "{options}" in task["user_prompt"]
 
 
-def grammar_of(task: dict) -> str:
-    """The well-formed answers as a grammar that llama.cpp (GBNF) and vLLM (xgrammar) read."""
+def grammar_of(task: dict, text: str = "") -> str:
+    """The well-formed answers as a grammar that llama.cpp (GBNF) and vLLM (xgrammar) read.
+
+    Args:
+        text: what is asked about; only the grammar of inline answers depends on it.
+    """
+    answer_format = task.get("answer_format", "json")
+    if answer_format == "inline":
+        return inline_grammar(task["labels"], text)
+    if answer_format != "json":
+        raise SystemExit(
+            f"task.json：answer_format 是 {answer_format!r}，这个 client.py 不认识；请用写它的版本重新导出"
+        )
     labels = " | ".join(_quoted(label) for label in task["labels"])
     if chooses(task):
         return f"root ::= {labels}\n"
@@ -57,9 +69,30 @@ def grammar_of(task: dict) -> str:
     )
 
 
+def inline_grammar(labels: list[str], text: str) -> str:
+    """The text once more, with marks such as ``[菲律宾|地理实体]``: two rules for each of its characters.
+
+    At character 7, ``c7`` goes on outside of a mark, ``o7`` inside of one that has just begun, ``e7`` further inside.
+    """
+    characters = [_quoted(_in_text(character)) for character in text]
+    last = len(characters) - 1
+    lines = [f"root ::= {_quoted(NO_ENTITY)} | c0" if characters else f"root ::= {_quoted(NO_ENTITY)}"]
+    for place, character in enumerate(characters):
+        lines.append(f'c{place} ::= {character}{"" if place == last else f" c{place + 1}"} | "[" o{place}')
+        lines.append(f"o{place} ::= {character} e{place + 1}")
+        lines.append(f'e{place + 1} ::= "|" label "]"{"" if place == last else f" c{place + 1}"}')
+        lines[-1] += "" if place == last else f" | {characters[place + 1]} e{place + 2}"
+    return "\n".join([*lines, f"label ::= {' | '.join(_quoted(_in_text(label)) for label in labels)}", ""])
+
+
+def _in_text(text: str) -> str:
+    """A part of the text or a label, as an inline answer writes it."""
+    return re.sub(r"[\[\]|\\]", r"\\\g<0>", text)
+
+
 def _quoted(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    return '"' + re.sub(r"[\x00-\x1f\x7f]", lambda control: f"\\x{ord(control[0]):02x}", escaped) + '"'
 
 
 def request_of(task: dict, text: str, api: str, options: list[str] | None = None) -> dict:
@@ -72,12 +105,12 @@ def request_of(task: dict, text: str, api: str, options: list[str] | None = None
     }
     allowed = task | ({"labels": options} if options else {})
     if api == "vllm":
-        form = {"choice": allowed["labels"]} if chooses(task) else {"grammar": grammar_of(allowed)}
+        form = {"choice": allowed["labels"]} if chooses(task) else {"grammar": grammar_of(allowed, text)}
         body |= {"structured_outputs": form, "repetition_penalty": 1.0}
     elif api == "sglang":
-        body |= {"ebnf": grammar_of(allowed), "repetition_penalty": 1.0}
+        body |= {"ebnf": grammar_of(allowed, text), "repetition_penalty": 1.0}
     elif api == "llama-server":
-        body |= {"grammar": grammar_of(allowed), "repeat_penalty": 1.0}
+        body |= {"grammar": grammar_of(allowed, text), "repeat_penalty": 1.0}
     return body
 
 
@@ -96,13 +129,14 @@ def ask_file(path: Path, task: dict, text: str, options: list[str] | None = None
     """The answer of a GGUF file, through llama-cpp-python."""
     from llama_cpp import Llama, LlamaGrammar
 
+    allowed = task | ({"labels": options} if options else {})
     model = Llama(str(path), n_ctx=task.get("max_length", 1024), verbose=False)
     done = model.create_chat_completion(
         messages_of(task, text, options),
         temperature=0.0,
         repeat_penalty=1.0,
         max_tokens=task.get("max_new_tokens", 256),
-        grammar=LlamaGrammar.from_string(grammar_of(task | ({"labels": options} if options else {})), verbose=False),
+        grammar=LlamaGrammar.from_string(grammar_of(allowed, text), verbose=False),
     )
     return done["choices"][0]["message"]["content"]
 

@@ -51,7 +51,7 @@ python client.py "一段文本"
 ```
 
 `serve.sh` 启动 vLLM（SGLang 的命令也在里面）；`client.py` 按 `task.json` 写提示，
-并用 `structured_outputs` 让答案只可能是合格的：分类是选项之一，实体是一行一个 json。"""
+并用 `structured_outputs` 让答案只可能是合格的：分类是选项之一，实体按训练时的答案格式。"""
 
 
 def usage_of(kind: str, source: Source, file: str) -> str:

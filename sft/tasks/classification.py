@@ -34,6 +34,7 @@ class Classification:
     title: ClassVar[str] = "文本分类"
     answers: ClassVar[str] = "label"  # a result is ``{"label", "score", "scores"}``
     metric: ClassVar[str] = "macro_f1"  # chooses the best checkpoint
+    answer_format: ClassVar[str] = "label"  # an answer is the label itself
 
     labels: tuple[str, ...]
     system_prompt: str = SYSTEM_PROMPT

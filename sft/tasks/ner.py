@@ -13,6 +13,7 @@ from typing import ClassVar
 from sft.errors import RowError
 from sft.tasks import metrics
 from sft.tasks.entity_lines import NO_ENTITY, entity_line, occurrence, read_entity
+from sft.tasks.entity_marks import marked, marked_text, read_marked
 from sft.tasks.names import read_names
 from sft.tasks.options import clean_label
 from sft.text import clean_text, shifted_offsets
@@ -20,14 +21,22 @@ from sft.text import clean_text, shifted_offsets
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
 NESTED = "实体重叠（嵌套 nested）"  # the kind of error of a row with overlapping entities
 PROBLEMS = ("invalid", "unknown_label", "invented", "repeated", "out_of_order")  # see `Ner.parse`
+JSON, INLINE = ANSWER_FORMATS = ("json", "inline")  # `sft.tasks.entity_lines`, `sft.tasks.entity_marks`
 
 SENTENCE_END = re.compile(r"[。！？!?…\n]+[”’」』）)\"']*")
 CLAUSE_END = re.compile(r"[，,；;、：:\s]+")
 ANYWHERE = re.compile(r".", re.DOTALL)
 
 
-def system_prompt(labels: Sequence[str]) -> str:
-    """The instruction for a label set."""
+def system_prompt(labels: Sequence[str], answer_format: str = JSON) -> str:
+    """The instruction for a label set and a format of answers."""
+    if answer_format == INLINE:
+        return (
+            f"你是一个文本实体识别领域的专家，你需要在给定的句子中标出{'、'.join(labels)}实体。"
+            f"把句子原样抄一遍，每个实体写成 {marked('实体原文', labels[0])}。"
+            "要求：1. 除了标记，一个字也不增减、不改动；2. 句子里原有的 [ ] | \\ 前面加一个 \\；"
+            f"3. 找不到任何实体时，只输出“{NO_ENTITY}”。"
+        )
     example = entity_line("实体原文", labels[0])
     return (
         f"你是一个文本实体识别领域的专家，你需要从给定的句子中按出现顺序提取{'、'.join(labels)}实体。"
@@ -45,6 +54,7 @@ class Ner:
         labels: the names of the labels as the model writes them, in the order of the prompt.
         system_prompt: the instruction, the same for every row.
         names: label in the user's data → its name for the model, where the two differ.
+        answer_format: how an answer names its entities: ``json`` or ``inline``.
     """
 
     name: ClassVar[str] = "ner"
@@ -55,27 +65,40 @@ class Ner:
     labels: tuple[str, ...]
     system_prompt: str
     names: Mapping[str, str] = field(default_factory=dict, hash=False)
+    answer_format: str = JSON
 
     @classmethod
-    def with_labels(cls, labels: Iterable[str], names: Mapping[str, str] | None = None) -> Ner:
+    def with_labels(
+        cls, labels: Iterable[str], names: Mapping[str, str] | None = None, answer_format: str = JSON
+    ) -> Ner:
         """The task for a label set, with the standard instruction."""
         labels = tuple(labels)
-        return cls(labels=labels, system_prompt=system_prompt(labels), names=dict(names or {}))
+        return cls(labels, system_prompt(labels, answer_format), dict(names or {}), answer_format)
 
     @classmethod
     def from_settings(cls, settings: dict) -> Ner:
-        """See `Task`. Settings of an earlier version have no names; the only ones it gave were CCFBDCI's."""
+        """See `Task`. Settings of an earlier version have no names; the only ones it gave were CCFBDCI's.
+
+        Raises:
+            ValueError: the format of the answers is unknown.
+        """
         labels = tuple(settings["labels"])
         names = settings.get("names", {raw: name for raw, name in CCFBDCI_LABELS.items() if name in labels})
-        return cls(labels, settings["system_prompt"], read_names(names))
+        answer_format = settings.get("answer_format", JSON)
+        if answer_format not in ANSWER_FORMATS:
+            raise ValueError(
+                f"answer_format 应是 {'、'.join(ANSWER_FORMATS)} 之一，实际是 {str(answer_format)[:60]!r}"
+            )
+        return cls(labels, settings["system_prompt"], read_names(names), answer_format)
 
     def settings(self) -> dict:
-        """See `Task`."""
+        """See `Task`. JSON lines are not named: so were all settings before there was another format."""
         return {
             "task": self.name,
             "system_prompt": self.system_prompt,
             "labels": list(self.labels),
             "names": dict(self.names),
+            **({} if self.answer_format == JSON else {"answer_format": self.answer_format}),
         }
 
     @staticmethod
@@ -144,7 +167,12 @@ class Ner:
         """None: an answer is free text, there are no options to choose from."""
 
     def answer(self, record: dict) -> str:
-        """One JSON object a line, in the order of the text. An entity that occurs twice is listed twice."""
+        """The entities in the order of the text: one JSON object a line, or the text with marks.
+
+        An entity that occurs twice is named twice.
+        """
+        if self.answer_format == INLINE:
+            return marked_text(record["text"], record["entities"])
         lines = [entity_line(entity["text"], entity["label"]) for entity in record["entities"]]
         return "\n".join(lines) or NO_ENTITY
 
@@ -183,6 +211,8 @@ class Ner:
     def parse(self, answer: str, record: dict) -> dict:
         """The entities of a generated answer with their offsets, and counts of what was wrong with the answer.
 
+        Of answers in the inline format, see `sft.tasks.entity_marks.read_marked`. JSON lines:
+
         An answer does not say which occurrence of a text it means. It is the leftmost one after the end of the
         previous entity; if there is none, the leftmost one that is still free (counted as ``out_of_order``).
 
@@ -191,6 +221,9 @@ class Ner:
         taken (``repeated``). ``line`` of an entity is its line in the answer, from 0.
         """
         problems = dict.fromkeys(PROBLEMS, 0)
+        if self.answer_format == INLINE:
+            entities = read_marked(answer, record["text"], self.labels, problems)
+            return {"entities": entities, "unparsable": problems["invalid"] > 0, "problems": problems}
         entities: list[dict] = []
         text, cursor = record["text"], 0
         lines = [] if answer.strip() == NO_ENTITY else answer.strip().split("\n")

@@ -21,7 +21,10 @@ class Task(Protocol):
         title: its name for people, in Chinese.
         answers: the kind of result: ``label`` is ``{"label", "score", "scores"}``, ``entities`` is
             ``{"entities": [{"start", "end", "text", "label", "score"}]}``. Reading raw rows, decoding and the report
-            go by this. Constrained decoding of entities writes the lines of `sft.tasks.entity_lines`.
+            go by this.
+        answer_format: how an answer is written: ``label`` is the label itself; entities are ``json``, the lines of
+            `sft.tasks.entity_lines`, or ``inline``, the text with the marks of `sft.tasks.entity_marks`. Decoding goes
+            by this.
         metric: the metric that chooses the best checkpoint.
         labels: the labels of the data, in the order of the prompt.
     """
@@ -31,6 +34,7 @@ class Task(Protocol):
     answers: ClassVar[Literal["label", "entities"]]
     metric: ClassVar[str]
     labels: tuple[str, ...]
+    answer_format: str
 
     # ---- settings: what ``*.task.json`` keeps ----
 
@@ -85,8 +89,8 @@ class Task(Protocol):
     def parse(self, answer: str, record: dict) -> dict:
         """The result that a generated answer means, with ``unparsable`` (bool).
 
-        Each of its entities has a ``line``, the line of the answer that names it, from 0: decoding gives the entity
-        the score of that line.
+        Each of its entities has a ``line``, the line of the answer that names it, or the mark, from 0: decoding gives
+        the entity the score of that line or mark.
         """
 
     def problems(self, result: dict) -> dict[str, int]:

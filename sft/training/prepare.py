@@ -136,7 +136,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         base_hash=base_hash,
         dtype=str(dtype).removeprefix("torch."),
         max_length=data.max_length,
-        max_new_tokens=max(LEAST_NEW_TOKENS, 2 * max(len(row.answer_ids) for row in rows)),
+        max_new_tokens=most_new_tokens(task, rows, data.max_length),
         version=sft.__version__,
         end_token=tokenizer.convert_ids_to_tokens(terminator_id(tokenizer)),
         prompt_date=prompt_date(tokenizer),
@@ -158,6 +158,15 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         validates=validates,
         arguments=arguments,
     )
+
+
+def most_new_tokens(task: Task, rows: Sequence[EncodedRow], max_length: int) -> int:
+    """The tokens of an answer at most, for prediction: twice the longest one of the training rows.
+
+    An inline answer repeats its text, and a text to predict may be as long as ``max_length`` allows.
+    """
+    most = max(LEAST_NEW_TOKENS, 2 * max(len(row.answer_ids) for row in rows))
+    return max(most, max_length // 2) if task.answer_format == "inline" else most
 
 
 def warn_of_mixed_precision(dtype: torch.dtype) -> None:

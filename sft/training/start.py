@@ -60,6 +60,9 @@ def start_from_adapter(task: Task, arguments: Arguments) -> Start:
         raise InputError(f"--init_adapter {folder}：它的任务是 {settings.task.name}，数据是 {task.name} 的")
     if settings.task.labels != task.labels:
         logger.warning("%s", _other_labels(folder, settings.task.labels, task.labels))
+    before, now = settings.task.answer_format, task.answer_format
+    if before != now:
+        logger.warning("--init_adapter %s：答案的格式与它训练时的不同（%s → %s），以新数据的为准", folder, before, now)
     named = model.model_name_or_path if "model_name_or_path" in arguments.given else None
     base = find_base(folder, settings, named, allow_other=model.allow_other_base)
     lora, quantization = _lora_of(folder, arguments), _quantization_of(folder, settings, arguments)
