@@ -16,7 +16,7 @@ from sft.report.findings import Findings, findings_of, scores_of
 from sft.report.intervals import Estimate
 from sft.report.page import Fact, figure, write_page
 from sft.report.strings import STRINGS
-from sft.tasks.evaluation import at_least
+from sft.tasks.evaluation import at_least, metrics_of_predictions
 from sft.tracking.metrics_log import read_metrics
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ SETTINGS = (
     "config",
     "train_file", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "lora_r", "lora_alpha", "lora_dropout",
-    "lora_target_modules", "max_length", "max_new_tokens", "batching", "seed", "threshold", "version",
+    "lora_target_modules", "max_length", "max_new_tokens", "batching", "seed", "threshold",
+    "temperature", "version",
 )  # fmt: skip
 UNSET = (None, -1)
-FORMATS = {"learning_rate": "{:g}", "num_train_epochs": "{:g}", "threshold": "{:.3g}"}
+FORMATS = {"learning_rate": "{:g}", "num_train_epochs": "{:g}", "threshold": "{:.3g}", "temperature": "{:g}"}
 
 
 class Lengths(NamedTuple):
@@ -74,7 +75,7 @@ class RunData(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The weights and the threshold that the run keeps.
+    """The weights, the threshold and the temperature that the run keeps.
 
     Attributes:
         step: of the weights.
@@ -82,12 +83,14 @@ class Kept(NamedTuple):
             step, not chosen by any metric.
         threshold: below which an entity is left out; None for none.
         predictions: of the validation records by these weights, before the threshold; empty if there are none.
+        temperature: of the scores, see `sft.tasks.calibration`; None for the model's own.
     """
 
     step: int
     metric: str | None = None
     threshold: float | None = None
     predictions: Sequence[dict] = ()
+    temperature: float | None = None
 
 
 class RunFacts(NamedTuple):
@@ -177,10 +180,8 @@ def _find(task: Task, records: Sequence[dict], predictions: Sequence[dict]) -> F
 
 
 def _metrics(task: Task, records: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float] | None:
-    """The task's metrics of the rows with gold and without an error; None if there are none."""
-    pairs = zip((task.gold(record) for record in records), predictions, strict=True)
-    judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
-    return task.metrics(task.count(*zip(*judged, strict=True))) if judged else None
+    """The metrics of the rows with gold and without an error; None if there are none."""
+    return metrics_of_predictions(task, [task.gold(record) for record in records], predictions)
 
 
 def _scores_at_start(metrics: Sequence[dict], task: Task) -> dict[str, Estimate]:
@@ -202,13 +203,15 @@ def _scores_by_threshold(task: Task, records: Sequence[dict], kept: Kept) -> dic
 
 
 def _describe_kept(task: Task, kept: Kept, steps: int) -> list[tuple[str, dict[str, object]]]:
-    """What to say about the weights and the threshold: keys of STRINGS and their arguments."""
+    """What to say about the weights, threshold and temperature: keys of STRINGS and their arguments."""
     figures = {"step": figure(kept.step), "steps": figure(steps)}
     lines: list[tuple[str, dict[str, object]]] = [
         ("kept_last", figures) if kept.metric is None else ("kept_best", figures | {"metric": _named(kept.metric)})
     ]
     if kept.threshold is not None:
         lines.append(("kept_threshold", {"threshold": f"{kept.threshold:g}", "metric": _named(task.metric)}))
+    if kept.temperature is not None:
+        lines.append(("kept_temperature", {"temperature": f"{kept.temperature:g}"}))
     return lines
 
 

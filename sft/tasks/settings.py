@@ -18,6 +18,7 @@ from typing import Self
 from sft.errors import InputError, one_line
 from sft.files import TASK_FILE, read_json, whole_file
 from sft.tasks import TASKS
+from sft.tasks.calibration import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from sft.tasks.sealed import CONVERSION, FILES, hashes_beside, is_sealed, pair_id, sealed_bytes
 from sft.tasks.task import Task
 
@@ -39,6 +40,7 @@ class TaskSettings:
         max_new_tokens: tokens of an answer at most.
         version: of this package.
         threshold: entities that score less are left out; chosen on the validation rows.
+        temperature: of the scores, see `sft.tasks.calibration`; fitted on the validation rows. None if none helped.
         base_hash: the hash of the base model's config and weights; None in files of older versions.
         end_token: the token that ends an answer, such as ``<|im_end|>``.
         quantization: ``nf4`` if the base was quantised while it was loaded; None for a base as it is.
@@ -59,6 +61,7 @@ class TaskSettings:
     end_token: str | None = None
     prompt_date: str | None = None
     quantization: str | None = None
+    temperature: float | None = None
     files: Mapping[str, str] | None = field(default=None, compare=False)
     conversion: Mapping[str, str] | None = field(default=None, compare=False)
 
@@ -98,7 +101,13 @@ class TaskSettings:
 
     def _check_types(self, path: Path) -> None:
         wanted = {"base_model": str, "base_hash": str, "dtype": str, "max_length": int, "max_new_tokens": int}
-        wanted |= {"threshold": int | float, "end_token": str, "prompt_date": str, "version": str}
+        wanted |= {
+            "threshold": int | float,
+            "temperature": int | float,
+            "end_token": str,
+            "prompt_date": str,
+            "version": str,
+        }
         wanted |= {"quantization": str}
         wanted |= {FILES: dict, CONVERSION: dict}
         for name, kind in wanted.items():
@@ -115,6 +124,10 @@ class TaskSettings:
             raise InputError(f"{path}：quantization 应是 {NF4}，实际是 {found}；请升级，或重新训练")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"{path}：threshold 应在 0 与 1 之间，实际是 {self.threshold}；请重新训练")
+        most, least = MOST_TEMPERATURE, LEAST_TEMPERATURE
+        if self.temperature is not None and not least <= self.temperature <= most:
+            found = f"{least:g} 与 {most:g} 之间，实际是 {self.temperature}"
+            raise InputError(f"{path}：temperature 应在 {found}；请重新训练")
         for name in (FILES, CONVERSION):
             if not all(isinstance(value, str) for value in (getattr(self, name) or {}).values()):
                 raise InputError(f"{path}：{name} 应是 {{名字: 字符串}}；请重新转换或训练")
