@@ -1,4 +1,4 @@
-"""Scores keep what they promise: the calibration error, the temperature that makes it smaller, and where it is kept."""
+"""Scores keep what they promise: the calibration error, the temperature that makes it smaller, where it is kept."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ class TestError:
 
     @KINDS
     def test_scores_that_are_true_probabilities_have_nearly_none(self, kind):
-        assert error_of(kind, *drawn(kind, 20_000, 1.0)) < 0.015
-        assert error_of(kind, *drawn(kind, 20_000, 3.0)) > 0.08
+        assert error_of(kind, *drawn(kind, 6000, 1.0)) < 0.03
+        assert error_of(kind, *drawn(kind, 6000, 3.0)) > 0.08
 
     def test_always_sure_and_right_seven_times_in_ten_is_three_tenths(self):
         golds, results = of_entities([1.0] * 10, [True] * 7 + [False] * 3)
@@ -178,7 +178,7 @@ class TestTemperature:
         assert temperature == pytest.approx(power, rel=0.12)
         fresh = drawn(kind, 4000, power, seed=1)
         before, after = (error_of(kind, fresh[0], calibrated(fresh[1], tried)) for tried in (None, temperature))
-        assert after < 0.025 < before
+        assert after < 0.03 < before
 
     @KINDS
     @pytest.mark.parametrize("seed", range(4))
