@@ -186,13 +186,15 @@ def test_the_reliability_diagram_is_that_of_scikit_learn():
 def test_both_kinds_of_report_have_a_reliability_diagram(task, make, count_name, share_name, tmp_path):
     records, predictions = make(400)
     path = write_report(tmp_path, task, (records, predictions))
-    metrics = metrics_of_predictions(task, [task.gold(record) for record in records], predictions)
+    golds, answers = [task.gold(record) for record in records], [row | {"problems": {}} for row in predictions]
+    metrics = metrics_of_predictions(task, golds, answers)
     html, text = path.read_text(encoding="utf-8"), " ".join(Page(path).text.split())
     section = html.split('id="calibration-title"')[1].split("</section>")[0]
     marks, head = section.count('<circle class="mark'), section.split("<thead>")[1].split("</thead>")[0]
     assert 0 < marks <= BINS and section.count('<tr><th scope="row">') == marks
     assert f"{BINS} 个等宽区间）{metrics['ece']:.3f}" in text
-    assert re.search(rf"校准误差 ECE\s*(测试集，微调后)?.*{metrics['ece']:.3f}", text)
+    before_and_after = r"验证集，微调前 ?[\d.]+ ?验证集，微调后 ?[\d.]+"
+    assert re.search(rf"校准误差 ECE ?{before_and_after} ?测试集，微调后 ?{metrics['ece']:.3f}", text)
     assert count_name in head and share_name in head
     assert "只作参考" not in text
     few = " ".join(Page(write_report(tmp_path / "few", task, make(20))).text.split())
@@ -467,7 +469,7 @@ def test_a_model_that_answers_nan_still_has_a_report(tmp_path):
     for row in predictions:
         row["score"], row["scores"] = float("nan"), dict.fromkeys(row["scores"], float("nan"))
     text = Page(write_report(tmp_path / "labels", CLASSIFICATION, (records, predictions))).text
-    assert "混淆矩阵" in text and "校准" not in text
+    assert "混淆矩阵" in text and "期望校准误差" not in text
     records, predictions = span_rows(10)
     for row in predictions:
         row["entities"] = [found_entity | {"score": float("inf")} for found_entity in row["entities"]]

@@ -25,7 +25,8 @@ def findings_of(task: Task) -> Findings:
 def scores_of(task: Task, findings: Findings, metrics: Mapping[str, float] | None) -> dict[str, Estimate]:
     """The scores of the page's table, the one that chooses checkpoints first.
 
-    The task's own metrics, which the page cannot resample, have no interval. Those of one label have their own table.
+    The task's own metrics, which the page cannot resample, and the calibration error have no interval. Metrics of one
+    label have their own table.
 
     Args:
         metrics: what the task makes of the same rows; None without gold.
@@ -37,5 +38,6 @@ def scores_of(task: Task, findings: Findings, metrics: Mapping[str, float] | Non
         for name, value in (metrics or {}).items()
         if name not in estimates and name not in NOT_SCORES and not name.endswith(endings)
     }
-    scores = estimates | own
+    error = findings.reliability.expected_error()
+    scores = estimates | own | ({} if error is None else {"ece": Estimate(error)})
     return {name: scores[name] for name in sorted(scores, key=lambda name: name != task.metric)}

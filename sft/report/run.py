@@ -16,7 +16,7 @@ from sft.report.findings import Findings, findings_of, scores_of
 from sft.report.intervals import Estimate
 from sft.report.page import Fact, figure, write_page
 from sft.report.strings import STRINGS
-from sft.tasks.evaluation import at_least, metrics_of_predictions
+from sft.tasks.evaluation import at_least
 from sft.tracking.metrics_log import read_metrics
 
 if TYPE_CHECKING:
@@ -180,8 +180,10 @@ def _find(task: Task, records: Sequence[dict], predictions: Sequence[dict]) -> F
 
 
 def _metrics(task: Task, records: Sequence[dict], predictions: Sequence[dict]) -> dict[str, float] | None:
-    """The metrics of the rows with gold and without an error; None if there are none."""
-    return metrics_of_predictions(task, [task.gold(record) for record in records], predictions)
+    """The task's metrics of the rows with gold and without an error; None if there are none."""
+    pairs = zip((task.gold(record) for record in records), predictions, strict=True)
+    judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
+    return task.metrics(task.count(*zip(*judged, strict=True))) if judged else None
 
 
 def _scores_at_start(metrics: Sequence[dict], task: Task) -> dict[str, Estimate]:
