@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BINS = 15
 LEAST_SCORED = 100  # answers: a temperature from fewer says more about these rows than about the model
-LEAST_OF_EACH = 10  # right ones, and wrong ones: where no answer is wrong, the best temperature is 0
+LEAST_OF_EACH = 5  # right ones, and wrong ones: where no answer is wrong, the best temperature is 0
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.1, 10.0
 DIGITS = 3  # of a temperature, after the point
 SCORE_UNITS = 1 << 30  # sums of scores are whole numbers of 1/2^30, so that they are the same in any order
