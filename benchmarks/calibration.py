@@ -1,4 +1,4 @@
-"""How far scores are from the share of right answers, as the model gives them and at the temperature of validation.
+"""How far scores are from the share of right answers, as the model gives them and calibrated on validation rows.
 
 python -m benchmarks.calibration --adapter output/quickstart/ner --train_file data/quickstart/train_ner.jsonl \
     --records data/quickstart/test_ner.jsonl
@@ -16,7 +16,7 @@ from sft.decoding.decode import predict
 from sft.errors import InputError
 from sft.prediction.choices import LimitChoice
 from sft.prediction.predictor import Predictor
-from sft.tasks.evaluation import at_least, best_temperature, best_threshold, calibrated, metrics_of_predictions
+from sft.tasks.evaluation import at_least, best_calibration, best_threshold, calibrated, metrics_of_predictions
 from sft.tasks.task import Task
 from sft.training.prepare import hold_out
 
@@ -24,7 +24,7 @@ Judged = tuple[list[dict], list[dict]]  # gold and predictions of the same rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict the validation and the test rows; print the calibration errors with and without a temperature.
+    """Predict the validation and the test rows; print the errors with and without calibration.
 
     Returns:
         0 done, 2 bad input.
@@ -50,14 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     fitted, tried = (predicted(loaded, [record for _, record in rows]) for rows in (validation, test))
-    print(f"{len(validation)} validation rows, {len(test)} test rows\n")
-    temperature = best_temperature(*fitted)
-    print(f"temperature of the validation rows: {temperature or 'none that helps'}")
-    show(loaded.task, fitted, tried, temperature)
+    print(f"{len(validation)} validation rows, {len(test)} test rows")
+    show(loaded.task, "validation rows, tried on the test rows", fitted, tried)
     halves = [(tried[0][start::2], tried[1][start::2]) for start in (0, 1)]
-    temperature = best_temperature(*halves[0])
-    print(f"\ntemperature of every second test row, tried on the others: {temperature or 'none that helps'}")
-    show(loaded.task, *halves, temperature)
+    show(loaded.task, "every second test row, tried on the others", *halves)
     return 0
 
 
@@ -67,10 +63,12 @@ def predicted(loaded: Predictor, records: Sequence[dict]) -> Judged:
     return [loaded.task.gold(record) for record in records], list(results)
 
 
-def show(task: Task, fitted: Judged, tried: Judged, temperature: float | None) -> None:
-    """Print a table of the rows tried on; the threshold is that of the rows fitted on."""
+def show(task: Task, which: str, fitted: Judged, tried: Judged) -> None:
+    """Print a table of the rows tried on; calibration and threshold are those of the rows fitted on."""
+    calibration = best_calibration(task, *fitted)
+    print(f"\ncalibration of {which}: {calibration or 'none that helps'}\n")
     print(f"| scores | ECE of all | threshold | ECE of those kept | {task.metric} |\n|---|---|---|---|---|")
-    for name, used in [("the model's own", None)] + [("at the temperature", temperature)] * (temperature is not None):
+    for name, used in [("the model's own", None)] + [("calibrated", calibration)] * (calibration is not None):
         golds, results = tried[0], calibrated(tried[1], used)
         threshold = best_threshold(task, fitted[0], calibrated(fitted[1], used))
         everything = metrics_of_predictions(task, golds, results)

@@ -1,4 +1,4 @@
-"""Scores keep what they promise: the calibration error, the temperature that makes it smaller, where it is kept."""
+"""Scores keep what they promise: the calibration error, what makes it smaller, and where that is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import predict
@@ -21,10 +21,10 @@ from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice
 from sft.prediction.output import GrowingFile, progress_path
 from sft.prediction.predictor import Predictor, predict_window
 from sft.prediction.rows import RowSettings
-from sft.tasks.calibration import BINS, LEAST_OF_EACH, LEAST_SCORED, Reliability, softened
+from sft.tasks.calibration import BINS, LEAST_OF_EACH, LEAST_SCORED, Calibration, Reliability, rescaled
 from sft.tasks.calibration import calibrated as calibrated_result
 from sft.tasks.classification import Classification
-from sft.tasks.evaluation import Tally, best_temperature, calibrated, metrics_of_predictions
+from sft.tasks.evaluation import Tally, best_calibration, calibrated, metrics_of_predictions
 from sft.tasks.ner import Ner
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.training.trainer_arguments import SftTrainingArguments
@@ -57,17 +57,17 @@ def of_entities(scores: list[float], rights: list[bool]) -> tuple[list[dict], li
     return golds, [{"entities": [entity(0, score)], "unparsable": False, "problems": {}} for score in scores]
 
 
-def drawn(kind: str, rows: int, claimed_power: float, seed: int = 0) -> tuple[list[dict], list[dict]]:
-    """Rows whose right answer is drawn with known probabilities, of which the model claims a power."""
+def drawn(kind: str, rows: int, needed: Calibration, seed: int = 0) -> tuple[list[dict], list[dict]]:
+    """Rows whose right answer is drawn with known probabilities; the model claims what needs this calibration."""
     draw = np.random.default_rng(seed)
     if kind == "labels":
         true = np.exp(draw.normal(0, 1.5, (rows, len(LABELS))))
         true /= true.sum(1, keepdims=True)
         truths = [int(draw.choice(len(LABELS), p=row)) for row in true]
-        claimed = true**claimed_power
+        claimed = true**needed.temperature
         return of_labels((claimed / claimed.sum(1, keepdims=True)).tolist(), truths)
     true = draw.uniform(0.02, 0.98, rows)
-    claimed = true**claimed_power / (true**claimed_power + (1 - true) ** claimed_power)
+    claimed = 1 / (1 + np.exp(-needed.temperature * (np.log(true / (1 - true)) - (needed.bias or 0))))
     return of_entities(claimed.tolist(), (draw.random(rows) < true).tolist())
 
 
@@ -79,10 +79,16 @@ def error_of(kind: str, golds, results) -> float:
     return metrics_of_predictions(task_of(kind), golds, results)["ece"]
 
 
+def fitted(kind: str, golds, results) -> Calibration | None:
+    return best_calibration(task_of(kind), golds, results)
+
+
+NONE_NEEDED = Calibration(1.0)
 KINDS = pytest.mark.parametrize("kind", ["labels", "entities"])
 
 
 class TestError:
+    @settings(max_examples=50)
     @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
     def test_it_is_the_mean_gap_of_the_bins_by_their_rows(self, answers):
         counted = Reliability()
@@ -95,8 +101,8 @@ class TestError:
 
     @KINDS
     def test_scores_that_are_true_probabilities_have_nearly_none(self, kind):
-        assert error_of(kind, *drawn(kind, 6000, 1.0)) < 0.03
-        assert error_of(kind, *drawn(kind, 6000, 3.0)) > 0.08
+        assert error_of(kind, *drawn(kind, 6000, NONE_NEEDED)) < 0.03
+        assert error_of(kind, *drawn(kind, 6000, Calibration(3.0))) > 0.08
 
     def test_always_sure_and_right_seven_times_in_ten_is_three_tenths(self):
         golds, results = of_entities([1.0] * 10, [True] * 7 + [False] * 3)
@@ -115,8 +121,8 @@ class TestError:
         golds, results = of_entities([0.5, 0.5], [True, True])
         results[1]["entities"][0]["score"] = score
         assert error_of("entities", golds, results) == pytest.approx(0.5)
-        assert calibrated(results, 2.0)[1] == results[1]
-        assert best_temperature(golds, results) is None
+        assert calibrated(results, Calibration(2.0, 1.0))[1] == results[1]
+        assert fitted("entities", golds, results) is None
 
     def test_of_two_checkpoints_the_one_with_the_smaller_error_is_the_better(self, tmp_path):
         for metric, greater in (("eval_ece", False), ("unparsable", False), ("eval_f1", True), ("eval_loss", False)):
@@ -125,6 +131,7 @@ class TestError:
 
 
 class TestAddingUp:
+    @settings(max_examples=40)
     @given(
         rows=st.lists(st.tuples(st.sampled_from([*LABELS, None]), CHANCES.filter(lambda row: len(row) == 3))),
         cut=st.integers(0, 20),
@@ -169,51 +176,55 @@ class TestAddingUp:
             Tally.from_json(Tally().to_json() | {"reliability": bins})
 
 
-class TestTemperature:
-    @KINDS
-    @pytest.mark.parametrize("power", [0.4, 2.5])
-    def test_it_is_found_again_and_takes_the_error_away(self, kind, power):
-        golds, results = drawn(kind, 4000, power)
-        temperature = best_temperature(golds, results)
-        assert temperature == pytest.approx(power, rel=0.12)
-        fresh = drawn(kind, 4000, power, seed=1)
-        before, after = (error_of(kind, fresh[0], calibrated(fresh[1], tried)) for tried in (None, temperature))
-        assert after < 0.03 < before
+class TestCalibration:
+    @pytest.mark.parametrize(
+        ("kind", "needed"),
+        [("labels", Calibration(0.4)), ("labels", Calibration(2.5)), ("entities", Calibration(0.4, 0.0)),
+         ("entities", Calibration(2.5, -0.5)), ("entities", Calibration(1.3, 1.5))],
+    )  # fmt: skip
+    def test_it_is_found_again_and_takes_the_error_away(self, kind, needed):
+        found = fitted(kind, *drawn(kind, 3000, needed))
+        assert found.temperature == pytest.approx(needed.temperature, rel=0.12)
+        assert (found.bias is None) == (kind == "labels")
+        assert found.bias is None or found.bias == pytest.approx(needed.bias, abs=0.15)
+        golds, results = drawn(kind, 3000, needed, seed=1)
+        before, after = (error_of(kind, golds, calibrated(results, tried)) for tried in (None, found))
+        by_chance = error_of(kind, *drawn(kind, 3000, NONE_NEEDED, seed=1))  # of the true probabilities of these rows
+        assert after < by_chance + 0.01 < before - 0.02
 
     @KINDS
     @pytest.mark.parametrize("seed", range(4))
     def test_scores_that_need_none_hardly_change(self, kind, seed):
-        temperature = best_temperature(*drawn(kind, 1000, 1.0, seed))
-        assert temperature is None or 0.85 < temperature < 1.2
+        found = fitted(kind, *drawn(kind, 1000, NONE_NEEDED, seed))
+        assert found is None or (0.8 < found.temperature < 1.25 and abs(found.bias or 0) < 0.3)
 
     @KINDS
     def test_few_rows_or_hardly_any_mistake_give_none(self, kind):
-        golds, results = drawn(kind, LEAST_SCORED - 1, 3.0)
-        assert best_temperature(golds, results) is None
+        golds, results = drawn(kind, LEAST_SCORED - 1, Calibration(3.0))
+        assert fitted(kind, golds, results) is None
         rows = 400
         for wrong in (0, LEAST_OF_EACH - 1):
             if kind == "labels":
                 golds, results = of_labels([[0.6, 0.2, 0.2]] * rows, [1] * wrong + [0] * (rows - wrong))
             else:
                 golds, results = of_entities([0.6] * rows, [number >= wrong for number in range(rows)])
-            assert best_temperature(golds, results) is None
+            assert fitted(kind, golds, results) is None
 
     def test_what_fits_only_the_rows_it_was_fitted_on_is_not_kept(self):
         rights = [number % 2 == 0 or number % 4 == 1 for number in range(400)]  # even rows all, odd ones by half
-        golds, results = of_entities([0.9] * 400, rights)
-        assert best_temperature(golds, results) is None
+        assert fitted("entities", *of_entities([0.9] * 400, rights)) is None
 
     def test_rows_without_gold_and_failed_ones_are_passed_over(self):
-        golds, results = drawn("labels", 2000, 2.5)
-        expected = best_temperature(golds, results)
+        golds, results = drawn("labels", 2000, Calibration(2.5))
+        expected = fitted("labels", golds, results)
         golds += [None, {"label": "体育"}]
         results += [results[0], {"error": "太长"}]
-        assert best_temperature(golds, results) == expected
-        assert calibrated(results, 2.0)[-1] == {"error": "太长"}
+        assert fitted("labels", golds, results) == expected is not None
+        assert calibrated(results, Calibration(2.0))[-1] == {"error": "太长"}
 
     @given(CHANCES, st.floats(0.1, 10))
     def test_what_is_best_stays_best_and_all_sum_to_one(self, chances, temperature):
-        soft = softened(chances, temperature)
+        soft = rescaled(chances, Calibration(temperature))
         assert sum(soft) == pytest.approx(1)
         assert all(0 <= chance <= 1 for chance in soft)
         assert [soft[place] for place in sorted(range(len(chances)), key=chances.__getitem__)] == sorted(soft)
@@ -221,39 +232,45 @@ class TestTemperature:
     @given(CHANCES.filter(lambda row: len(row) == 3), st.floats(0.1, 10))
     def test_a_label_stays_and_its_score_is_the_highest(self, chances, temperature):
         _, (result,) = of_labels([chances], [0])
-        changed = calibrated_result(result, temperature)
+        changed = calibrated_result(result, Calibration(temperature))
         assert changed["label"] == result["label"] and list(changed["scores"]) == list(result["scores"])
         assert changed["score"] == changed["scores"][result["label"]] == max(changed["scores"].values())
 
-    @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.1, 10))
-    def test_entities_keep_their_order_and_a_score_its_side_of_one_half(self, one, other, temperature):
+    @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.1, 10), st.floats(-5, 5))
+    def test_entities_keep_their_order(self, one, other, temperature, bias):
         result = {"entities": [entity(0, one), entity(1, other)]}
-        changed = {found["start"]: found["score"] for found in calibrated_result(result, temperature)["entities"]}
+        entities = calibrated_result(result, Calibration(temperature, bias))["entities"]
+        changed = {found["start"]: found["score"] for found in entities}
         assert sorted(changed.values()) == [changed[start] for start in ((0, 1) if one <= other else (1, 0))]
         assert all(0 <= score <= 1 for score in changed.values())
-        for score, new in ((one, changed[0]), (other, changed[1])):
-            assert (score > 0.5) >= (new > 0.5) and (score < 0.5) >= (new < 0.5)
 
 
 class TestKept:
-    @pytest.mark.parametrize("value", [0, -1, 0.05, 11, 1e300, True, "1.5", [1.5]])
-    def test_a_value_that_no_training_writes_is_one_line(self, value, tmp_path):
+    @pytest.mark.parametrize(
+        "changes",
+        [*({"temperature": value} for value in (0, -1, 0.05, 11, 1e300, True, "1.5", [1.5])),
+         *({"temperature": 1.5, "score_bias": value} for value in (-6, 5.5, False, "0")), {"score_bias": 0.5}],
+        ids=str,
+    )  # fmt: skip
+    def test_a_value_that_no_training_writes_is_one_line(self, changes, tmp_path):
         path = tmp_path / "x.task.json"
-        path.write_text(json.dumps(TaskSettings(CLS).to_json() | {"temperature": value}), encoding="utf-8")
-        with pytest.raises(InputError, match="temperature") as told:
+        path.write_text(json.dumps(TaskSettings(NER).to_json() | changes), encoding="utf-8")
+        with pytest.raises(InputError, match=list(changes)[-1]) as told:
             TaskSettings.read(path)
         assert "\n" not in str(told.value)
 
     def test_it_is_written_read_and_sealed(self, tmp_path):
         path = tmp_path / "x.task.json"
         TaskSettings(CLS, temperature=1.25).write(path)
-        assert TaskSettings.read(path).temperature == 1.25
+        assert TaskSettings.read(path).calibration == Calibration(1.25)
         path.write_text(path.read_text(encoding="utf-8").replace("1.25", "1.75"), encoding="utf-8")
         with pytest.raises(InputError, match="sha256"):
             TaskSettings.read(path)
         TaskSettings(CLS).write(path)
         assert "temperature" not in path.read_text(encoding="utf-8")
-        assert TaskSettings.read(path).temperature is None
+        assert TaskSettings.read(path).calibration is None
+        TaskSettings(NER, temperature=1.25, score_bias=-0.5).write(path)
+        assert TaskSettings.read(path).calibration == Calibration(1.25, -0.5)
 
 
 ROWS = [{"text": text, "output": label} for text in ("打仗", "比赛赢了", "国家队", "钱", "昨天") for label in LABELS]
@@ -273,7 +290,7 @@ class TestPrediction:
         plain, soft = (Predictor.load(adapter)(ROWS) for adapter in adapters)
         assert [row["label"] for row in soft] == [row["label"] for row in plain]
         for before, after in zip(plain, soft, strict=True):
-            assert after == calibrated_result(before, 4.0)
+            assert after == calibrated_result(before, Calibration(4.0))
             assert after["score"] < before["score"]
 
     def test_the_threshold_is_for_scores_at_the_temperature(self, adapters):
@@ -283,14 +300,14 @@ class TestPrediction:
         assert all((row["label"] is not None) == (row["score"] >= middle) for row in kept)
 
     def test_only_constrained_answers_of_the_adapter_are_calibrated(self, adapters):
-        def temperature(choice: ModelChoice, limits: LimitChoice = AS_TRAINED) -> float | None:
-            return Predictor.load(choice, limits).row_settings.temperature
+        def used(choice: ModelChoice, limits: LimitChoice = AS_TRAINED) -> Calibration | None:
+            return Predictor.load(choice, limits).row_settings.calibration
 
         old, new = adapters
-        assert temperature(ModelChoice(new)) == 4.0
-        assert temperature(ModelChoice(old)) is None
-        assert temperature(ModelChoice(new, base_only=True)) is None
-        assert temperature(ModelChoice(new), LimitChoice(constrained=False)) is None
+        assert used(ModelChoice(new)) == Calibration(4.0)
+        assert used(ModelChoice(old)) is None
+        assert used(ModelChoice(new, base_only=True)) is None
+        assert used(ModelChoice(new), LimitChoice(constrained=False)) is None
 
     def test_a_resumed_prediction_has_the_error_of_an_undisturbed_one(self, adapters, tmp_path, capsys):
         rows = tmp_path / "rows.jsonl"
@@ -307,9 +324,9 @@ class TestPrediction:
         assert json.loads(capsys.readouterr().out) == whole
         assert 0 < whole["ece"] < 1
         assert outputs[0].read_bytes() == outputs[1].read_bytes()
-        assert progress["run"]["temperature"] == 4.0
+        assert progress["run"]["calibration"] == [4.0, None]
 
-    def test_progress_of_a_version_without_temperatures_is_resumed(self, adapters, tmp_path, capsys):
+    def test_progress_of_a_version_without_calibration_is_resumed(self, adapters, tmp_path, capsys):
         rows, output = tmp_path / "rows.jsonl", tmp_path / "predictions.jsonl"
         rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
         words = ["--adapter", str(adapters[0]), "--input_file", str(rows), "--output_file", str(output)]
@@ -317,7 +334,7 @@ class TestPrediction:
         whole = json.loads(capsys.readouterr().out)
         path = progress_path(output)
         old = json.loads(path.read_text(encoding="utf-8"))
-        assert "temperature" not in old["run"]
+        assert "calibration" not in old["run"]
         del old["own_sha256"], old["tally"]["reliability"]
         path.write_text(json.dumps(old), encoding="utf-8")
         assert predict.main([*words, "--resume"]) == 0
@@ -339,12 +356,12 @@ def test_training_fits_it_on_validation_and_prediction_uses_it(tokenizer, tmp_pa
     words += ["--train_file", str(tmp_path / "train_cls.jsonl"), "--output_dir", str(run), "--eval_on_start", "false"]
     words += ["--validation_file", str(tmp_path / "validation_cls.jsonl"), "--disable_tqdm", "true"]
     assert train_qwen2_classification.main([*words, "--save_strategy", "steps", "--save_steps", "1"]) == 0
-    settings = TaskSettings.read(run / "task.json")
-    assert settings.temperature > 1, "a random model is sure of labels that it gets wrong"
-    assert TaskSettings.read(run / "checkpoint-1/task.json").temperature == settings.temperature
+    kept = TaskSettings.read(run / "task.json")
+    assert kept.temperature > 1, "a random model is sure of labels that it gets wrong"
+    assert TaskSettings.read(run / "checkpoint-1/task.json").calibration == kept.calibration
     evaluated, tested = (json.loads((run / f"{split}_results.json").read_text()) for split in ("eval", "test"))
-    assert evaluated["eval_temperature"] == tested["test_temperature"] == settings.temperature
-    assert f"概率按温度 {settings.temperature:g} 校准过" in (run / "report.html").read_text(encoding="utf-8")
+    assert evaluated["eval_temperature"] == tested["test_temperature"] == kept.temperature
+    assert f"概率按温度 {kept.temperature:g} 校准过" in (run / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
     words = ["--adapter", str(run), "--input_file", str(tmp_path / "test_cls.jsonl"), "--output_file"]
     assert predict.main([*words, str(tmp_path / "out.jsonl")]) == 0

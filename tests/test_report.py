@@ -418,6 +418,9 @@ def test_the_kept_weights_and_the_threshold_are_told_and_marked(tmp_path):
     chosen = FACTS._replace(kept=Kept(40, "eval_f1", 0.35, temperature=1.875))
     text = Page(write_report(tmp_path / "calibrated", NER, span_rows(30), facts=chosen)).text
     assert "概率按温度 1.875 校准过" in text
+    chosen = FACTS._replace(kept=Kept(40, "eval_f1", 0.35, temperature=1.875, score_bias=0.5))
+    text = Page(write_report(tmp_path / "biased", NER, span_rows(30), facts=chosen)).text
+    assert "概率按温度 1.875 和偏置 +0.5 校准过" in text
     last = FACTS._replace(kept=Kept(59))
     text = Page(write_report(tmp_path / "last", CLASSIFICATION, label_rows(30), facts=last)).text
     assert "采用的是第 59 步的权重（共 59 步），也就是最后一步" in text

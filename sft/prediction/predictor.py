@@ -87,7 +87,7 @@ class Predictor:
         Args:
             choice: which model; a path is the folder that a training script wrote.
             row_settings: if its ``threshold`` is None, the one that training chose for the adapter is used. Its
-                ``temperature`` is always that of training.
+                ``calibration`` is always that of training.
 
         Raises:
             InputError: there is no such adapter, task or base model, they do not fit together, or the GPU cannot be
@@ -199,7 +199,7 @@ def _row_settings(chosen: RowSettings, limits: LimitChoice, trained: TaskSetting
     if trained is None:
         return chosen
     threshold = trained.threshold if chosen.threshold is None else chosen.threshold
-    return replace(chosen, threshold=threshold, temperature=trained.temperature)
+    return replace(chosen, threshold=threshold, calibration=trained.calibration)
 
 
 def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tuple[list[bytes], Tally]:
@@ -224,7 +224,7 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
             raise
         raise RunError(f"{memory_name(error)}不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
     results = [{"error": str(record)} if isinstance(record, RowError) else next(predicted) for record in records]
-    results = at_least(task, calibrated(results, settings.temperature), settings.threshold)
+    results = at_least(task, calibrated(results, settings.calibration), settings.threshold)
     golds = [usable_gold(record, task) for record in records]
     outputs = [to_output(record, result, task, settings) for record, result in zip(records, results, strict=True)]
     tally = Tally.of(task, golds, results)
@@ -266,8 +266,9 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
         reading: further settings of how the input is read.
     """
     row_settings = asdict(predictor.row_settings) | {"columns": list(predictor.row_settings.columns)}
-    if row_settings["temperature"] is None:  # progress files of older versions do not name it
-        del row_settings["temperature"]
+    calibration = row_settings.pop("calibration")  # progress files of older versions do not name it
+    if calibration is not None:
+        row_settings["calibration"] = [*calibration]
     return {
         "input_file": input_file and file_hash(input_file)[:16],
         **reading,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sft.tasks.task import Task
 
 Findings = LabelFindings | SpanFindings
-NOT_SCORES = ("unparsable", "loss", "threshold", "temperature")
+NOT_SCORES = ("unparsable", "loss", "threshold", "temperature", "score_bias")
 FINDINGS = {"label": LabelFindings, "entities": SpanFindings}  # by the key that holds the answer in a result
 
 

@@ -108,6 +108,12 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Probabilities are calibrated with temperature {temperature}: it was fitted on the validation rows, brings "
         "probabilities closer to the share of right answers, and predict.py uses it, too.",
     ),
+    "kept_temperature_and_bias": (
+        "概率按温度 {temperature} 和偏置 {bias} 校准过：它们在验证集上拟合，使概率更接近答对的比例，"
+        "predict.py 也用它们。",
+        "Probabilities are calibrated with temperature {temperature} and bias {bias}: they were fitted on the "
+        "validation rows, bring probabilities closer to the share of right answers, and predict.py uses them, too.",
+    ),
     "curve_hint": (
         "指向曲线看数值；键盘用左右方向键。",
         "Point at a curve to read it; with the keyboard, use ← and →.",

@@ -1,13 +1,15 @@
-"""Do scores keep what they promise: of all answers with a score of 0.8, are 80 % right? And a temperature to help.
+"""Do scores keep what they promise: of all answers with a score of 0.8, are 80 % right? And what makes them do so.
 
 The expected calibration error (ECE) and the reliability diagram are those of Guo et al. 2017 (arXiv 1706.04599), with
 their 15 bins of equal width. A bin holds scores from its lower end, included, to its upper end, excluded. What is
 counted is an answer with a score: a label, or an entity that the model found. An entity that was missed has no score.
 The error is given for any number of answers; of fewer than `LEAST_SCORED` it is too high by chance.
 
-The temperature is theirs, too: one number T > 0, by which the logarithms of probabilities are divided before they
-are made to sum to 1 again. For a label these are the probabilities of all options; for an entity those of being
-right and of being wrong. A larger T makes scores more modest. T never changes which option is the best.
+The temperature is theirs, too: one number T > 0, by which the logarithms of the probabilities of all options are
+divided before they are made to sum to 1 again. A larger T makes scores more modest; which option is the best, and the
+order of all others, stay. An entity has two options, being right and being wrong, and a second number b, because the
+likeliest of many possible names is often right at a probability far below one half: its score s becomes
+sigmoid(logit(s) / T + b) (Platt 1999). The order of scores stays here, too.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ BINS = 15
 LEAST_SCORED = 100  # answers: a temperature from fewer says more about these rows than about the model
 LEAST_OF_EACH = 5  # right ones, and wrong ones: where no answer is wrong, the best temperature is 0
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.1, 10.0
-DIGITS = 3  # of a temperature, after the point
+MOST_BIAS = 5.0  # either way
+DIGITS = 3  # of both, after the point
 SCORE_UNITS = 1 << 30  # sums of scores are whole numbers of 1/2^30, so that they are the same in any order
 EDGE = 2.0**-24  # float32 cannot tell a probability from 0 or 1 that is closer to it
 
@@ -149,7 +152,19 @@ def _span(entity: dict) -> tuple[int, int, str]:
     return entity["start"], entity["end"], entity["label"]
 
 
-# ---- temperature ----
+# ---- scores that keep what they promise ----
+
+
+class Calibration(NamedTuple):
+    """What turns a model's own scores into calibrated ones.
+
+    Attributes:
+        temperature: logarithms of probabilities are divided by it.
+        bias: added to the log-odds of an entity's being right; None for labels, which have none.
+    """
+
+    temperature: float
+    bias: float | None = None
 
 
 class Scored(NamedTuple):
@@ -168,41 +183,42 @@ class Scored(NamedTuple):
     row: int
 
 
-def softened(chances: Sequence[float], temperature: float) -> list[float]:
-    """The probabilities at a temperature: as high as their ``1 / temperature``-th powers, and summing to 1."""
-    logarithms = [math.log(max(chance, sys.float_info.min)) / temperature for chance in chances]
-    highest = max(logarithms)
-    powers = [math.exp(logarithm - highest) for logarithm in logarithms]
-    total = sum(powers)
-    return [power / total for power in powers]
-
-
-def calibrated(result: dict, temperature: float) -> dict:
-    """A result with the scores that its own become at a temperature. All else is the same.
-
-    A score that is missing or not finite stays as it is.
-    """
+def calibrated(result: dict, calibration: Calibration) -> dict:
+    """A result with calibrated scores. All else is the same; a score that is missing or not finite stays as it is."""
     if "entities" in result:
-        return result | {"entities": [_calibrated_entity(entity, temperature) for entity in result["entities"]]}
+        return result | {"entities": [_calibrated_entity(entity, calibration) for entity in result["entities"]]}
     scores = result.get("scores")
     if not scores or not all(map(is_probability, scores.values())) or result["label"] not in scores:
         return result
-    scores = dict(zip(scores, softened(list(scores.values()), temperature), strict=True))
+    scores = dict(zip(scores, rescaled(list(scores.values()), calibration), strict=True))
     return result | {"score": scores[result["label"]], "scores": scores}
 
 
-def _calibrated_entity(entity: dict, temperature: float) -> dict:
+def _calibrated_entity(entity: dict, calibration: Calibration) -> dict:
     if not is_probability(entity.get("score")):
         return entity
-    return entity | {"score": softened(_right_or_wrong(entity["score"]), temperature)[0]}
+    return entity | {"score": rescaled(_right_or_wrong(entity["score"]), calibration)[0]}
 
 
 def _right_or_wrong(score: float) -> tuple[float, float]:
     return max(score, EDGE), max(1 - score, EDGE)
 
 
+def rescaled(chances: Sequence[float], calibration: Calibration) -> list[float]:
+    """The calibrated probabilities of the options of one answer. They sum to 1."""
+    logarithms = [math.log(max(chance, sys.float_info.min)) / calibration.temperature for chance in chances]
+    logarithms[0] += calibration.bias or 0.0
+    highest = max(logarithms)
+    powers = [math.exp(logarithm - highest) for logarithm in logarithms]
+    total = sum(powers)
+    return [power / total for power in powers]
+
+
+# ---- what fits validation rows best ----
+
+
 def scored_answers(gold: dict, result: dict, row: int) -> Iterator[Scored]:
-    """The answers of one row as a temperature is fitted to them."""
+    """The answers of one row as a calibration is fitted to them."""
     if "entities" in result:
         for score, right in judged_scores(gold, result):
             yield Scored(_right_or_wrong(score), 0, 0 if right else 1, row)
@@ -213,11 +229,14 @@ def scored_answers(gold: dict, result: dict, row: int) -> Iterator[Scored]:
         yield Scored(tuple(scores.values()), options.index(result["label"]), options.index(gold["label"]), row)
 
 
-def best_temperature(scored: Sequence[Scored]) -> float | None:
-    """The temperature by which these answers are the most probable; None unless it helps with rows not fitted on.
+def best_calibration(scored: Sequence[Scored], *, with_bias: bool) -> Calibration | None:
+    """The calibration by which these answers are the most probable; None unless it helps with rows not fitted on.
 
     It is fitted on the even rows and tried on the odd ones, and the other way round. It helps if both the negative
     log-likelihood and the expected calibration error of all rows become smaller. What it is then is fitted on all.
+
+    Args:
+        with_bias: for entities.
 
     Returns:
         None also for fewer than ``LEAST_SCORED`` answers, or ``LEAST_OF_EACH`` right or wrong ones.
@@ -228,56 +247,49 @@ def best_temperature(scored: Sequence[Scored]) -> float | None:
     halves = [[answer for answer in scored if answer.row % 2 == parity] for parity in (0, 1)]
     if not all(halves):
         return None
-    fitted = [_fit(_logarithms(half)) for half in reversed(halves)]
-    if not _helps(halves, fitted):
-        return None
-    return round(_fit(_logarithms(scored)), DIGITS)
+    fitted = [_fit(half, with_bias=with_bias) for half in reversed(halves)]
+    return _fit(scored, with_bias=with_bias) if _helps(halves, fitted) else None
 
 
-def _helps(parts: Sequence[Sequence[Scored]], temperatures: Sequence[float]) -> bool:
-    """Whether each part's temperature brings likelihood and calibration error of all parts nearer to the ideal."""
+def _helps(parts: Sequence[Sequence[Scored]], calibrations: Sequence[Calibration]) -> bool:
+    """Whether each part's calibration makes both the loss and the calibration error of all parts smaller."""
     losses, errors = [0.0, 0.0], [Reliability(), Reliability()]
-    for part, temperature in zip(parts, temperatures, strict=True):
-        logarithms = _logarithms(part)
-        for place, tried in enumerate((1.0, temperature)):
-            losses[place] += _loss(logarithms, tried) * len(part)
-            for answer in part:
-                score = softened(answer.chances, tried)[answer.given]
-                errors[place].count(score, right=answer.given == answer.truth)
+    for part, calibration in zip(parts, calibrations, strict=True):
+        for answer in part:
+            for place, chances in enumerate((answer.chances, rescaled(answer.chances, calibration))):
+                losses[place] -= math.log(max(chances[answer.truth], sys.float_info.min))
+                errors[place].count(min(chances[answer.given], 1.0), right=answer.given == answer.truth)
     return losses[1] < losses[0] and errors[1].expected_error() < errors[0].expected_error()
 
 
-def _logarithms(scored: Sequence[Scored]) -> np.ndarray:
-    """Log-probabilities of shape (answers, options at most): the right option first, -inf where there is none."""
-    import numpy as np
+def _fit(scored: Sequence[Scored], *, with_bias: bool) -> Calibration:
+    """The calibration with the smallest mean negative log-likelihood of the right options.
 
-    found = np.full((len(scored), max(len(answer.chances) for answer in scored)), -np.inf)
-    for row, (chances, _, truth, _) in zip(found, scored, strict=True):
-        ordered = [chances[truth], *chances[:truth], *chances[truth + 1 :]]
-        row[: len(chances)] = np.log(np.maximum(ordered, sys.float_info.min))
-    return found
-
-
-def _loss(logarithms: np.ndarray, temperature: float) -> float:
-    """The mean negative log-likelihood of the right options, which are in the first column."""
-    import numpy as np
-
-    scaled = logarithms / temperature
-    highest = scaled.max(axis=1)
-    return float((highest + np.log(np.exp(scaled - highest[:, None]).sum(axis=1)) - scaled[:, 0]).mean())
-
-
-def _fit(logarithms: np.ndarray) -> float:
-    """The temperature with the smallest loss, by golden-section search over its logarithm.
-
-    The loss is convex in 1 / temperature, so there is one minimum.
+    That is convex in 1 / temperature and bias, so there is one minimum.
     """
-    ratio = (math.sqrt(5) - 1) / 2
-    low, high = math.log(LEAST_TEMPERATURE), math.log(MOST_TEMPERATURE)
-    while high - low > 10**-DIGITS / 10:
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if _loss(logarithms, math.exp(left)) <= _loss(logarithms, math.exp(right)):
-            high = right
-        else:
-            low = left
-    return math.exp((low + high) / 2)
+    import numpy as np
+    from scipy.optimize import minimize
+
+    logarithms = np.full((len(scored), max(len(answer.chances) for answer in scored)), -np.inf)
+    for row, answer in zip(logarithms, scored, strict=True):
+        row[: len(answer.chances)] = np.log(np.maximum(answer.chances, sys.float_info.min))
+    finite = np.where(np.isfinite(logarithms), logarithms, 0.0)
+    rows, truths = np.arange(len(scored)), np.array([answer.truth for answer in scored])
+
+    def loss_and_slopes(values: np.ndarray) -> tuple[float, np.ndarray]:
+        inverse, bias = values
+        scaled = logarithms * inverse
+        scaled[:, 0] += bias
+        scaled -= scaled.max(axis=1, keepdims=True)
+        powers = np.exp(scaled)
+        totals = powers.sum(axis=1)
+        chances = powers / totals[:, None]
+        by_inverse = (chances * finite).sum(axis=1) - finite[rows, truths]
+        slopes = np.array([by_inverse.mean(), (chances[:, 0] - (truths == 0)).mean()])
+        return float((np.log(totals) - scaled[rows, truths]).mean()), slopes
+
+    most_bias = MOST_BIAS if with_bias else 0.0
+    bounds = [(1 / MOST_TEMPERATURE, 1 / LEAST_TEMPERATURE), (-most_bias, most_bias)]
+    options = {"ftol": 1e-14, "gtol": 1e-9}
+    found = minimize(loss_and_slopes, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    return Calibration(round(1 / float(found[0]), DIGITS), round(float(found[1]), DIGITS) if with_bias else None)

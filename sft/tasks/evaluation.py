@@ -1,4 +1,4 @@
-"""Predictions against gold, over any number of rows: counts that add up, temperatures, thresholds, metrics."""
+"""Predictions against gold, over any number of rows: counts that add up, calibration, thresholds, metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sft.errors import InputError
 from sft.tasks import calibration
-from sft.tasks.calibration import Reliability
+from sft.tasks.calibration import Calibration, Reliability
 from sft.tasks.task import Task
 
 MOST_GOLD_PROBLEMS = 200  # that are counted apart
@@ -144,24 +144,24 @@ class Tally:
         )
 
 
-def calibrated(predictions: Sequence[dict], temperature: float | None) -> list[dict]:
-    """The predictions with their scores at a temperature; unchanged if it is None. Thresholds are applied afterwards.
+def calibrated(predictions: Sequence[dict], found: Calibration | None) -> list[dict]:
+    """The predictions with calibrated scores; unchanged if ``found`` is None. Thresholds are applied afterwards.
 
     This is the only place where scores are calibrated: training evaluates through it, and prediction answers.
     """
-    if temperature is None:
+    if found is None:
         return list(predictions)
-    return [result if "error" in result else calibration.calibrated(result, temperature) for result in predictions]
+    return [result if "error" in result else calibration.calibrated(result, found) for result in predictions]
 
 
-def best_temperature(golds: Sequence[dict | None], predictions: Sequence[dict]) -> float | None:
-    """The temperature for the scores of the rows with gold and without an error; None if there is none that helps."""
+def best_calibration(task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> Calibration | None:
+    """The calibration for the scores of the rows with gold and without an error; None if there is none that helps."""
     pairs = zip(golds, predictions, strict=True)
     judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
     scored = [
         answer for row, (gold, result) in enumerate(judged) for answer in calibration.scored_answers(gold, result, row)
     ]
-    return calibration.best_temperature(scored)
+    return calibration.best_calibration(scored, with_bias=task.answers == "entities")
 
 
 def at_least(task: Task, predictions: Sequence[dict], threshold: float | None) -> list[dict]:

@@ -16,9 +16,12 @@ from sft.decoding.decode import Limits, predict
 from sft.decoding.room import Room
 from sft.engine.batches import Batching, EncodedRow, split_rows, to_device
 from sft.engine.loss import supervised_loss
-from sft.tasks.evaluation import at_least, best_temperature, best_threshold, calibrated, metrics_of_predictions
+from sft.tasks.evaluation import at_least, best_calibration, best_threshold, calibrated, metrics_of_predictions
+from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 from sft.training.sharding import whole_weights
+
+CHOSEN = ("threshold", "temperature", "score_bias")  # on the validation records, and kept in ``task.json``
 
 
 class Examples(NamedTuple):
@@ -37,11 +40,11 @@ class Evaluation(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-        metrics: the loss, the task's metrics, and the threshold and the temperature if there are any, by name.
+        metrics: the loss, the task's metrics, and the threshold and the calibration if there are any, by name.
         predictions: one result for each record, in order, without entities that score below the threshold.
         threshold: the lowest score of an entity that is kept; None for no threshold.
         unfiltered: the predictions with the entities that score below the threshold.
-        temperature: of all these scores, see `sft.tasks.calibration`; None for the model's own.
+        temperature, score_bias: of all these scores, see `sft.tasks.calibration`; None for the model's own.
     """
 
     metrics: dict[str, float]
@@ -49,10 +52,11 @@ class Evaluation(NamedTuple):
     threshold: float | None
     unfiltered: list[dict]
     temperature: float | None = None
+    score_bias: float | None = None
 
     def chosen(self) -> dict[str, float | None]:
         """What an adapter remembers of the evaluation that chose it."""
-        return {"threshold": self.threshold, "temperature": self.temperature}
+        return {name: getattr(self, name) for name in CHOSEN}
 
 
 class Evaluator:
@@ -76,27 +80,26 @@ class Evaluator:
         self._loss_tokens = 0  # the largest pass for the loss; 0: none has run out of memory
 
     def choose_threshold(self, model, examples: Examples, max_tokens: int, accelerator: Accelerator) -> Evaluation:
-        """Evaluate with the temperature and the threshold that are best for these examples, the validation records.
+        """Evaluate with the calibration and the threshold that are best for these examples, the validation records.
 
         Args:
             max_tokens: the largest forward pass for the loss, in tokens.
         """
         loss, golds, predictions = self._predict(model, examples, max_tokens, accelerator)
-        temperature = best_temperature(golds, predictions)
-        predictions = calibrated(predictions, temperature)
+        calibration = best_calibration(self.task, golds, predictions)
+        temperature, bias = calibration or (None, None)
+        predictions = calibrated(predictions, calibration)
         threshold = best_threshold(self.task, golds, predictions)
-        return self._evaluation(loss, golds, predictions, {"threshold": threshold, "temperature": temperature})
+        chosen = {"threshold": threshold, "temperature": temperature, "score_bias": bias}
+        return self._evaluation(loss, golds, predictions, chosen)
 
     def evaluate(
-        self, model, examples: Examples, max_tokens: int, accelerator: Accelerator, chosen: Mapping[str, float | None]
+        self, model, examples: Examples, max_tokens: int, accelerator: Accelerator, settings: TaskSettings
     ) -> Evaluation:
-        """Evaluate with what was chosen on other examples.
-
-        Args:
-            chosen: the threshold and the temperature, see `Evaluation.chosen`.
-        """
+        """Evaluate with the calibration and the threshold that an adapter remembers."""
         loss, golds, predictions = self._predict(model, examples, max_tokens, accelerator)
-        return self._evaluation(loss, golds, calibrated(predictions, chosen["temperature"]), chosen)
+        chosen = {name: getattr(settings, name) for name in CHOSEN}
+        return self._evaluation(loss, golds, calibrated(predictions, settings.calibration), chosen)
 
     def _predict(
         self, model, examples: Examples, max_tokens: int, accelerator: Accelerator

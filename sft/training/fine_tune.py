@@ -268,13 +268,12 @@ def evaluate_test(
     """Evaluate on the test records, once, and keep some predictions as samples; None if there are no such records.
 
     Args:
-        settings: with the threshold and the temperature that the adapter remembers.
+        settings: with the threshold and the calibration that the adapter remembers.
     """
     if not prepared.splits.test:
         return None
     examples = Examples(records_of(prepared.splits.test), prepared.rows.test)
-    chosen = {"threshold": settings.threshold, "temperature": settings.temperature}
-    tested = trainer.evaluator.evaluate(trainer.model, examples, trainer.max_tokens, trainer.accelerator, chosen)
+    tested = trainer.evaluator.evaluate(trainer.model, examples, trainer.max_tokens, trainer.accelerator, settings)
     trainer.log(named_metrics(tested, "test"))
     if trainer.is_world_process_zero():
         write_metrics(trainer.run.output_dir, "test", tested)
@@ -287,7 +286,7 @@ def evaluate_test(
 
 
 def what_is_kept(trainer: SftTrainer, best: Evaluation | None) -> Kept:
-    """Which step's weights are saved, by which metric they were chosen, with which threshold and temperature."""
+    """Which step's weights are saved, by which metric they were chosen, with which threshold and calibration."""
     state, training = trainer.state, trainer.args
     chosen = best.chosen() | {"predictions": best.unfiltered} if best else {}
     if training.load_best_model_at_end and state.best_global_step:

@@ -185,7 +185,7 @@ class SavingTrainer(ShardedTrainer):
             checkpoints.write_manifest(folder, self.run.identity | {checkpoints.MICRO_BATCH: self.max_tokens})
 
     def _settings_now(self) -> TaskSettings:
-        """What the adapter of this step remembers: with threshold and temperature if this step was evaluated."""
+        """What the adapter of this step remembers: with threshold and calibration if this step was evaluated."""
         step, chosen = self.chosen
         return self.run.settings.replace(**chosen) if step == self.state.global_step else self.run.settings
 

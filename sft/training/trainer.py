@@ -240,7 +240,7 @@ class SftTrainer(SavingTrainer):
         return metrics
 
     def validate(self) -> Evaluation:
-        """Evaluate on the validation records, with the temperature and the threshold that are best for them."""
+        """Evaluate on the validation records, with the calibration and the threshold that are best for them."""
         return self.evaluator.choose_threshold(self.model, self.validation, self.max_tokens, self.accelerator)
 
 
