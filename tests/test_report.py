@@ -23,15 +23,16 @@ from sft.report import page
 from sft.report.charts import line_chart
 from sft.report.findings import findings_of
 from sft.report.intervals import wilson
-from sft.report.labels import BINS, LabelFindings
-from sft.report.run import SCORES, Kept, _scores_by_threshold
+from sft.report.labels import LabelFindings
+from sft.report.run import Kept, _scores_by_threshold
 from sft.report.shown_rows import MOST_KEPT, RIGHT, WRONG, ShownRows
 from sft.report.span_errors import KINDS, PAIRED_KINDS, span_errors
 from sft.report.spans import SpanFindings
 from sft.tasks import TASKS
+from sft.tasks.calibration import BINS
 from sft.tasks.classification import Classification
-from sft.tasks.evaluation import Tally
-from sft.tasks.metrics import best_span_threshold, count_labels, count_spans, label_metrics, span_metrics
+from sft.tasks.evaluation import Tally, metrics_of_predictions
+from sft.tasks.metrics import METRIC_NAMES, best_span_threshold, count_labels, count_spans, label_metrics, span_metrics
 from sft.tasks.ner import Ner
 from tests.reports import ENTITY_LABELS, FACTS, HOSTILE, LABELS, label_rows, span_rows, write_report
 
@@ -175,6 +176,36 @@ def test_the_reliability_diagram_is_that_of_scikit_learn():
     assert [bin_["confidence"] for bin_ in calibration["bins"]] == pytest.approx(confidence)
     weights = np.array([bin_["rows"] for bin_ in calibration["bins"]]) / 500
     assert calibration["expected_error"] == pytest.approx(np.sum(weights * np.abs(accuracy - confidence)))
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "count_name", "share_name"),
+    [(CLASSIFICATION, label_rows, "行数", "准确率"), (NER, span_rows, "实体数", "精确率")],
+    ids=["labels", "spans"],
+)
+def test_both_kinds_of_report_have_a_reliability_diagram(task, make, count_name, share_name, tmp_path):
+    records, predictions = make(400)
+    path = write_report(tmp_path, task, (records, predictions))
+    golds, answers = [task.gold(record) for record in records], [row | {"problems": {}} for row in predictions]
+    metrics = metrics_of_predictions(task, golds, answers)
+    html, text = path.read_text(encoding="utf-8"), " ".join(Page(path).text.split())
+    section = html.split('id="calibration-title"')[1].split("</section>")[0]
+    marks, head = section.count('<circle class="mark'), section.split("<thead>")[1].split("</thead>")[0]
+    assert 0 < marks <= BINS and section.count('<tr><th scope="row">') == marks
+    assert f"{BINS} 个等宽区间）{metrics['ece']:.3f}" in text
+    before_and_after = r"验证集，微调前 ?[\d.]+ ?验证集，微调后 ?[\d.]+"
+    assert re.search(rf"校准误差 ECE ?{before_and_after} ?测试集，微调后 ?{metrics['ece']:.3f}", text)
+    assert count_name in head and share_name in head
+    assert "只作参考" not in text
+    few = " ".join(Page(write_report(tmp_path / "few", task, make(20))).text.split())
+    assert "只作参考" in few
+
+
+def test_a_withheld_label_claims_nothing_and_is_not_in_the_diagram():
+    findings = findings_of(CLASSIFICATION)
+    for score, label in ((0.9, "体育"), (0.3, None)):
+        findings.add("", {"label": "体育"}, {"label": label, "score": score})
+    assert findings.page()["calibration"]["rows"] == 1
 
 
 def test_a_confusion_matrix_of_many_labels_keeps_every_row():
@@ -383,6 +414,13 @@ def test_the_kept_weights_and_the_threshold_are_told_and_marked(tmp_path):
     assert "采用的是第 40 步的权重（共 59 步）：各次验证中微平均 F1最好的一次" in " ".join(text.split())
     assert "概率低于 0.35 的实体不给" in text
     assert text.count("采用：40") == 2 and text.count("采用：0.35") == 1
+    assert "温度" not in text
+    chosen = FACTS._replace(kept=Kept(40, "eval_f1", 0.35, temperature=1.875))
+    text = Page(write_report(tmp_path / "calibrated", NER, span_rows(30), facts=chosen)).text
+    assert "概率按温度 1.875 校准过" in text
+    chosen = FACTS._replace(kept=Kept(40, "eval_f1", 0.35, temperature=1.875, score_bias=0.5))
+    text = Page(write_report(tmp_path / "biased", NER, span_rows(30), facts=chosen)).text
+    assert "概率按温度 1.875 和偏置 +0.5 校准过" in text
     last = FACTS._replace(kept=Kept(59))
     text = Page(write_report(tmp_path / "last", CLASSIFICATION, label_rows(30), facts=last)).text
     assert "采用的是第 59 步的权重（共 59 步），也就是最后一步" in text
@@ -434,7 +472,7 @@ def test_a_model_that_answers_nan_still_has_a_report(tmp_path):
     for row in predictions:
         row["score"], row["scores"] = float("nan"), dict.fromkeys(row["scores"], float("nan"))
     text = Page(write_report(tmp_path / "labels", CLASSIFICATION, (records, predictions))).text
-    assert "混淆矩阵" in text and "校准" not in text
+    assert "混淆矩阵" in text and "期望校准误差" not in text
     records, predictions = span_rows(10)
     for row in predictions:
         row["entities"] = [found_entity | {"score": float("inf")} for found_entity in row["entities"]]
@@ -453,7 +491,7 @@ def test_the_strings_table_has_no_word_that_is_not_used():
     text = "".join(path.read_text(encoding="utf-8") for path in sources if path.name != "strings.py")
     built = {f"{start}_{kind}" for start in ("rows", "shown_cap") for kind in ("labels", "spans")}
     built |= {f"rows_{split}" for split in ("train", "validation", "test")}
-    built |= {f"eval_{name}" for name in SCORES}
+    built |= {start + name for start in ("", "eval_") for name in METRIC_NAMES}  # of the results
     built |= {task.title for task in TASKS.values()}
     unused = [key for key in page.STRINGS if not re.search(rf"[\"']{key}[\"']", text) and key not in built]
     assert unused == []

@@ -314,8 +314,15 @@ def test_the_local_curve_is_what_was_reported(
 def rows_of_a_run(labels: int = 4, evaluations: int = 3) -> list[dict]:
     """What training logs: an evaluation before the first step, losses, more evaluations, results."""
     by_label = {f"eval_{name}_{number}": 0.5 for number in range(labels) for name in ("precision", "recall", "f1")}
-    scores = {"eval_f1": 0.1, "eval_precision": 0.2, "eval_recall": 0.3, "eval_macro_f1": 0.4, **by_label}
-    noise = {"eval_unparsable": 0.0, "eval_threshold": 0.35, "epoch": 1.0}
+    scores = {
+        "eval_f1": 0.1,
+        "eval_precision": 0.2,
+        "eval_recall": 0.3,
+        "eval_macro_f1": 0.4,
+        **by_label,
+        "eval_ece": 0.1,
+    }
+    noise = {"eval_unparsable": 0.0, "eval_threshold": 0.35, "eval_temperature": 1.5, "epoch": 1.0}
     rows = [{"step": 40 * number, **scores, **noise, "eval_loss": 3.0 - number} for number in range(evaluations)]
     tokens = {"executed_tokens": 10, "logical_tokens": 20, "tokens_per_second": 5.0}
     rows += [
@@ -334,6 +341,7 @@ def test_the_charts_are_few_and_those_that_people_watch_come_first(tmp_path: Pat
     tracked.finish()
     assert titles(tmp_path / "swanlog") == [
         *("预测样例", "train/loss", "eval/loss", "eval/f1", "eval/precision", "eval/recall", "eval/macro_f1"),
+        "eval/ece",
         *("train/learning_rate", "train/grad_norm", "train/tokens_per_second"),
     ]
     drawn = curves(tmp_path / "swanlog")

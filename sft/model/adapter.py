@@ -99,7 +99,7 @@ def settings_of_adapter(folder: Path, *, verify: bool = True, waiver: str = WAIV
     of_run = folder.absolute().parent / TASK_FILE
     if CHECKPOINT.fullmatch(folder.name) and of_run.is_file():
         logger.warning("%s：没有 %s，用这次训练的 %s（不用它的阈值）", folder, TASK_FILE, of_run)
-        return TaskSettings.read(of_run, verify=verify).replace(threshold=None)
+        return TaskSettings.read(of_run, verify=verify).replace(threshold=None, temperature=None, score_bias=None)
     raise InputError(f"{path}：没有这个文件；请用 --task_file 给出训练数据旁边的 *.task.json")
 
 

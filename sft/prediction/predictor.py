@@ -40,7 +40,7 @@ from sft.model.loading import (
 )
 from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice, read_settings
 from sft.prediction.rows import DEFAULT_ROW_SETTINGS, RowSettings, to_output, to_record, usable_gold
-from sft.tasks.evaluation import Tally, at_least
+from sft.tasks.evaluation import Tally, at_least, calibrated
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 
@@ -86,7 +86,8 @@ class Predictor:
 
         Args:
             choice: which model; a path is the folder that a training script wrote.
-            row_settings: if its ``threshold`` is None, the one that training chose for the adapter is used.
+            row_settings: if its ``threshold`` is None, the one that training chose for the adapter is used. Its
+                ``calibration`` is always that of training.
 
         Raises:
             InputError: there is no such adapter, task or base model, they do not fit together, or the GPU cannot be
@@ -125,7 +126,7 @@ class Predictor:
             tokenizer,
             settings.task,
             _limits(limits, settings),
-            _row_settings(row_settings, limits, None if adapter is None else settings.threshold),
+            _row_settings(row_settings, limits, None if adapter is None else settings),
             base_folder,
             adapter,
             base_hash,
@@ -191,12 +192,14 @@ def _limits(choice: LimitChoice, settings: TaskSettings) -> Limits:
     )
 
 
-def _row_settings(chosen: RowSettings, limits: LimitChoice, trained_threshold: float | None) -> RowSettings:
+def _row_settings(chosen: RowSettings, limits: LimitChoice, trained: TaskSettings | None) -> RowSettings:
+    """The settings with what training chose for the scores of constrained answers; None for the base alone."""
     if not limits.constrained:
         return replace(chosen, with_answer=True)
-    if chosen.threshold is None:  # training chose a threshold for the scores of constrained answers
-        return replace(chosen, threshold=trained_threshold)
-    return chosen
+    if trained is None:
+        return chosen
+    threshold = trained.threshold if chosen.threshold is None else chosen.threshold
+    return replace(chosen, threshold=threshold, calibration=trained.calibration)
 
 
 def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tuple[list[bytes], Tally]:
@@ -221,7 +224,7 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
             raise
         raise RunError(f"{memory_name(error)}不够：请减小 --batch_size、--max_tokens 或 --max_length") from error
     results = [{"error": str(record)} if isinstance(record, RowError) else next(predicted) for record in records]
-    results = at_least(task, results, settings.threshold)
+    results = at_least(task, calibrated(results, settings.calibration), settings.threshold)
     golds = [usable_gold(record, task) for record in records]
     outputs = [to_output(record, result, task, settings) for record, result in zip(records, results, strict=True)]
     tally = Tally.of(task, golds, results)
@@ -262,6 +265,10 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
         input_file: None if the input is not a file; such a run cannot be resumed.
         reading: further settings of how the input is read.
     """
+    row_settings = asdict(predictor.row_settings) | {"columns": list(predictor.row_settings.columns)}
+    calibration = row_settings.pop("calibration")  # progress files of older versions do not name it
+    if calibration is not None:
+        row_settings["calibration"] = [*calibration]
     return {
         "input_file": input_file and file_hash(input_file)[:16],
         **reading,
@@ -273,9 +280,7 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
         "device": predictor.model.device.type,
         **({"quantization": predictor.quantization} if predictor.quantization else {}),
         **asdict(predictor.limits),
-        **orjson.loads(
-            orjson.dumps(asdict(predictor.row_settings) | {"columns": list(predictor.row_settings.columns)})
-        ),
+        **orjson.loads(orjson.dumps(row_settings)),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -16,6 +16,7 @@ from sft.prediction.other_task import task_of_record
 from sft.text import clean_text, shifted_offsets
 
 if TYPE_CHECKING:
+    from sft.tasks.calibration import Calibration
     from sft.tasks.task import Task
 
 
@@ -27,6 +28,7 @@ class RowSettings:
         columns: the columns of text and gold of rows that are not read from a file; see `sft.data.shapes`.
         options: the options of every row, instead of the row's own.
         threshold: leave out labels and entities with a lower probability.
+        calibration: of the probabilities, before the threshold; None for the model's own. Training fits it.
         with_answer: also write the model's answer as it was generated.
     """
 
@@ -34,6 +36,7 @@ class RowSettings:
     options: tuple[str, ...] | None = None
     threshold: float | None = None
     with_answer: bool = False
+    calibration: Calibration | None = None
 
 
 DEFAULT_ROW_SETTINGS = RowSettings()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sft.tasks.task import Task
 
 Findings = LabelFindings | SpanFindings
-NOT_SCORES = ("unparsable", "loss", "threshold")
+NOT_SCORES = ("unparsable", "loss", "threshold", "temperature", "score_bias")
 FINDINGS = {"label": LabelFindings, "entities": SpanFindings}  # by the key that holds the answer in a result
 
 
@@ -25,7 +25,8 @@ def findings_of(task: Task) -> Findings:
 def scores_of(task: Task, findings: Findings, metrics: Mapping[str, float] | None) -> dict[str, Estimate]:
     """The scores of the page's table, the one that chooses checkpoints first.
 
-    The task's own metrics, which the page cannot resample, have no interval. Those of one label have their own table.
+    The task's own metrics, which the page cannot resample, and the calibration error have no interval. Metrics of one
+    label have their own table.
 
     Args:
         metrics: what the task makes of the same rows; None without gold.
@@ -37,5 +38,6 @@ def scores_of(task: Task, findings: Findings, metrics: Mapping[str, float] | Non
         for name, value in (metrics or {}).items()
         if name not in estimates and name not in NOT_SCORES and not name.endswith(endings)
     }
-    scores = estimates | own
+    error = findings.reliability.expected_error()
+    scores = estimates | own | ({} if error is None else {"ece": Estimate(error)})
     return {name: scores[name] for name in sorted(scores, key=lambda name: name != task.metric)}

@@ -18,12 +18,12 @@ from sft.report.intervals import (
     with_intervals,
 )
 from sft.report.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
+from sft.tasks.calibration import Reliability
 from sft.tasks.metrics import precision_recall_f1
 
 if TYPE_CHECKING:
     import numpy as np
 
-BINS = 10  # confidence bins of equal width
 MOST_CONFUSED = 20  # labels in the confusion matrix; the rest share one row and column
 MOST_CHARACTERS = 800  # of an article are shown
 _PROBABILITIES_SHOWN = 4
@@ -44,7 +44,7 @@ class LabelFindings:
         self.numbers = {label: number for number, label in enumerate(labels)}
         self.rows = self.failed = 0
         self.pairs: Counter[tuple[int, int]] = Counter()  # (gold, predicted) → rows; -1 for no label
-        self.bins = [[0, 0.0, 0] for _ in range(BINS)]  # rows, sum of confidences, right ones
+        self.reliability = Reliability()
         self.shown = ShownRows()
 
     @staticmethod
@@ -77,11 +77,7 @@ class LabelFindings:
             self.shown.add(UNJUDGED, row)
             return
         self.pairs[right, predicted] += 1
-        if score is not None:
-            bin_ = self.bins[min(BINS - 1, int(score * BINS))]
-            bin_[0] += 1
-            bin_[1] += score
-            bin_[2] += right == predicted
+        self.reliability.judge(gold, prediction)
         if right == predicted:
             self.shown.add(RIGHT, row)
         else:
@@ -122,7 +118,7 @@ class LabelFindings:
             "labels": list(self.numbers),
             "by_label": self._by_label(),
             "confusion": self._confusion(),
-            "calibration": self._calibration(),
+            "calibration": self.reliability.diagram(),
         }
 
     def _by_label(self) -> list[dict]:
@@ -159,25 +155,6 @@ class LabelFindings:
                 for right in [*frequent, *rest]
             ],
         }
-
-    def _calibration(self) -> dict | None:
-        """Bins of the reliability diagram, and expected calibration error (Guo et al. 2017, arXiv 1706.04599)."""
-        judged = sum(rows for rows, _, _ in self.bins)
-        if not judged:
-            return None
-        bins = [
-            {
-                "from": index / BINS,
-                "to": (index + 1) / BINS,
-                "rows": rows,
-                "confidence": confidence / rows,
-                "accuracy": right / rows,
-            }
-            for index, (rows, confidence, right) in enumerate(self.bins)
-            if rows
-        ]
-        error = sum(bin_["rows"] * abs(bin_["accuracy"] - bin_["confidence"]) for bin_ in bins) / judged
-        return {"bins": bins, "expected_error": error, "rows": judged}
 
 
 def _finite(number: float | None) -> float | None:

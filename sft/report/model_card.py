@@ -10,7 +10,7 @@ from typing import Any
 from sft.files import MODEL_CARD_FILE, whole_file
 
 SPLITS = {"eval_": "验证", "test_": "测试"}
-NOT_A_METRIC = ("loss", "threshold")
+NOT_A_METRIC = ("loss", "threshold", "temperature", "score_bias")
 
 
 def write_model_card(output_dir: Path, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:

@@ -25,9 +25,9 @@ from sft.files import REPORT_FILE, refuse_folder, whole_file
 from sft.report.charts import reliability
 from sft.report.findings import Findings, scores_of
 from sft.report.intervals import RESAMPLES
-from sft.report.labels import BINS
 from sft.report.span_errors import KINDS
 from sft.report.strings import STRINGS
+from sft.tasks.calibration import BINS, LEAST_SCORED
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -174,6 +174,7 @@ def render(page: dict, split: str | None, findings: Findings | None) -> str:
         written=time.strftime("%Y-%m-%d %H:%M"),
         resamples=RESAMPLES,
         bins=BINS,
+        few=LEAST_SCORED,
         conversion_figures=CONVERSION_FIGURES,
         style=_source("page.css"),
         script=script,

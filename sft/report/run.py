@@ -35,10 +35,17 @@ SETTINGS = (
     "config",
     "train_file", "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size",
     "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "lora_r", "lora_alpha", "lora_dropout",
-    "lora_target_modules", "max_length", "max_new_tokens", "batching", "seed", "threshold", "version",
+    "lora_target_modules", "max_length", "max_new_tokens", "batching", "seed", "threshold",
+    "temperature", "score_bias", "version",
 )  # fmt: skip
 UNSET = (None, -1)
-FORMATS = {"learning_rate": "{:g}", "num_train_epochs": "{:g}", "threshold": "{:.3g}"}
+FORMATS = {
+    "learning_rate": "{:g}",
+    "num_train_epochs": "{:g}",
+    "threshold": "{:.3g}",
+    "temperature": "{:g}",
+    "score_bias": "{:g}",
+}
 
 
 class Lengths(NamedTuple):
@@ -74,7 +81,7 @@ class RunData(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The weights and the threshold that the run keeps.
+    """The weights, the threshold and the calibration that the run keeps.
 
     Attributes:
         step: of the weights.
@@ -82,12 +89,15 @@ class Kept(NamedTuple):
             step, not chosen by any metric.
         threshold: below which an entity is left out; None for none.
         predictions: of the validation records by these weights, before the threshold; empty if there are none.
+        temperature, score_bias: of the scores, see `sft.tasks.calibration`; None for the model's own.
     """
 
     step: int
     metric: str | None = None
     threshold: float | None = None
     predictions: Sequence[dict] = ()
+    temperature: float | None = None
+    score_bias: float | None = None
 
 
 class RunFacts(NamedTuple):
@@ -202,13 +212,16 @@ def _scores_by_threshold(task: Task, records: Sequence[dict], kept: Kept) -> dic
 
 
 def _describe_kept(task: Task, kept: Kept, steps: int) -> list[tuple[str, dict[str, object]]]:
-    """What to say about the weights and the threshold: keys of STRINGS and their arguments."""
+    """What to say about the weights, threshold and calibration: keys of STRINGS and their arguments."""
     figures = {"step": figure(kept.step), "steps": figure(steps)}
     lines: list[tuple[str, dict[str, object]]] = [
         ("kept_last", figures) if kept.metric is None else ("kept_best", figures | {"metric": _named(kept.metric)})
     ]
     if kept.threshold is not None:
         lines.append(("kept_threshold", {"threshold": f"{kept.threshold:g}", "metric": _named(task.metric)}))
+    if kept.temperature is not None:
+        figures = {"temperature": f"{kept.temperature:g}", "bias": f"{kept.score_bias or 0:+g}"}
+        lines.append(("kept_temperature" if kept.score_bias is None else "kept_temperature_and_bias", figures))
     return lines
 
 

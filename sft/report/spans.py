@@ -21,6 +21,7 @@ from sft.report.intervals import (
 from sft.report.labels import by_label_figures
 from sft.report.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
 from sft.report.span_errors import KINDS, Span, span_errors, span_of, spans_of
+from sft.tasks.calibration import Reliability
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +51,7 @@ class SpanFindings:
             Counter()
         )  # by (kind, label): the gold label, or for an invented span the predicted one
         self.rows_with: Counter[str] = Counter()  # by kind
+        self.reliability = Reliability()
         self.shown = ShownRows()
 
     @staticmethod
@@ -88,6 +90,7 @@ class SpanFindings:
             self.shown.add(UNJUDGED, row)
             return
         self.row_counts[self._counts(right, predicted)] += 1
+        self.reliability.judge(gold, prediction)
         self.errors.update((error.kind, (error.gold or error.predicted)[2]) for error in errors)
         self.rows_with.update({error.kind for error in errors})
         self.shown.add(WRONG if errors else RIGHT, row)
@@ -140,6 +143,7 @@ class SpanFindings:
             "labels": list(self.numbers),
             "by_label": self._by_label(),
             "errors": self._errors(),
+            "calibration": self.reliability.diagram(),
         }
 
     def _by_label(self) -> list[dict]:

@@ -103,6 +103,17 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Entities with a probability below {threshold} are left out: this threshold gives the best {metric} on the "
         "validation rows, and predict.py uses it unless told otherwise.",
     ),
+    "kept_temperature": (
+        "概率按温度 {temperature} 校准过：它在验证集上拟合，使概率更接近答对的比例，predict.py 也用它。",
+        "Probabilities are calibrated with temperature {temperature}: it was fitted on the validation rows, brings "
+        "probabilities closer to the share of right answers, and predict.py uses it, too.",
+    ),
+    "kept_temperature_and_bias": (
+        "概率按温度 {temperature} 和偏置 {bias} 校准过：它们在验证集上拟合，使概率更接近答对的比例，"
+        "predict.py 也用它们。",
+        "Probabilities are calibrated with temperature {temperature} and bias {bias}: they were fitted on the "
+        "validation rows, bring probabilities closer to the share of right answers, and predict.py uses them, too.",
+    ),
     "curve_hint": (
         "指向曲线看数值；键盘用左右方向键。",
         "Point at a curve to read it; with the keyboard, use ← and →.",
@@ -127,6 +138,17 @@ STRINGS: dict[str, tuple[str, str]] = {
         "期望校准误差（ECE，{bins} 个等宽区间）{error}。点在虚线上方：比自称的更准；下方：过于自信。点越大，行越多。",
         "Expected calibration error (ECE, {bins} bins of equal width) {error}. Marks above the line: more often right "
         "than claimed; below: overconfident. The larger a mark, the more rows.",
+    ),
+    "calibration_note_spans": (
+        "说出的实体的期望校准误差（ECE，{bins} 个等宽区间）{error}；漏掉的实体没有概率，不在其中。"
+        "点在虚线上方：比自称的更准；下方：过于自信。点越大，实体越多。",
+        "Expected calibration error (ECE, {bins} bins of equal width) of the predicted entities {error}; a missed "
+        "entity has no probability and is not in it. Marks above the line: more often right than claimed; below: "
+        "overconfident. The larger a mark, the more entities.",
+    ),
+    "calibration_few": (
+        "只有 {count} 个带概率的答案：少于 {few} 个时这个误差偏高，只作参考。",
+        "There are only {count} answers with a probability: with fewer than {few} this error comes out too high.",
     ),
     "confidence": ("置信度", "Confidence"),
     "figures": ("数值", "Figures"),

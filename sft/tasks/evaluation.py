@@ -1,4 +1,4 @@
-"""Predictions against gold, over any number of rows: counts that add up, thresholds, metrics."""
+"""Predictions against gold, over any number of rows: counts that add up, calibration, thresholds, metrics."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sft.errors import InputError
+from sft.tasks import calibration
+from sft.tasks.calibration import Calibration, Reliability
 from sft.tasks.task import Task
 
 MOST_GOLD_PROBLEMS = 200  # that are counted apart
@@ -22,12 +24,15 @@ class Tally:
         answers: the task's own counts of gold and predictions.
         problems: what was wrong with the answers of all rows without an error, by kind.
         gold_problems: why gold cannot be used → how many rows, and the number of the first, from 1.
+        reliability: the answers of the judged rows by their score; None if some of the rows were counted by a
+            version that did not look at scores.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
     answers: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     problems: Counter[str] = field(default_factory=Counter)
     gold_problems: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reliability: Reliability | None = field(default_factory=Reliability)
 
     @classmethod
     def of(cls, task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> Tally:
@@ -42,6 +47,8 @@ class Tally:
         tally.rows["unparsable"] = sum(result["unparsable"] for _, result in judged)
         if judged:
             tally.answers = task.count(*zip(*judged, strict=True))
+        for gold, result in judged:
+            tally.reliability.judge(gold, result)
         for result in predictions:
             if "error" not in result:
                 tally.problems.update(task.problems(result))
@@ -76,9 +83,15 @@ class Tally:
         self.rows.update(other.rows)
         self.answers.update(other.answers)
         self.problems.update(other.problems)
+        if self.reliability is None or other.reliability is None:
+            self.reliability = None
+        else:
+            self.reliability.add(other.reliability)
 
     def metrics(self, task: Task) -> dict[str, float] | None:
         """The task's metrics and the share of unparsable answers, over the judged rows; None if there are none.
+
+        ``ece`` is the expected calibration error of their scores, see `sft.tasks.calibration`, if there are any.
 
         Raises:
             InputError: the counts contradict each other: somebody changed the file that they were read from.
@@ -89,13 +102,16 @@ class Tally:
             found = task.metrics(self.answers)
         except ValueError as error:  # from scikit-learn: there is no answer, though rows were judged
             raise InputError("接着跑之前的计数互相矛盾，进度文件改过；请加 --overwrite 重来") from error
-        return found | {"unparsable": self.rows["unparsable"] / self.rows["judged"]}
+        error = self.reliability and self.reliability.expected_error()
+        found["unparsable"] = self.rows["unparsable"] / self.rows["judged"]
+        return found if error is None else found | {"ece": error}
 
     def to_json(self) -> dict:
         """The counts as JSON values, for `from_json`."""
         answers = [[*key, count] for key, count in self.answers.items()]
         gold_problems = [[kind, rows, first] for kind, (rows, first) in self.gold_problems.items()]
-        return {"rows": self.rows, "answers": answers, "problems": self.problems, "gold_problems": gold_problems}
+        counts = {"rows": self.rows, "answers": answers, "problems": self.problems, "gold_problems": gold_problems}
+        return counts if self.reliability is None else counts | {"reliability": self.reliability.to_json()}
 
     @classmethod
     def from_json(cls, value: dict) -> Tally:
@@ -124,7 +140,28 @@ class Tally:
             Counter({(left, right): count for left, right, count in answers}),
             Counter(problems),
             {kind: (count, first) for kind, count, first in gold_problems},
+            Reliability.from_json(value["reliability"]) if "reliability" in value else None,
         )
+
+
+def calibrated(predictions: Sequence[dict], found: Calibration | None) -> list[dict]:
+    """The predictions with calibrated scores; unchanged if ``found`` is None. Thresholds are applied afterwards.
+
+    This is the only place where scores are calibrated: training evaluates through it, and prediction answers.
+    """
+    if found is None:
+        return list(predictions)
+    return [result if "error" in result else calibration.calibrated(result, found) for result in predictions]
+
+
+def best_calibration(task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> Calibration | None:
+    """The calibration for the scores of the rows with gold and without an error; None if there is none that helps."""
+    pairs = zip(golds, predictions, strict=True)
+    judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
+    scored = [
+        answer for row, (gold, result) in enumerate(judged) for answer in calibration.scored_answers(gold, result, row)
+    ]
+    return calibration.best_calibration(scored, with_bias=task.answers == "entities")
 
 
 def at_least(task: Task, predictions: Sequence[dict], threshold: float | None) -> list[dict]:

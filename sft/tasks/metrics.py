@@ -16,6 +16,7 @@ METRIC_NAMES = {
     "precision": ("精确率", "precision"),
     "recall": ("召回率", "recall"),
     "macro_f1": ("宏平均 F1", "macro F1"),
+    "ece": ("校准误差 ECE", "calibration error ECE"),
 }
 
 

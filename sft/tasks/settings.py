@@ -18,6 +18,7 @@ from typing import Self
 from sft.errors import InputError, one_line
 from sft.files import TASK_FILE, read_json, whole_file
 from sft.tasks import TASKS
+from sft.tasks.calibration import LEAST_TEMPERATURE, MOST_BIAS, MOST_TEMPERATURE, Calibration
 from sft.tasks.sealed import CONVERSION, FILES, hashes_beside, is_sealed, pair_id, sealed_bytes
 from sft.tasks.task import Task
 
@@ -39,6 +40,8 @@ class TaskSettings:
         max_new_tokens: tokens of an answer at most.
         version: of this package.
         threshold: entities that score less are left out; chosen on the validation rows.
+        temperature, score_bias: of the scores, see `sft.tasks.calibration`; fitted on the validation rows. None if
+            none helped; labels have no bias.
         base_hash: the hash of the base model's config and weights; None in files of older versions.
         end_token: the token that ends an answer, such as ``<|im_end|>``.
         quantization: ``nf4`` if the base was quantised while it was loaded; None for a base as it is.
@@ -59,6 +62,8 @@ class TaskSettings:
     end_token: str | None = None
     prompt_date: str | None = None
     quantization: str | None = None
+    temperature: float | None = None
+    score_bias: float | None = None
     files: Mapping[str, str] | None = field(default=None, compare=False)
     conversion: Mapping[str, str] | None = field(default=None, compare=False)
 
@@ -99,7 +104,7 @@ class TaskSettings:
     def _check_types(self, path: Path) -> None:
         wanted = {"base_model": str, "base_hash": str, "dtype": str, "max_length": int, "max_new_tokens": int}
         wanted |= {"threshold": int | float, "end_token": str, "prompt_date": str, "version": str}
-        wanted |= {"quantization": str}
+        wanted |= {"quantization": str, "temperature": int | float, "score_bias": int | float}
         wanted |= {FILES: dict, CONVERSION: dict}
         for name, kind in wanted.items():
             value = getattr(self, name)
@@ -115,9 +120,21 @@ class TaskSettings:
             raise InputError(f"{path}：quantization 应是 {NF4}，实际是 {found}；请升级，或重新训练")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"{path}：threshold 应在 0 与 1 之间，实际是 {self.threshold}；请重新训练")
+        ranges = {"temperature": (LEAST_TEMPERATURE, MOST_TEMPERATURE), "score_bias": (-MOST_BIAS, MOST_BIAS)}
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InputError(f"{path}：{name} 应在 {least:g} 与 {most:g} 之间，实际是 {value}；请重新训练")
+        if self.score_bias is not None and self.temperature is None:
+            raise InputError(f"{path}：有 score_bias，没有 temperature；请重新训练")
         for name in (FILES, CONVERSION):
             if not all(isinstance(value, str) for value in (getattr(self, name) or {}).values()):
                 raise InputError(f"{path}：{name} 应是 {{名字: 字符串}}；请重新转换或训练")
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What training fitted for the scores; None for the model's own scores."""
+        return None if self.temperature is None else Calibration(self.temperature, self.score_bias)
 
     def to_json(self) -> dict:
         """The content of the file; what training has not set yet is left out."""

@@ -14,7 +14,7 @@ FIRST = "loss"
 OTHERS = ("learning_rate", "grad_norm", "tokens_per_second")
 MOST_SCORES = 6  # so that with the losses, the others and the samples there are at most 12 charts
 # Of an evaluation, but no score: how long it took, and what is the same at every step or only of use afterwards.
-NOT_SCORES = re.compile(r"eval_(loss|runtime|unparsable|threshold|\w+_per_second)$")
+NOT_SCORES = re.compile(r"eval_(loss|runtime|unparsable|threshold|temperature|score_bias|\w+_per_second)$")
 RESULTS = re.compile(r"(test|train)_(?!\w+_per_second$)|(executed|logical)_tokens$")
 
 Figures = dict[str, int | float]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,9 +16,12 @@ from sft.decoding.decode import Limits, predict
 from sft.decoding.room import Room
 from sft.engine.batches import Batching, EncodedRow, split_rows, to_device
 from sft.engine.loss import supervised_loss
-from sft.tasks.evaluation import at_least, best_threshold, metrics_of_predictions
+from sft.tasks.evaluation import at_least, best_calibration, best_threshold, calibrated, metrics_of_predictions
+from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 from sft.training.sharding import whole_weights
+
+CHOSEN = ("threshold", "temperature", "score_bias")  # on the validation records, and kept in ``task.json``
 
 
 class Examples(NamedTuple):
@@ -37,16 +40,23 @@ class Evaluation(NamedTuple):
     """The result of an evaluation.
 
     Attributes:
-        metrics: the loss, the task's metrics, and the threshold if there is one, by name.
+        metrics: the loss, the task's metrics, and the threshold and the calibration if there are any, by name.
         predictions: one result for each record, in order, without entities that score below the threshold.
         threshold: the lowest score of an entity that is kept; None for no threshold.
         unfiltered: the predictions with the entities that score below the threshold.
+        temperature, score_bias: of all these scores, see `sft.tasks.calibration`; None for the model's own.
     """
 
     metrics: dict[str, float]
     predictions: list[dict]
     threshold: float | None
     unfiltered: list[dict]
+    temperature: float | None = None
+    score_bias: float | None = None
+
+    def chosen(self) -> dict[str, float | None]:
+        """What an adapter remembers of the evaluation that chose it."""
+        return {name: getattr(self, name) for name in CHOSEN}
 
 
 class Evaluator:
@@ -70,20 +80,26 @@ class Evaluator:
         self._loss_tokens = 0  # the largest pass for the loss; 0: none has run out of memory
 
     def choose_threshold(self, model, examples: Examples, max_tokens: int, accelerator: Accelerator) -> Evaluation:
-        """Evaluate with the threshold that gives the best metric on these examples, the validation records.
+        """Evaluate with the calibration and the threshold that are best for these examples, the validation records.
 
         Args:
             max_tokens: the largest forward pass for the loss, in tokens.
         """
         loss, golds, predictions = self._predict(model, examples, max_tokens, accelerator)
-        return self._evaluation(loss, golds, predictions, best_threshold(self.task, golds, predictions))
+        calibration = best_calibration(self.task, golds, predictions)
+        temperature, bias = calibration or (None, None)
+        predictions = calibrated(predictions, calibration)
+        threshold = best_threshold(self.task, golds, predictions)
+        chosen = {"threshold": threshold, "temperature": temperature, "score_bias": bias}
+        return self._evaluation(loss, golds, predictions, chosen)
 
     def evaluate(
-        self, model, examples: Examples, max_tokens: int, accelerator: Accelerator, threshold: float | None
+        self, model, examples: Examples, max_tokens: int, accelerator: Accelerator, settings: TaskSettings
     ) -> Evaluation:
-        """Evaluate with a given threshold."""
+        """Evaluate with the calibration and the threshold that an adapter remembers."""
         loss, golds, predictions = self._predict(model, examples, max_tokens, accelerator)
-        return self._evaluation(loss, golds, predictions, threshold)
+        chosen = {name: getattr(settings, name) for name in CHOSEN}
+        return self._evaluation(loss, golds, calibrated(predictions, settings.calibration), chosen)
 
     def _predict(
         self, model, examples: Examples, max_tokens: int, accelerator: Accelerator
@@ -136,13 +152,17 @@ class Evaluator:
         return supervised_loss(model, to_device(self.batching.collate(rows), device), 1).item()
 
     def _evaluation(
-        self, loss: float, golds: Sequence[dict | None], predictions: Sequence[dict], threshold: float | None
+        self,
+        loss: float,
+        golds: Sequence[dict | None],
+        predictions: Sequence[dict],
+        chosen: Mapping[str, float | None],
     ) -> Evaluation:
-        kept = at_least(self.task, predictions, threshold)
+        """The evaluation of predictions whose scores are calibrated already."""
+        kept = at_least(self.task, predictions, chosen["threshold"])
         metrics = metrics_of_predictions(self.task, golds, kept) or {}
-        if threshold is not None:
-            metrics["threshold"] = threshold
-        return Evaluation(metrics | {"loss": loss}, kept, threshold, list(predictions))
+        metrics |= {name: value for name, value in chosen.items() if value is not None}
+        return Evaluation(metrics | {"loss": loss}, kept, unfiltered=list(predictions), **chosen)
 
 
 def named_metrics(evaluation: Evaluation | None, split: str) -> dict[str, float]:

@@ -83,10 +83,10 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
             stop_if_asked(trainer)
             save_adapter(trainer, run.settings, results)  # usable even if the evaluation below is killed
             best = evaluate_best(trainer)
-            settings = run.settings.replace(threshold=best and best.threshold)
+            settings = run.settings.replace(**best.chosen()) if best else run.settings
             if trainer.is_world_process_zero():
                 settings.write(run.output_dir / TASK_FILE)
-            tested = evaluate_test(trainer, prepared, tracking, settings.threshold)
+            tested = evaluate_test(trainer, prepared, tracking, settings)
             trainer.save_state()
             results |= named_metrics(best, "eval") | named_metrics(tested, "test")
             if trainer.is_world_process_zero():
@@ -263,13 +263,17 @@ def evaluate_best(trainer: SftTrainer) -> Evaluation | None:
 
 
 def evaluate_test(
-    trainer: SftTrainer, prepared: Prepared, tracking: Tracking, threshold: float | None
+    trainer: SftTrainer, prepared: Prepared, tracking: Tracking, settings: TaskSettings
 ) -> Evaluation | None:
-    """Evaluate on the test records, once, and keep some predictions as samples; None if there are no such records."""
+    """Evaluate on the test records, once, and keep some predictions as samples; None if there are no such records.
+
+    Args:
+        settings: with the threshold and the calibration that the adapter remembers.
+    """
     if not prepared.splits.test:
         return None
     examples = Examples(records_of(prepared.splits.test), prepared.rows.test)
-    tested = trainer.evaluator.evaluate(trainer.model, examples, trainer.max_tokens, trainer.accelerator, threshold)
+    tested = trainer.evaluator.evaluate(trainer.model, examples, trainer.max_tokens, trainer.accelerator, settings)
     trainer.log(named_metrics(tested, "test"))
     if trainer.is_world_process_zero():
         write_metrics(trainer.run.output_dir, "test", tested)
@@ -282,12 +286,12 @@ def evaluate_test(
 
 
 def what_is_kept(trainer: SftTrainer, best: Evaluation | None) -> Kept:
-    """Which step's weights are saved, by which metric they were chosen, and with which threshold."""
+    """Which step's weights are saved, by which metric they were chosen, with which threshold and calibration."""
     state, training = trainer.state, trainer.args
-    threshold, predictions = (best.threshold, best.unfiltered) if best else (None, ())
+    chosen = best.chosen() | {"predictions": best.unfiltered} if best else {}
     if training.load_best_model_at_end and state.best_global_step:
-        return Kept(state.best_global_step, training.metric_for_best_model, threshold, predictions)
-    return Kept(state.global_step, None, threshold, predictions)
+        return Kept(state.best_global_step, training.metric_for_best_model, **chosen)
+    return Kept(state.global_step, **chosen)
 
 
 def write_metrics(output_dir: Path, split: str, evaluation: Evaluation) -> None:

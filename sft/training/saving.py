@@ -44,7 +44,10 @@ class SavingTrainer(ShardedTrainer):
         self.run = run
         self.max_tokens = run.max_tokens
         self.before: Evaluation | None = None
-        self.threshold: tuple[int | None, float | None] = (None, None)  # of the last step evaluated, with its number
+        self.chosen: tuple[int | None, dict] = (
+            None,
+            {},
+        )  # by the evaluation of the last step that had one; its number
         self.earlier_seconds = 0.0
         self.started = time.perf_counter()
         # gradient norm, learning rate
@@ -182,9 +185,9 @@ class SavingTrainer(ShardedTrainer):
             checkpoints.write_manifest(folder, self.run.identity | {checkpoints.MICRO_BATCH: self.max_tokens})
 
     def _settings_now(self) -> TaskSettings:
-        """What the adapter of this step remembers: with a threshold if this step was evaluated."""
-        step, threshold = self.threshold
-        return self.run.settings.replace(threshold=threshold if step == self.state.global_step else None)
+        """What the adapter of this step remembers: with threshold and calibration if this step was evaluated."""
+        step, chosen = self.chosen
+        return self.run.settings.replace(**chosen) if step == self.state.global_step else self.run.settings
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write adapter and tokenizer, but not transformers' ``training_args.bin``.

@@ -226,7 +226,7 @@ class SftTrainer(SavingTrainer):
         """Evaluate on the validation records; the metrics are logged and given to the callbacks."""
         started = time.perf_counter()
         evaluation = self.validate()
-        self.threshold = (self.state.global_step, evaluation.threshold)
+        self.chosen = (self.state.global_step, evaluation.chosen())
         if self.state.global_step == 0:
             self.before = evaluation
         metrics = named_metrics(evaluation, metric_key_prefix)
@@ -240,7 +240,7 @@ class SftTrainer(SavingTrainer):
         return metrics
 
     def validate(self) -> Evaluation:
-        """Evaluate on the validation records, with the threshold that is best for them."""
+        """Evaluate on the validation records, with the calibration and the threshold that are best for them."""
         return self.evaluator.choose_threshold(self.model, self.validation, self.max_tokens, self.accelerator)
 
 

@@ -57,6 +57,8 @@ LIGER_KERNELS = {
     "fused_linear_cross_entropy": False,
 }
 
+ERRORS = ("ece", "unparsable")  # metrics of which less is better
+
 
 @dataclass
 class SftTrainingArguments(TrainerDefaults, TrainingArguments):
@@ -96,6 +98,8 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             raise ValueError("--load_best_model_at_end 要有验证才知道哪一步最好；请给 --eval_strategy steps 或 epoch")
         if best and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
+        if self.greater_is_better is None and (self.metric_for_best_model or "").removeprefix("eval_") in ERRORS:
+            self.greater_is_better = False  # transformers knows it only of losses
         # transformers refuses most combinations of evaluating and saving, and allows some in which the best step has
         # no checkpoint. Here the trainer saves a step when it becomes the best.
         named = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
