@@ -24,7 +24,17 @@ from safetensors import SafetensorError
 
 import sft
 from sft.errors import InputError, RunError, is_out_of_memory, one_line
-from sft.files import ADAPTER_FILE, METRICS_FILE, differences, file_hash, patiently, read_json, sync_folder, write_json
+from sft.files import (
+    ADAPTER_FILE,
+    METRICS_FILE,
+    RATE_SEARCH_FILE,
+    differences,
+    file_hash,
+    patiently,
+    read_json,
+    sync_folder,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -317,7 +327,8 @@ def remove_all(output_dir: Path) -> None:
         delete(checkpoint.folder)
     for path in output_dir.glob("*_results.json"):
         path.unlink()
-    (output_dir / METRICS_FILE).unlink(missing_ok=True)
+    for name in (METRICS_FILE, RATE_SEARCH_FILE):
+        (output_dir / name).unlink(missing_ok=True)
 
 
 # ---- errors ----

@@ -85,6 +85,10 @@ class Evaluator:
         loss, golds, predictions = self._predict(model, examples, max_tokens, accelerator)
         return self._evaluation(loss, golds, predictions, threshold)
 
+    def loss(self, model, rows: Sequence[EncodedRow], max_tokens: int, device: torch.device) -> float:
+        """The mean loss per supervised token, without predictions; in this process alone."""
+        return self._loss_sum(model, rows, max_tokens, device) / sum(len(row.answer_ids) for row in rows)
+
     def _predict(
         self, model, examples: Examples, max_tokens: int, accelerator: Accelerator
     ) -> tuple[float, list[dict | None], list[dict]]:

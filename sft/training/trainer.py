@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from datasets import Dataset
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
@@ -242,6 +243,18 @@ class SftTrainer(SavingTrainer):
     def validate(self) -> Evaluation:
         """Evaluate on the validation records, with the threshold that is best for them."""
         return self.evaluator.choose_threshold(self.model, self.validation, self.max_tokens, self.accelerator)
+
+
+def as_dataset(rows: Sequence[EncodedRow]) -> Dataset:
+    """The rows as a table, with the length that ``--train_sampling_strategy group_by_length`` sorts by."""
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [row.prompt_ids for row in rows],
+            "answer_ids": [row.answer_ids for row in rows],
+            "line": [row.line for row in rows],
+            "length": [len(row) for row in rows],
+        }
+    )
 
 
 def _keep_rows(rows: Sequence[dict]) -> dict[str, object]:
