@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -264,10 +265,23 @@ def test_a_trial_is_the_run_made_small(flags, tmp_path):
 
 
 def test_a_rate_that_diverges_is_the_worst_and_stops_nothing(flags, tmp_path, monkeypatch, capsys):
-    from sft.training import rate_plan
+    from sft.training import fine_tune, rate_plan
 
     monkeypatch.setattr(rate_plan, "RATES", (1e-3, 1e30, 1e38))
     monkeypatch.setattr(rate_plan, "KEPT", 2)
+    models: list[weakref.ref] = []
+
+    def load(prepared):
+        assert [model() for model in models] == [None] * len(models), (
+            "the model of the trials takes no memory any more"
+        )
+        loaded = fine_tune_load(prepared)
+        models.append(weakref.ref(loaded[0]))
+        return loaded
+
+    fine_tune_load = fine_tune.load
+    monkeypatch.setattr(fine_tune, "load", load)
     assert train_qwen2_classification.main(flags(tmp_path / "run", "auto", "--lora_dropout", "0")) == 0
+    assert len(models) == 2
     assert chosen(tmp_path / "run") == 1e-3
     assert "发散" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")

@@ -94,7 +94,7 @@ def _finished_trials(path: Path, identity: dict) -> Sequence[Trial]:
     try:
         saved = read_json(path)
         return trials_from_json(saved["trials"]) if saved["identity"] == identity else ()
-    except (InputError, KeyError, TypeError, ValueError):
+    except (InputError, KeyError, TypeError, ValueError, OverflowError):
         logger.warning("%s：内容不对，重新试", path)
         return ()
 
@@ -180,6 +180,9 @@ class TrialTrainer(SftTrainer):
             self.remove_callback(callback)
         self.stop_on_signal = StopOnSignal("完成这一步后停止")
         self.add_callback(self.stop_on_signal)
+
+    def _say_how_the_head_is_computed(self) -> None:
+        """Nothing: the run's own trainer says it."""
 
     def _finalize_training(self, *arguments):
         if self.stop_on_signal.received is None:

@@ -134,9 +134,10 @@ def plan_search(
         )
     steps, epochs = planned_steps(len(train), training)
     if steps < FEW_STEPS:
+        length = "--max_steps" if training.max_steps > 0 else "--num_train_epochs"
         raise InputError(
             f"--learning_rate auto：这次训练只有 {steps} 步，太短，试不出来（要 {FEW_STEPS} 步以上）；"
-            f"请加大 --num_train_epochs，{BY_HAND}"
+            f"请加大 {length}，{BY_HAND}"
         )
     first = max(LEAST_STEPS, int(SHARE * steps / (len(RATES) + KEPT * LONGER)))
     rounds = (Round(len(RATES), first), Round(KEPT, LONGER * first))

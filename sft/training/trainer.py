@@ -57,11 +57,14 @@ class SftTrainer(SavingTrainer):
         self.timed_tokens = 0
         self.timed_since: float | None = None  # the first step begins
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._say_how_the_head_is_computed()
+        self._set_callbacks()
+
+    def _say_how_the_head_is_computed(self) -> None:
         if frozen_head(self.model) is None or self.args.torch_compile:
             logger.info(
                 "输出层由模型自己计算（它带适配器、被编译，或输出不只是一个线性层）：显存随学习的 token 数增加"
             )
-        self._set_callbacks()
 
     def _set_callbacks(self) -> None:
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
