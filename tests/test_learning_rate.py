@@ -220,11 +220,14 @@ def training(**changes):
     return SimpleNamespace(**defaults | {"max_steps": -1, "num_train_epochs": 2.0} | changes)
 
 
+ROWS = [[number] * 20 for number in range(9000)]  # their length is all that a plan looks at
+
+
 def rows(count: int) -> list[list[int]]:
-    return [[number] * 20 for number in range(count)]  # their length is all that a plan looks at
+    return ROWS[:count]
 
 
-@given(count=st.integers(1000, 20_000), validation=st.integers(1, 400), epochs=st.sampled_from([1.0, 1.5, 3.0]))
+@given(count=st.integers(1000, 9000), validation=st.integers(1, 400), epochs=st.sampled_from([1.0, 1.5, 3.0]))
 def test_a_normal_run_pays_about_a_quarter_more_at_most(count, validation, epochs):
     plan = plan_search(rows(count), rows(validation), training(num_train_epochs=epochs))
     assert plan.steps <= max(52, 0.2 * plan.run_steps)
@@ -257,7 +260,8 @@ def test_a_trial_is_the_run_made_small(flags, tmp_path):
     more = ["--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 100}']
     run = parse_arguments("", flags(tmp_path, "auto", *more, "--warmup_steps", "50", "--max_steps", "500")).training
     trial = arguments_of_trial(run, 1e-3, 10, 500)
-    assert (trial.learning_rate, trial.max_steps, trial.warmup_steps) == (1e-3, 10, 1)
+    assert (trial.max_steps, trial.warmup_steps) == (10, 1)
+    assert trial.learning_rate == pytest.approx(1e-3 * 50 ** (1 / 3))  # fewer steps want a larger rate
     assert trial.lr_scheduler_kwargs == {"num_decay_steps": 2} and run.lr_scheduler_kwargs == {"num_decay_steps": 100}
     same = {"lr_scheduler_type", "optim", "weight_decay", "max_grad_norm", "seed", "per_device_train_batch_size"}
     assert all(getattr(trial, name) == getattr(run, name) for name in same)

@@ -25,7 +25,15 @@ from sft.training.callbacks import NotFinite, StopOnSignal
 from sft.training.evaluation import Evaluator, Examples
 from sft.training.log_lines import LogLines, ProgressOnStderr, short_exponent
 from sft.training.prepare import Prepared
-from sft.training.rate_plan import Search, SearchPlan, Trial, best_first, successive_halving, trials_from_json
+from sft.training.rate_plan import (
+    Search,
+    SearchPlan,
+    Trial,
+    best_first,
+    rate_of_trial,
+    successive_halving,
+    trials_from_json,
+)
 from sft.training.run import Run, asks_to_resume
 from sft.training.trainer import SftTrainer, as_dataset
 
@@ -201,6 +209,7 @@ def arguments_of_trial(training: TrainingArguments, rate: float, steps: int, run
     """The arguments of a run in small: all is as in the run, but rate and length, and what is written and shown.
 
     Args:
+        rate: of the run.
         steps: of the trial.
         run_steps: of the run; warm-up and the parts of a schedule shrink in proportion.
     """
@@ -211,7 +220,7 @@ def arguments_of_trial(training: TrainingArguments, rate: float, steps: int, run
     }
     trial = copy.copy(training)
     changes = {
-        "learning_rate": rate,
+        "learning_rate": rate_of_trial(rate, steps, run_steps),
         "max_steps": steps,
         "warmup_steps": round(training.get_warmup_steps(run_steps) * shrink),
         "lr_scheduler_kwargs": schedule,
