@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import weakref
 from pathlib import Path
@@ -32,6 +33,9 @@ from sft.training.rate_plan import (
 from tests.models import save_model, tiny_model
 from tests.test_training import LABELS, articles, train, write_records
 
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+
+KILLED = -getattr(signal, "SIGKILL", 9)
 RESUME = ("--resume_from_checkpoint", "true")
 ADAPTER = "adapter_model.safetensors"
 ROUNDS = (Round(len(RATES), 4), Round(3, 8))
@@ -123,9 +127,11 @@ def test_the_rate_and_the_trials_are_told_wherever_a_rate_by_hand_is(searched):
 @pytest.mark.parametrize(
     ("stop", "code", "searches_again"),
     [
-        (Stop("step", 6), -signal.SIGKILL, True),  # the second round has more than four steps
-        (Stop("step", 7, signal.SIGTERM), 128 + signal.SIGTERM, True),
-        (Stop("step", 40), -signal.SIGKILL, False),  # in the run, after its first checkpoint
+        (Stop("step", 7, signal.SIGTERM), 128 + signal.SIGTERM, True),  # the second round has more than four steps
+        pytest.param(Stop("step", 6), KILLED, True, marks=pytest.mark.slow),
+        pytest.param(
+            Stop("step", 40), KILLED, False, marks=pytest.mark.slow
+        ),  # in the run, after its first checkpoint
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(stop, code, searches_again, searched, flags, tmp_path):

@@ -87,7 +87,7 @@ class SearchPlan(NamedTuple):
         train: the rows to train trials on: a trial takes the first ones, as many as its steps need.
         validation: the rows that decide.
         rows_a_step: rows in one optimizer step.
-        share: of the computation that the run's own steps take; a row is validated for a third of what it is trained for.
+        share: of the computation that the run's own steps take. Validating a row takes a third of training on it.
     """
 
     rounds: tuple[Round, ...]
