@@ -21,6 +21,7 @@ from sft.errors import InputError
 ADAPTER_FILE = "adapter_model.safetensors"
 TASK_FILE = "task.json"
 METRICS_FILE = "metrics.jsonl"
+RATE_SEARCH_FILE = "learning_rate.json"  # the trials of --learning_rate auto
 TRAIN_RESULTS_FILE = "train_results.json"
 ALL_RESULTS_FILE = "all_results.json"
 SAMPLES_FILE = "sample_predictions.json"

@@ -100,7 +100,7 @@ def test_the_command_line_counts_for_more(tmp_path):
         ("run.yaml", "seed: !!python/object/apply:os.getcwd []", "seed 只能有一个值"),
         ("run.yaml", "lr_scheduler_kwargs: !!python/object:x.Y {a: 1}", "不是合法的 YAML"),
         ("run.toml", "seed = 1", "应是 .yaml、.yml 或 .json 文件"),
-        ("run.yaml", "learning_rate: fast", "应是 float，实际是 'fast'"),
+        ("run.yaml", "learning_rate: fast", "应是 float 或 auto，实际是 'fast'"),
         ("run.yaml", "batching: fast", "--batching 不能是 'fast'"),
     ],
 )

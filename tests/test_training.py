@@ -215,8 +215,9 @@ def test_ner_trains_and_predicts(base, data, tmp_path, capsys):
     assert predict.main(["--adapter", str(output_dir), "--input_file", test_file, "--output_file", output]) == 0
     predicted = json.loads(capsys.readouterr().out)
     reported = json.loads((output_dir / "test_results.json").read_text())
-    chosen = json.loads((output_dir / "task.json").read_text())["threshold"]
-    assert chosen == reported["test_threshold"]
+    assert json.loads((output_dir / "task.json").read_text()).get("threshold") is None  # four rows are too few
+    assert "test_threshold" not in reported
+    assert "没有定阈值：验证集里只有" in (output_dir / "report.html").read_text(encoding="utf-8")
     for name in ("precision", "recall", "f1", "macro_f1", "unparsable"):
         assert predicted[name] == reported[f"test_{name}"]
 
@@ -453,8 +454,8 @@ def test_validation_rows_are_held_out_by_text_and_by_seed():
     from sft.training.prepare import hold_out
 
     rows = [(line, {"text": f"文本{line % 30}"}) for line in range(90)]
-    train_rows, validation = hold_out(rows, 0.2, 100, seed=1)
+    train_rows, validation = hold_out(rows, 6, seed=1)
     assert {row["text"] for _, row in train_rows}.isdisjoint({row["text"] for _, row in validation})
     assert len({row["text"] for _, row in validation}) == 6 and len(train_rows) + len(validation) == 90
-    assert hold_out(rows[::-1], 0.2, 100, seed=1)[1][::-1] == validation
-    assert hold_out(rows, 0.2, 100, seed=2)[1] != validation
+    assert hold_out(rows[::-1], 6, seed=1)[1][::-1] == validation
+    assert hold_out(rows, 6, seed=2)[1] != validation

@@ -107,6 +107,7 @@ def write_prediction_page(path: Path, task: Task, findings: Findings, tally: Tal
         "gold_problems": _gold_problems(tally),
         "charts": {},
         "kept": [],
+        "search": None,
         "data": None,
         "settings": {},
     }

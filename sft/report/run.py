@@ -16,7 +16,7 @@ from sft.report.findings import Findings, findings_of, scores_of
 from sft.report.intervals import Estimate
 from sft.report.page import Fact, figure, write_page
 from sft.report.strings import STRINGS
-from sft.tasks.evaluation import at_least
+from sft.tasks.evaluation import LEAST_GOLD_ENTITIES, at_least, gold_entities, too_few_entities
 from sft.tracking.metrics_log import read_metrics
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class RunFacts(NamedTuple):
         steps: optimizer steps.
         resumed: whether the run went on from a checkpoint.
         kept: what the run keeps.
+        trials: of ``--learning_rate auto``, in order: ``(rate, steps, validation loss)``; empty for a rate by hand.
     """
 
     base_model: str
@@ -118,6 +119,7 @@ class RunFacts(NamedTuple):
     steps: int
     resumed: bool
     kept: Kept
+    trials: Sequence[tuple[float, int, float | None]] = ()
 
 
 def write_run_report(
@@ -169,7 +171,8 @@ def write_run_report(
             "chart_threshold": line_chart(thresholds, over="threshold", at_least=(0, 1), chosen=kept.threshold),
             "chart_learning_rate": line_chart(curves_of(metrics, ("learning_rate",)), at_least=(0, 0)),
         },
-        "kept": _describe_kept(task, kept, facts.steps),
+        "kept": _describe_kept(task, kept, facts.steps, data.splits["validation"]),
+        "search": _describe_search(facts.trials, settings),
         "data": _describe_data(task, data),
         "settings": {
             name: _shown_setting(name, value) for name in SETTINGS if (value := settings.get(name)) not in UNSET
@@ -211,7 +214,9 @@ def _scores_by_threshold(task: Task, records: Sequence[dict], kept: Kept) -> dic
     return curves_of(rows, [f"eval_{name}" for name in dict.fromkeys((task.metric, "precision", "recall"))])
 
 
-def _describe_kept(task: Task, kept: Kept, steps: int) -> list[tuple[str, dict[str, object]]]:
+def _describe_kept(
+    task: Task, kept: Kept, steps: int, validation: Sequence[dict]
+) -> list[tuple[str, dict[str, object]]]:
     """What to say about the weights, threshold and calibration: keys of STRINGS and their arguments."""
     figures = {"step": figure(kept.step), "steps": figure(steps)}
     lines: list[tuple[str, dict[str, object]]] = [
@@ -219,10 +224,30 @@ def _describe_kept(task: Task, kept: Kept, steps: int) -> list[tuple[str, dict[s
     ]
     if kept.threshold is not None:
         lines.append(("kept_threshold", {"threshold": f"{kept.threshold:g}", "metric": _named(task.metric)}))
+    elif validation and too_few_entities(task, golds := [task.gold(record) for record in validation]):
+        counts = {"entities": figure(gold_entities(golds)), "least": figure(LEAST_GOLD_ENTITIES)}
+        lines.append(("no_threshold", counts))
     if kept.temperature is not None:
         figures = {"temperature": f"{kept.temperature:g}", "bias": f"{kept.score_bias or 0:+g}"}
         lines.append(("kept_temperature" if kept.score_bias is None else "kept_temperature_and_bias", figures))
     return lines
+
+
+def _describe_search(trials: Sequence[tuple[float, int, float | None]], settings: Mapping[str, object]) -> dict | None:
+    """A row for each rate that was tried, with the loss after each number of steps."""
+    if not trials:
+        return None
+    rounds = list(dict.fromkeys(steps for _, steps, _ in trials))
+    losses = {(rate, steps): loss for rate, steps, loss in trials}
+    rows = [
+        {
+            "rate": f"{rate:g}",
+            "losses": [losses.get((rate, steps), "") for steps in rounds],
+            "chosen": rate == settings.get("learning_rate"),
+        }
+        for rate in sorted({rate for rate, _, _ in trials})
+    ]
+    return {"rounds": rounds, "rows": rows}
 
 
 def _named(metric: str) -> str:

@@ -114,6 +114,19 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Probabilities are calibrated with temperature {temperature} and bias {bias}: they were fitted on the "
         "validation rows, bring probabilities closer to the share of right answers, and predict.py uses them, too.",
     ),
+    "rates_tried": ("试学习率", "Learning rates tried"),
+    "rates_tried_note": (
+        "--learning_rate auto 用训练数据的一小份各试几步，比验证损失；取试得最久的几个里最低的，带 * 的就是。",
+        "--learning_rate auto tries each rate for a few steps on a small part of the training rows and compares the "
+        "validation loss; of those tried longest it takes the lowest, marked *.",
+    ),
+    "steps_tried": ("{steps} 步", "{steps} steps"),
+    "diverged": ("发散", "diverged"),
+    "no_threshold": (
+        "没有定阈值：验证集里只有 {entities} 个标注的实体，少于 {least} 个，定出来也是碰巧。",
+        "No threshold was chosen: the validation rows have only {entities} gold entities; by fewer than {least} the "
+        "choice would be chance.",
+    ),
     "curve_hint": (
         "指向曲线看数值；键盘用左右方向键。",
         "Point at a curve to read it; with the keyboard, use ← and →.",

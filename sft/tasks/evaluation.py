@@ -11,6 +11,9 @@ from sft.tasks import calibration
 from sft.tasks.calibration import Calibration, Reliability
 from sft.tasks.task import Task
 
+# To choose a threshold by. The F1 of n gold entities has a standard error of about sqrt(F1 (1 - F1) / n): 6 points at
+# 50, more than a threshold gains.
+LEAST_GOLD_ENTITIES = 50
 MOST_GOLD_PROBLEMS = 200  # that are counted apart
 
 
@@ -172,10 +175,25 @@ def at_least(task: Task, predictions: Sequence[dict], threshold: float | None) -
 
 
 def best_threshold(task: Task, golds: Sequence[dict | None], predictions: Sequence[dict]) -> float | None:
-    """The task's best threshold for the rows with gold and without an error; None if there is none."""
+    """The task's best threshold for the rows with gold and without an error; None if there is none.
+
+    Nor is there one if the rows have too few entities to choose it by.
+    """
     pairs = zip(golds, predictions, strict=True)
     judged = [(gold, result) for gold, result in pairs if gold is not None and "error" not in result]
-    return task.best_threshold(*zip(*judged, strict=True)) if judged else None
+    if not judged or too_few_entities(task, [gold for gold, _ in judged]):
+        return None
+    return task.best_threshold(*zip(*judged, strict=True))
+
+
+def too_few_entities(task: Task, golds: Sequence[dict | None]) -> bool:
+    """Whether a threshold for entities would be chosen by less than ``LEAST_GOLD_ENTITIES`` of them."""
+    return task.answers == "entities" and gold_entities(golds) < LEAST_GOLD_ENTITIES
+
+
+def gold_entities(golds: Sequence[dict | None]) -> int:
+    """How many entities there are in all."""
+    return sum(len(gold["entities"]) for gold in golds if gold is not None)
 
 
 def metrics_of_predictions(

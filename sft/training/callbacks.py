@@ -27,6 +27,10 @@ MOST_SKIPPED_STEPS = 20  # in a row; the scale of the loss is then a millionth o
 HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
 
 
+class NotFinite(RunError):
+    """The loss or the gradients of a run are NaN or Inf."""
+
+
 class StopOnNonFinite:
     """Stops a run before a NaN or Inf reaches the weights; the message names the file lines of the step's rows.
 
@@ -59,7 +63,7 @@ class StopOnNonFinite:
             step: the number of the step, from 1.
 
         Raises:
-            RunError: a loss is NaN or Inf; or the gradients are, and no loss scaler leaves this step out; or it has
+            NotFinite: a loss is NaN or Inf; or the gradients are, and no loss scaler leaves this step out; or it has
                 left out too many.
         """
         noted, self._losses = self._losses, []
@@ -68,18 +72,20 @@ class StopOnNonFinite:
         advice = "可试 --dtype float32" + (" 或更小的 --learning_rate" if not self._scales else "")
         for loss, (_, lines) in zip(losses, noted, strict=True):
             if not math.isfinite(loss):
-                raise RunError(f"第 {step} 步的损失是 {loss}，已停止；这一批是训练集第 {_numbers(lines)} 行；{advice}")
+                raise NotFinite(
+                    f"第 {step} 步的损失是 {loss}，已停止；这一批是训练集第 {_numbers(lines)} 行；{advice}"
+                )
         if math.isfinite(norm):
             self.skipped_steps = 0
             return
         lines = [line for _, lines in noted for line in lines]
         if not self._scales:
-            raise RunError(
+            raise NotFinite(
                 f"第 {step} 步的梯度出现 NaN 或 Inf，已停止；这一步是训练集第 {_numbers(lines)} 行；{advice}"
             )
         self.skipped_steps += 1
         if self.skipped_steps >= MOST_SKIPPED_STEPS:
-            raise RunError(
+            raise NotFinite(
                 f"连续 {self.skipped_steps} 步的梯度超出 float16 的范围，这些步什么也没有学，已停止；"
                 f"第 {step} 步是训练集第 {_numbers(lines)} 行；{advice}"
             )
@@ -108,6 +114,9 @@ class StopOnSignal(TrainerCallback):
     A second signal kills as usual. Under ``nohup`` a SIGHUP is ignored. Several processes stop together, after the
     same step, even if the signal reached only one of them, or some before a step's end and others after it.
 
+    Args:
+        then: what happens after a signal, for the message.
+
     Attributes:
         received: the number of the signal that this process got; None if there was none.
         stage: where in the training loop the run is, for `sft.training.progress.Progress`.
@@ -115,7 +124,8 @@ class StopOnSignal(TrainerCallback):
         group: connects the processes; None for one alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: str = "完成这一步并保存检查点后停止") -> None:
+        self._then = then
         self.received: int | None = None
         self.stage = STEP
         self.postponed: Postponed | None = None
@@ -138,7 +148,7 @@ class StopOnSignal(TrainerCallback):
         self._kill_from_now_on(number)
         if number == HANGUP:
             self._write_nowhere()
-        logger.warning("收到 %s：完成这一步并保存检查点后停止", signal.Signals(number).name)
+        logger.warning("收到 %s：%s", signal.Signals(number).name, self._then)
 
     def _kill_from_now_on(self, number: int) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -29,6 +29,7 @@ from sft.files import (
     ADAPTER_FILE,
     METRICS_FILE,
     PAUSES_SECONDS,
+    RATE_SEARCH_FILE,
     differences,
     file_hash,
     patiently,
@@ -349,7 +350,8 @@ def remove_all(output_dir: Path) -> None:
             raise InputError(f"{checkpoint.folder}：删不掉；请关掉正在用它的程序，或换一个 --output_dir")
     for path in output_dir.glob("*_results.json"):
         path.unlink()
-    (output_dir / METRICS_FILE).unlink(missing_ok=True)
+    for name in (METRICS_FILE, RATE_SEARCH_FILE):
+        (output_dir / name).unlink(missing_ok=True)
 
 
 # ---- errors ----

@@ -101,6 +101,10 @@ class Evaluator:
         chosen = {name: getattr(settings, name) for name in CHOSEN}
         return self._evaluation(loss, golds, calibrated(predictions, settings.calibration), chosen)
 
+    def loss(self, model, rows: Sequence[EncodedRow], max_tokens: int, device: torch.device) -> float:
+        """The mean loss per supervised token, without predictions; in this process alone."""
+        return self._loss_sum(model, rows, max_tokens, device) / sum(len(row.answer_ids) for row in rows)
+
     def _predict(
         self, model, examples: Examples, max_tokens: int, accelerator: Accelerator
     ) -> tuple[float, list[dict | None], list[dict]]:

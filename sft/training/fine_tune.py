@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from sft.data.records import write_check_rows
 from sft.decoding.decode import Limits
-from sft.engine.batches import EncodedRow
 from sft.engine.compiled_layers import compile_layers
 from sft.errors import InputError, RunError, Stopped, is_out_of_memory, memory_name
 from sft.files import (
@@ -43,13 +41,14 @@ from sft.training.arguments import Arguments
 from sft.training.checkpoints import told_if_not_written
 from sft.training.continuing import ResumedTrainer
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
+from sft.training.learning_rate import Loaded, SearchLog, with_learning_rate
 from sft.training.memory import peak_memory_bytes
 from sft.training.prepare import Numbered, Prepared, prepare
 from sft.training.preview import show_plan, show_rows
 from sft.training.run import Run, open_run, own_folder, shown_path, shown_settings
 from sft.training.steps import rows_a_step
 from sft.training.summary import before_training, sample_texts
-from sft.training.trainer import SftTrainer
+from sft.training.trainer import SftTrainer, as_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +74,8 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         run = open_run(prepared)  # checkpoint to resume, identity, micro-batch
         if run is None:
             return None  # it is finished
+        with told_if_out_of_memory(prepared):
+            run = with_learning_rate(prepared, run, lambda: load(prepared))
         trainer = build_trainer(prepared, run)
         with tracked(prepared, run, trainer) as tracking:
             logger.info("%s", before_training(prepared, run, trainer.model, tracking.where))
@@ -89,6 +90,8 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
             tested = evaluate_test(trainer, prepared, tracking, settings)
             trainer.save_state()
             results |= named_metrics(best, "eval") | named_metrics(tested, "test")
+            if run.search is not None:
+                results["learning_rate"] = run.search.rate
             if trainer.is_world_process_zero():
                 evaluations = {"before": trainer.before, "after": best, "test": tested}
                 steps, kept = trainer.state.global_step, what_is_kept(trainer, best)
@@ -103,6 +106,26 @@ def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
     Raises:
         InputError: the model or the adapter cannot be read, or the model's numbers are too large for float16.
     """
+    arguments, splits = prepared.arguments, prepared.splits
+    model, evaluator = load(prepared)
+    trainer = (ResumedTrainer if run.resumed else SftTrainer)(
+        model=model,
+        args=arguments.training,
+        train_dataset=as_dataset(prepared.rows.train),
+        processing_class=prepared.tokenizer,
+        evaluator=evaluator,
+        validation=Examples(records_of(splits.validation), prepared.rows.validation),
+        run=run,
+    )
+    if arguments.data.early_stopping_patience and splits.validation:
+        trainer.add_callback(EarlyStoppingCallback(arguments.data.early_stopping_patience))
+    longest = max(prepared.rows.train, key=len)
+    require_finite(model, longest.prompt_ids + longest.answer_ids, f"{arguments.data.train_file}:{longest.line}")
+    return trainer
+
+
+def load(prepared: Prepared) -> Loaded:
+    """The model with an adapter as training starts from it, and what evaluates it; errors as in `build_trainer`."""
     arguments, settings = prepared.arguments, prepared.settings
     training = arguments.training
     set_seed(training.seed)  # for the initial weights of the adapter
@@ -118,32 +141,7 @@ def build_trainer(prepared: Prepared, run: Run) -> SftTrainer:
             raise InputError("--compile_layers：只在变长注意力下有用，这张卡、这个模型或 --batching 用不了；请去掉它")
         compile_layers(model)
     limits = Limits(settings.max_length, settings.max_new_tokens, training.per_device_eval_batch_size)
-    trainer = (ResumedTrainer if run.resumed else SftTrainer)(
-        model=model,
-        args=training,
-        train_dataset=as_dataset(prepared.rows.train),
-        processing_class=prepared.tokenizer,
-        evaluator=Evaluator(settings.task, prepared.tokenizer, limits, batching, quiet=training.disable_tqdm),
-        validation=Examples(records_of(prepared.splits.validation), prepared.rows.validation),
-        run=run,
-    )
-    if arguments.data.early_stopping_patience and prepared.splits.validation:
-        trainer.add_callback(EarlyStoppingCallback(arguments.data.early_stopping_patience))
-    longest = max(prepared.rows.train, key=len)
-    require_finite(model, longest.prompt_ids + longest.answer_ids, f"{arguments.data.train_file}:{longest.line}")
-    return trainer
-
-
-def as_dataset(rows: Sequence[EncodedRow]) -> Dataset:
-    """The rows as a table, with the length that ``--train_sampling_strategy group_by_length`` sorts by."""
-    return Dataset.from_dict(
-        {
-            "prompt_ids": [row.prompt_ids for row in rows],
-            "answer_ids": [row.answer_ids for row in rows],
-            "line": [row.line for row in rows],
-            "length": [len(row) for row in rows],
-        }
-    )
+    return model, Evaluator(settings.task, prepared.tokenizer, limits, batching, quiet=training.disable_tqdm)
 
 
 def records_of(numbered: Numbered) -> list[dict]:
@@ -172,19 +170,32 @@ def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Track
     trainer.add_callback(MetricsLog(run.output_dir / METRICS_FILE, resumed and resumed.step, resumed and resumed.rows))
     trainer.add_callback(tracking.callback)
     trainer.add_callback(SamplesAtStart(prepared, trainer, tracking))
+    trainer.add_callback(SearchLog(trainer))
     state = "crashed"
     try:
-        yield tracking
+        with told_if_out_of_memory(prepared):
+            yield tracking
         state = "success"
     except (Stopped, KeyboardInterrupt):
         state = "aborted"
         raise
+    finally:
+        tracking.finish(state)
+
+
+@contextmanager
+def told_if_out_of_memory(prepared: Prepared) -> Iterator[None]:
+    """Inside this block, memory that runs out becomes one line.
+
+    Raises:
+        RunError: it ran out.
+    """
+    try:
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise RunError(f"{memory_name(error)}不够：{advice_on_memory(prepared)}") from error
-    finally:
-        tracking.finish(state)
 
 
 def advice_on_memory(prepared: Prepared) -> str:
@@ -342,6 +353,7 @@ def write_down(
         steps=steps,
         resumed=run.checkpoint is not None,
         kept=kept,
+        trials=run.search.trials if run.search else (),
     )
     predictions = {name: evaluation.predictions for name, evaluation in evaluations.items() if evaluation}
     with logged_not_raised(output_dir / REPORT_FILE):

@@ -68,6 +68,9 @@ RENAMED_FLAGS = {
 }
 
 
+AUTO_RATE, DEFAULT_RATE = "auto", 1e-4  # of --learning_rate
+
+
 def _choice(*allowed: str, default: str, help: str) -> str:
     return field(default=default, metadata={"choices": allowed, "help": help})
 
@@ -165,7 +168,9 @@ class TrainerDefaults:
     per_device_train_batch_size: int = _flag(16, "每张卡每个小批多少条；放不下会自动分几次算，结果相同")
     gradient_accumulation_steps: int = _flag(1, "累积多少个小批更新一次；与上一项之积是每步的条数")
     per_device_eval_batch_size: int = _flag(16, "验证和预测时每批多少条")
-    learning_rate: float = _flag(1e-4, "学习率")
+    learning_rate: float = _flag(
+        DEFAULT_RATE, "学习率；auto：先用一小份数据试 7 个，取验证损失最低的（约多用四分之一的时间）"
+    )
     num_train_epochs: float = _flag(2, "训练多少轮")
     logging_steps: float = _flag(10, "每多少步记录一次；不给时短的训练记得更密，至少 20 个点")
     logging_nan_inf_filter: bool = _flag(False, "不掩盖 NaN：损失或梯度出现 NaN 会立刻停止")

@@ -33,9 +33,11 @@ from sft.tasks.settings import TaskSettings, require_pair, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.checkpointing import settle_checkpointing, step_tokens
+from sft.training.rate_plan import SearchPlan, plan_search
 from sft.training.sharding import refuse_where_it_cannot
 from sft.training.start import start_from_adapter
-from sft.training.steps import fitting_logging_steps, planned_steps
+from sft.training.steps import advice_on_few_steps, fitting_logging_steps, planned_steps
+from sft.training.validation_size import validation_texts
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Prepared:
         batching: how rows become a batch.
         validates: whether validation was asked for; there can still be no validation rows.
         arguments: the flags.
+        search: what ``--learning_rate auto`` will do; None for a rate given by hand.
     """
 
     settings: TaskSettings
@@ -92,6 +95,7 @@ class Prepared:
     batching: Batching
     validates: bool
     arguments: Arguments
+    search: SearchPlan | None = None
 
     @property
     def task(self) -> Task:
@@ -146,6 +150,9 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     validates = training.eval_strategy != "no"
     settle_training_arguments(arguments, dtype, len(rows), bool(splits.validation))
     settle_checkpointing(arguments, base_folder, dtype, step_tokens(rows, batching, training))
+    search = plan_search(rows, validation, training) if training.searches_rate else None
+    if not (data.preview or arguments.model.init_adapter) and (advice := advice_on_few_steps(len(rows), training)):
+        logger.warning("%s", advice)
     return Prepared(
         settings=settings,
         splits=splits,
@@ -157,6 +164,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         batching=batching,
         validates=validates,
         arguments=arguments,
+        search=search,
     )
 
 
@@ -236,7 +244,8 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
         require_records(Path(data.validation_file), type(task))
         validation = read_task_records(Path(data.validation_file), task)
     else:
-        train, validation = hold_out(train, data.validation_ratio, data.max_validation_rows, training.seed)
+        texts = len({record["text"] for _, record in train})
+        train, validation = hold_out(train, validation_texts(texts, arguments), training.seed)
     test_file = find_test_file(data.test_file, Path(data.train_file))
     if test_file:
         require_records(test_file, type(task))
@@ -247,17 +256,15 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
     return Splits(train, validation, test)
 
 
-def hold_out(train: Numbered, ratio: float, most: int, seed: int) -> tuple[Numbered, Numbered]:
+def hold_out(train: Numbered, count: int, seed: int) -> tuple[Numbered, Numbered]:
     """Split ``train`` into training and validation records, so that no text is in both.
 
     The choice depends on the texts and the seed, not on the order of the rows.
 
     Args:
-        ratio: the share of the texts for validation.
-        most: the largest number of texts for validation.
+        count: different texts for validation.
     """
     texts = sorted({record["text"] for _, record in train})
-    count = min(most, int(len(texts) * ratio))
     held_out = set(random.Random(seed).sample(texts, count))
     return (
         [(line, record) for line, record in train if record["text"] not in held_out],

@@ -40,12 +40,13 @@ def show_plan(prepared: Prepared) -> None:
     steps, epochs = planned_steps(len(rows), training)
     share = executed_share(rows, training.per_device_train_batch_size, batching, training.seed)
     tokens = share * sum(len(row) for row in rows) * epochs
+    searched = prepared.search.share * tokens if prepared.search else 0
     shape, kind = shape_of(prepared.base_folder), step_kind(prepared.dtype, arguments)
     max_tokens = arguments.data.max_tokens_per_micro_batch or fitting_tokens(shape, kind, training.device)
     largest = largest_micro_batch(rows, training.per_device_train_batch_size, batching, max_tokens)
     memory = estimate_memory_bytes(shape, kind, *largest)
     # The base is frozen: the forward pass, and a backward pass only for the gradient of the inputs.
-    flops = (6 if kind.recompute else 4) * shape.parameters * tokens
+    flops = (6 if kind.recompute else 4) * shape.parameters * (tokens + searched)
     seconds = flops / (
         0.5 * measure_flops(training.device, prepared.dtype)
     )  # training reaches half the speed of a matrix product
@@ -58,6 +59,8 @@ def show_plan(prepared: Prepared) -> None:
         "内存估计": memory_text(memory, training.device),
         "时间估计": f"{time_text(seconds)}（按本机矩阵乘法速度的一半估算，不含验证）",
     }
+    if prepared.search:
+        lines["试学习率"] = prepared.search.describe()
     columns = columns_of(sys.stdout)
     for name, text in lines.items():
         padding = " " * (NAME_COLUMNS - display_width(name))

@@ -9,6 +9,7 @@ from sft.errors import InputError
 from sft.files import read_json
 from sft.training import checkpoints
 from sft.training.evaluation import Evaluation
+from sft.training.rate_plan import Search
 
 STEP, EPOCH = "step", "epoch"  # the two places where transformers logs, evaluates and saves
 
@@ -28,6 +29,7 @@ class Progress(NamedTuple):
         gradient_norm, learning_rate: of the last step, for its log.
         before: the evaluation before the first step.
         skipped_steps: how many steps in a row the loss scaler of float16 has left out.
+        search: what ``--learning_rate auto`` found before the first step.
     """
 
     executed_tokens: int
@@ -43,10 +45,12 @@ class Progress(NamedTuple):
     learning_rate: float | None
     before: Evaluation | None
     skipped_steps: int = 0
+    search: Search | None = None
 
     def to_json(self) -> dict:
         """As a JSON object, for `read`."""
-        return self._asdict() | {"before": self.before and self.before._asdict()}
+        search = self.search and self.search.to_json()
+        return self._asdict() | {"before": self.before and self.before._asdict(), "search": search}
 
 
 class Resumed(NamedTuple):
@@ -73,7 +77,9 @@ def read(checkpoint: Path) -> Resumed:
     """
     with checkpoints.told_if_not_readable(checkpoint):
         saved = read_json(checkpoint / checkpoints.PROGRESS)
-        progress = Progress(**saved | {"before": saved["before"] and Evaluation(**saved["before"])})
+        before = saved["before"] and Evaluation(**saved["before"])
+        search = Search.from_json(saved["search"]) if saved.get("search") else None
+        progress = Progress(**saved | {"before": before, "search": search})
         rows = checkpoints.state_of(checkpoint)["log_history"]
         if not all(type(row["step"]) is int for row in rows) or progress.stage not in (STEP, EPOCH):
             raise InputError("log_history")

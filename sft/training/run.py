@@ -12,15 +12,18 @@ from pathlib import Path
 import orjson
 
 from sft.errors import InputError
-from sft.files import ALL_RESULTS_FILE, file_hash, locked
+from sft.files import ALL_RESULTS_FILE, RATE_SEARCH_FILE, file_hash, locked
 from sft.model.hub import model_hash
 from sft.model.loading import tokenizer_hash
 from sft.tasks.settings import TaskSettings
 from sft.training import checkpoints
+from sft.training.flags import AUTO_RATE
 from sft.training.memory import fitting_tokens, shape_of, step_kind
 from sft.training.prepare import Prepared
 from sft.training.progress import Resumed, read
+from sft.training.rate_plan import Search
 from sft.training.resuming import NEVER, NEWEST, bring_best, is_finished, of_other_runs, to_resume
+from sft.training.validation_size import size_beside_flags
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,7 @@ class Run:
         max_tokens: the largest micro-batch at the start, in tokens; the trainer halves it when memory runs out.
         settings: what its adapter remembers; the threshold is chosen later.
         resumed: what the checkpoint says; None for a new run.
+        search: what ``--learning_rate auto`` found; None before it, and for a rate given by hand.
     """
 
     output_dir: Path
@@ -79,6 +83,7 @@ class Run:
     max_tokens: int
     settings: TaskSettings
     resumed: Resumed | None = None
+    search: Search | None = None
 
 
 @contextmanager
@@ -125,7 +130,8 @@ def open_run(prepared: Prepared) -> Run | None:
     if max_tokens is None:
         max_tokens = fitting_micro_batch(prepared)
     settings = prepared.settings.replace(base_hash=identity["model"])
-    return Run(output_dir, checkpoint, identity, max_tokens, settings, checkpoint and read(checkpoint))
+    resumed = checkpoint and read(checkpoint)
+    return Run(output_dir, checkpoint, identity, max_tokens, settings, resumed, resumed and resumed.progress.search)
 
 
 def asks_to_resume(prepared: Prepared) -> bool:
@@ -158,12 +164,17 @@ def run_identity(prepared: Prepared) -> dict:
         "dtype": str(prepared.dtype),
         "processes": arguments.training.world_size,
     }
+    if arguments.training.searches_rate:  # whatever it finds follows from the rest
+        identity["learning_rate"] = AUTO_RATE
     if prepared.settings.quantization:
         identity["quantization"] = prepared.settings.quantization
     if arguments.model.init_adapter:
         identity["init_adapter"] = model_hash(Path(arguments.model.init_adapter))
     if prepared.validates:  # the validation split changes the training rows
         identity["validation_file"] = data.validation_file and file_hash(Path(data.validation_file))[:16]
+        train, validation = ([record for _, record in split] for split in prepared.splits[:2])
+        if (size := size_beside_flags(train, validation, arguments)) is not None:
+            identity["validation_rows"] = size
     return orjson.loads(orjson.dumps(identity, default=str))
 
 
@@ -182,6 +193,8 @@ def shown_settings(prepared: Prepared, run: Run) -> dict:
     names |= {"model": prepared.arguments.model.model_name_or_path, "output_dir": training.output_dir}
     shown = {name: shown_path(path) for name, path in names.items()}
     chosen = {name: run.identity[name] for name in SHOWN if name in run.identity}
+    if run.search is not None:
+        chosen["learning_rate"] = run.search.rate
     return chosen | {checkpoints.MICRO_BATCH: run.max_tokens} | shown
 
 
@@ -233,6 +246,8 @@ def prepare_output(output_dir: Path, identity: dict, prepared: Prepared) -> Path
                 "重来加 --overwrite_output_dir"
             )
         logger.warning("%s：%s，存同一步时会换掉它", folder, reason)
+    if training.should_save:
+        (output_dir / RATE_SEARCH_FILE).unlink(missing_ok=True)
     return None
 
 

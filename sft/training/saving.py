@@ -128,6 +128,7 @@ class SavingTrainer(ShardedTrainer):
             learning_rate=rate,
             before=self.before,
             skipped_steps=self.stop_on_non_finite.skipped_steps,
+            search=self.run.search,
         )
 
     def add_earlier_seconds(self, logs: dict[str, float]) -> None:

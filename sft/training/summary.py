@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,14 +16,17 @@ from sft.tasks.metrics import METRIC_NAMES
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 from sft.terminal import command, folded, hints_wanted, script_path, terminal_columns
+from sft.tracking.metrics_log import read_metrics
 from sft.training.arguments import Arguments
 from sft.training.examples import example_of, options_for_flag
+from sft.training.log_lines import short_exponent
 from sft.training.prepare import Prepared
 from sft.training.run import Run
 from sft.training.steps import planned_steps, rows_a_step
 
 # The main metrics of both tasks, in the order in which they are shown.
 FIGURES = {name: chinese for name, (chinese, _) in METRIC_NAMES.items()} | {"f1": "F1"}
+COMPARED = ("accuracy", "f1")  # with the score before training; more would not be read
 SPLITS = {"eval": "验证", "test": "测试"}
 LABELS_SHOWN = 8
 LINE = "─" * 12
@@ -41,6 +44,7 @@ def before_training(prepared: Prepared, run: Run, model: PeftModel, tracked_wher
     lengths = sorted(len(row) for row in prepared.rows.train)
     steps, epochs = planned_steps(len(lengths), training)
     dtype = str(next(model.get_base_model().parameters()).dtype).removeprefix("torch.")
+    rate = f"；学习率 {short_exponent(run.search.rate)}（auto 选的）" if run.search else ""
     lines = {
         "任务": f"{prepared.task.title}：{shown_labels(prepared.task.labels)}",
         "模型": f"{arguments.model.model_name_or_path}（{count(parameters - trained)}参数），"
@@ -48,7 +52,7 @@ def before_training(prepared: Prepared, run: Run, model: PeftModel, tracked_wher
         "数据": f"训练 {len(lengths):,} 条，验证 {len(splits.validation):,} 条，测试 {len(splits.test):,} 条；"
         f"一条 {statistics.median(lengths):.0f} 个 token（中位数），最长 {lengths[-1]:,}",
         "计划": f"{steps:,} 步，每步 {rows_a_step(training)} 条，共 {epochs:.3g} 轮，"
-        f"约 {count(sum(lengths) * epochs)} token",
+        f"约 {count(sum(lengths) * epochs)} token{rate}",
         "数值": f"{dtype}，{device_name(training.device)}，{prepared.batching.title}批处理",
         "输出": training.output_dir,
         "曲线": tracked_where,
@@ -64,9 +68,11 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
     """The results of the run, where they are, and the next command."""
     output_dir = Path(arguments.training.output_dir)
     lines = {"用时": f"训练 {duration(results['train_runtime'])}，{results['logical_tokens']:,} 个 token"}
+    before = scores_at_start(output_dir)
     for split, name in SPLITS.items():
-        figures = {title: results.get(f"{split}_{figure}") for figure, title in FIGURES.items()}
-        if parts := [f"{title} {value:.3f}" for title, value in figures.items() if value is not None]:
+        figures = {figure: results.get(f"{split}_{figure}") for figure in FIGURES}
+        earlier = before if split == "eval" else {}
+        if parts := [_score(figure, value, earlier) for figure, value in figures.items() if value is not None]:
             lines[name] = "，".join(parts)
     written = [name for name in (ADAPTER_FILE, REPORT_FILE, LOSS_CURVE_FILE) if (output_dir / name).is_file()]
     lines["产物"] = f"{output_dir}：{'、'.join([*written, METRICS_FILE])} 等"
@@ -78,6 +84,22 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
     options = ["--options", options_for_flag(example.options)] if own_options else []
     words = ["python", script_path("predict.py"), "--adapter", output_dir, "--text", example.text, *options]
     return f"{told}\n下一步，试一句测试集里的：\n{command(words, terminal_columns())}"
+
+
+def scores_at_start(output_dir: Path) -> dict[str, float]:
+    """The main scores of the validation before the first step, by name; empty if there was none.
+
+    They come from ``metrics.jsonl``, where a resumed run has them, too.
+    """
+    rows = read_metrics(output_dir / METRICS_FILE)
+    first = next((row for row in rows if row["step"] == 0 and "eval_loss" in row), {})
+    return {figure: value for figure in COMPARED if (value := first.get(f"eval_{figure}")) is not None}
+
+
+def _score(figure: str, value: float, before: Mapping[str, float]) -> str:
+    """``F1 0.817``, or ``F1 0.010 → 0.817`` where it was measured before training."""
+    change = f"{before[figure]:.3f} → " if figure in before else ""
+    return f"{FIGURES[figure]} {change}{value:.3f}"
 
 
 def shown_labels(labels: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import torch
 from accelerate.utils.memory import clear_device_cache
+from datasets import Dataset
 from transformers import PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
@@ -56,11 +57,14 @@ class SftTrainer(SavingTrainer):
         self.timed_tokens = 0
         self.timed_since: float | None = None  # the first step begins
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self._say_how_the_head_is_computed()
+        self._set_callbacks()
+
+    def _say_how_the_head_is_computed(self) -> None:
         if frozen_head(self.model) is None or self.args.torch_compile:
             logger.info(
                 "输出层由模型自己计算（它带适配器、被编译，或输出不只是一个线性层）：显存随学习的 token 数增加"
             )
-        self._set_callbacks()
 
     def _set_callbacks(self) -> None:
         for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # both write to stdout, which is for results
@@ -242,6 +246,18 @@ class SftTrainer(SavingTrainer):
     def validate(self) -> Evaluation:
         """Evaluate on the validation records, with the calibration and the threshold that are best for them."""
         return self.evaluator.choose_threshold(self.model, self.validation, self.max_tokens, self.accelerator)
+
+
+def as_dataset(rows: Sequence[EncodedRow]) -> Dataset:
+    """The rows as a table, with the length that ``--train_sampling_strategy group_by_length`` sorts by."""
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [row.prompt_ids for row in rows],
+            "answer_ids": [row.answer_ids for row in rows],
+            "line": [row.line for row in rows],
+            "length": [len(row) for row in rows],
+        }
+    )
 
 
 def _keep_rows(rows: Sequence[dict]) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import warnings
@@ -20,7 +21,15 @@ from transformers.utils.hub import is_offline_mode
 from sft.cli import OneLineErrors, settle_boolean
 from sft.network import reachable
 from sft.processes import has_launcher
-from sft.training.flags import DataArguments, LoraArguments, ModelArguments, TrackingArguments, TrainerDefaults
+from sft.training.flags import (
+    AUTO_RATE,
+    DEFAULT_RATE,
+    DataArguments,
+    LoraArguments,
+    ModelArguments,
+    TrackingArguments,
+    TrainerDefaults,
+)
 from sft.training.sharding import USE_INSTEAD, refuse_other_launches, refuse_untried
 
 CONNECT_SECONDS = 5
@@ -62,7 +71,13 @@ ERRORS = ("ece", "unparsable")  # metrics of which less is better
 
 @dataclass
 class SftTrainingArguments(TrainerDefaults, TrainingArguments):
-    """transformers' TrainingArguments with this project's defaults."""
+    """transformers' TrainingArguments with this project's defaults.
+
+    Attributes:
+        searches_rate: ``--learning_rate auto``; until the search is done, ``learning_rate`` is the default.
+    """
+
+    searches_rate = False  # no field: it is no flag
 
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "另外再记到 tensorboard、wandb 等；SwanLab 由本项目接入，不用写在这里"}
@@ -70,6 +85,8 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "由本项目的批处理决定，不要改"})
 
     def __post_init__(self) -> None:
+        if self.learning_rate == AUTO_RATE:
+            self.searches_rate, self.learning_rate = True, DEFAULT_RATE
         for name, reason in NOT_FOR_THIS_PROJECT.items():
             if getattr(self, name):
                 raise ValueError(f"--{name}：{reason}")
@@ -171,6 +188,20 @@ def require_hub() -> None:
         raise ValueError("--push_to_hub：没有登录 Hugging Face；请先运行 hf auth login，或去掉它")
 
 
+def rate_or_auto(text: str) -> float | str:
+    """The value of ``--learning_rate``.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither a number nor ``auto``.
+    """
+    if text.strip().lower() == AUTO_RATE:
+        return AUTO_RATE
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"应是 float 或 auto，实际是 {text!r}") from error
+
+
 class _Parser(OneLineErrors, HfArgumentParser):
     """transformers' parser, with this project's error messages."""
 
@@ -187,6 +218,8 @@ def build_parser(description: str) -> HfArgumentParser:
     for action in list(parser._actions):
         if action.type is string_to_bool:  # transformers wants a value for those whose default is None
             settle_boolean(parser, action)
+        elif action.dest == "learning_rate":
+            action.type = rate_or_auto
         elif action.dest == "report_to":
             action.nargs = "+"
         elif action.dest == "resume_from_checkpoint":
