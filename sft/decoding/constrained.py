@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.console import say_once
-from sft.decoding.automaton import Automaton, answer_format
+from sft.decoding.automaton import Automaton, Label, answer_format
 from sft.decoding.drafts import Drafter, source_tokens
 from sft.decoding.rules import Drafts, Rules, State
 from sft.decoding.vocabulary import Vocabulary
