@@ -92,7 +92,12 @@ def _encode_chats(chats: Sequence[list[dict[str, str]]], tokenizer: PreTrainedTo
         plain_ids = iter(_tokenize(rendered, tokenizer))
     return [
         tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=False, sanitize_control_tokens=True
+            chat,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            sanitize_control_tokens=True,
+            tokenizer_kwargs={"verbose": False},  # what is too long for the model is cut later
         )
         if suspect
         else next(plain_ids)
@@ -116,6 +121,14 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
         _encode_plain(text, tokenizer) if control.search(text) else ids
         for text, ids in zip(texts, encoded, strict=True)
     ]
+
+
+def token_starts(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The offset at which each token of a text begins, ascending; the text of a control token counts as one token."""
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+    )
+    return sorted(start for start, _ in encoded.offset_mapping)
 
 
 def encode_rows(
