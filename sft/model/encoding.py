@@ -92,12 +92,7 @@ def _encode_chats(chats: Sequence[list[dict[str, str]]], tokenizer: PreTrainedTo
         plain_ids = iter(_tokenize(rendered, tokenizer))
     return [
         tokenizer.apply_chat_template(
-            chat,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
-            tokenizer_kwargs={"verbose": False},  # what is too long for the model is cut later
+            chat, add_generation_prompt=True, tokenize=True, return_dict=False, sanitize_control_tokens=True
         )
         if suspect
         else next(plain_ids)

@@ -65,7 +65,7 @@ def spans_to_read(text: str, token_starts: Sequence[int], most_tokens: int) -> l
         spans.append(Span(start, end))
         first_shared = max(0, bisect_left(token_starts, end) - usual_tokens // SHARED)
         earliest = token_starts[first_shared] if first_shared < len(token_starts) else end
-        start, read = _shared_from(ends, max(earliest, read), end), end
+        start, read = _shared_from(ends, max(earliest, read, start + 1), end), end
     return spans
 
 
@@ -101,8 +101,8 @@ def _shared_from(ends: Ends, earliest: int, end: int) -> int:
 def place_to_go_on(text: str, entities: Sequence[dict]) -> int | None:
     """Where to read on in a text whose answer was cut after ``entities``: after the last of them.
 
-    That is where the sentence there begins, or else the clause, if no more than half of the entities would be named
-    again; else the next word. None if no letter, ideograph or digit is left.
+    That is where the sentence there begins, else the clause, else the next word: the first of these that names no
+    entity again. None if no letter, ideograph or digit is left.
     """
     done = max(entity["end"] for entity in entities)
     word = next((place for place in range(done, len(text)) if text[place].isalnum()), None)
@@ -110,7 +110,7 @@ def place_to_go_on(text: str, entities: Sequence[dict]) -> int | None:
         return None
     for ends in ends_in(text):
         begin = _last(ends, 0, word)
-        if begin is not None and 2 * sum(entity["start"] >= begin for entity in entities) <= len(entities):
+        if begin is not None and begin >= done:
             return begin
     return word
 
@@ -153,6 +153,6 @@ def _without_contradictions(before: list[dict], after: list[dict], shared: Span)
     for entity in [entity for entity in before if entity["end"] > shared.start]:
         for other in after:
             if entity["start"] < other["end"] and other["start"] < entity["end"]:
-                nearer = entity if _room_after(entity, shared) < _room_before(other, shared) else other
+                nearer = entity if _room_after(entity, shared) <= _room_before(other, shared) else other
                 lost.add(id(nearer))
     return tuple([one for one in side if id(one) not in lost] for side in (before, after))
