@@ -105,7 +105,7 @@ def predict_rows(
     """
     from sft.console import with_progress
     from sft.prediction.output import finished_lines
-    from sft.prediction.predictor import metrics_of, warn_of_unusable_gold
+    from sft.prediction.predictor import metrics_of, warn_of_cut_rows, warn_of_unusable_gold
     from sft.prediction.shown import count_labels
     from sft.prediction.turns import predict_in_turns
     from sft.processes import broadcast, choose_device, process_group
@@ -130,6 +130,7 @@ def predict_rows(
     if process_index() > 0:
         return None
     warn_of_unusable_gold(output.tally)
+    warn_of_cut_rows(predictor, output.tally)
     if arguments.output_format == "label_studio":
         write_label_studio(arguments, predictor)
     if findings is not None:
@@ -252,6 +253,7 @@ def load(arguments: argparse.Namespace) -> Predictor:
         batch_size=arguments.batch_size,
         constrained=arguments.constrained,
         max_tokens=arguments.max_tokens,
+        piece_tokens=arguments.piece_tokens,
     )
     rows = RowSettings(
         options=None if arguments.options is None else options_from_flag(arguments.options),

@@ -373,7 +373,8 @@ def test_the_client_sends_the_form_of_the_answer(served: Path) -> None:
             received.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(json.dumps({"choices": [{"message": {"content": "体育"}}]}).encode())
+            answer = {"message": {"content": "体育"}, "finish_reason": "length"}
+            self.wfile.write(json.dumps({"choices": [answer]}).encode())
 
         def log_message(self, *_) -> None:
             pass
@@ -385,6 +386,9 @@ def test_the_client_sends_the_form_of_the_answer(served: Path) -> None:
     done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
     server.server_close()
     assert done.stdout == "体育\n", done.stderr
+    assert done.stderr.startswith("答案到了 max_new_tokens")
+    assert client.is_long(task | {"usual_text_tokens": 5}, "甲" * 21)
+    assert not client.is_long(task | {"usual_text_tokens": 5}, "甲" * 20) and not client.is_long({}, "甲" * 9999)
     assert received == [("/v1/chat/completions", client.request_of(task, "今天下雨。", "vllm"))]
 
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,12 +21,13 @@ from sft.console import say_once
 from sft.decoding import inline, inline_answers
 from sft.decoding.automaton import answer_format, can_write
 from sft.decoding.constrained import Bounds, decode
+from sft.decoding.pieces import Piece, fit, read_on
 from sft.decoding.room import Room
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
 from sft.engine.attention import at_least_float32
 from sft.engine.option_tree import LEAST_OPTION_TOKENS, score
 from sft.errors import RowError
-from sft.model.encoding import encode_each_prompt, encode_prompts, encode_texts, terminator_id
+from sft.model.encoding import encode_texts, terminator_id
 from sft.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Limits:
         constrained: allow only well-formed answers; if false, the model answers freely and the answer is parsed.
         max_tokens: tokens in memory at the same time, at most. None: whatever ``batch_size`` rows need, and
             ``batch_size`` × ``max_length`` for rows with options.
+        piece_tokens: a text with entities is read in pieces of at most so many tokens; None: as ``max_length`` allows.
     """
 
     max_length: int
@@ -53,13 +54,7 @@ class Limits:
     batch_size: int
     constrained: bool = True
     max_tokens: int | None = None
-
-
-class Piece(NamedTuple):
-    """A record that fits, or a part of a longer one, with the token ids of its prompt."""
-
-    record: dict
-    prompt_ids: list[int]
+    piece_tokens: int | None = None
 
 
 def rows_per_window(limits: Limits) -> int:
@@ -84,8 +79,9 @@ def predict(
 ) -> Iterator[dict]:
     """Yield the result of each record, in order.
 
-    Decoding is greedy, so the same records give the same results. A record longer than ``limits.max_length`` is cut
-    or split as in training; one that cannot be made to fit yields ``{"error": reason}``.
+    Decoding is greedy, so the same records give the same results. A record that is too long is cut, or read in pieces
+    (see `fit`); one that cannot be made to fit yields ``{"error": reason}``. A result has ``cut`` if the answer has no
+    end, or if only ``read_characters`` of the text were read.
 
     Args:
         room: what has fitted into memory so far; None if nothing is known. When memory runs out, the passes shrink.
@@ -109,65 +105,37 @@ def predict_together(
     """The results of one window of records, as `predict` gives them."""
     pieces_of = fit(records, task, tokenizer, limits)
     pieces = [piece for pieces in pieces_of if not isinstance(pieces, RowError) for piece in pieces]
+    answer = partial(_results, model, tokenizer, task, limits, room)
+    results = answer(pieces)
+    if limits.constrained:  # an unconstrained answer is shown as the model gives it
+        results = read_on(pieces, results, task, tokenizer, answer)
+    remaining = iter(results)
+    return [
+        {"error": str(pieces)}
+        if isinstance(pieces, RowError)
+        else _whole(record, pieces, [next(remaining) for _ in pieces], task)
+        for record, pieces in zip(records, pieces_of, strict=True)
+    ]
+
+
+def _whole(record: dict, pieces: Sequence[Piece], results: Sequence[dict], task: Task) -> dict:
+    """The result of a record from those of its pieces; one that was not read to its end says how much was."""
+    result = task.merge([piece.record for piece in pieces], results)
+    read_characters = sum(len(piece.record["text"]) for piece in pieces)
+    if read_characters < len(record["text"]):
+        result = result | {"cut": True, "read_characters": read_characters}
+    return result
+
+
+def _results(model, tokenizer, task: Task, limits: Limits, room: Room, pieces: Sequence[Piece]) -> list[dict]:
+    """The results of pieces, in order. They run sorted by length."""
     by_length = sorted(range(len(pieces)), key=lambda index: len(pieces[index].prompt_ids))
     with _evaluating(model):
         answers = list(_answer(model, tokenizer, task, [pieces[index] for index in by_length], limits, room))
     results: list[dict] = [{}] * len(pieces)
     for index, result in zip(by_length, answers, strict=True):
         results[index] = result
-    remaining = iter(results)
-    return [
-        {"error": str(pieces)}
-        if isinstance(pieces, RowError)
-        else task.merge([piece.record for piece in pieces], [next(remaining) for _ in pieces])
-        for pieces in pieces_of
-    ]
-
-
-def fit(records: Sequence[dict], task: Task, tokenizer, limits: Limits) -> list[list[Piece] | RowError]:
-    """For each record the pieces that leave room for the answer (mostly one), or why there are none."""
-    prompts = encode_each_prompt(records, task, tokenizer)
-    shorter_of = [
-        prompt_ids if isinstance(prompt_ids, RowError) else _shorten(record, len(prompt_ids), task, tokenizer, limits)
-        for record, prompt_ids in zip(records, prompts, strict=True)
-    ]
-    shorter = [part for parts in shorter_of if isinstance(parts, list) for part in parts]
-    shorter_prompts = iter(encode_each_prompt(shorter, task, tokenizer))
-    fitted: list[list[Piece] | RowError] = []
-    for record, prompt_ids, parts in zip(records, prompts, shorter_of, strict=True):
-        if parts is None:
-            fitted.append([Piece(record, prompt_ids)])
-        elif isinstance(parts, RowError):
-            fitted.append(parts)
-        else:
-            pieces = [(part, next(shorter_prompts)) for part in parts]
-            failed = next((ids for _, ids in pieces if isinstance(ids, RowError)), None)
-            fitted.append(failed or [Piece(part, ids) for part, ids in pieces])
-    return fitted
-
-
-def _shorten(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Limits) -> list[dict] | RowError | None:
-    """The parts of a record that is too long; None if it fits as it is, an error if it cannot be made to fit."""
-    if _is_inline(task):
-        return inline_answers.shorten(record, prompt_tokens, task, tokenizer, limits)
-    options = task.options(record)
-    if options is None:
-        room_tokens = limits.max_new_tokens
-    else:
-        room_tokens = 1 + max(len(ids) for ids in encode_texts(list(options), tokenizer))
-    if prompt_tokens + room_tokens <= limits.max_length:
-        return None
-    try:
-        if options is None:  # an answer is at most about as long as its sentence: leave it half of what remains
-            instruction_tokens = len(encode_prompts([record | {"text": ""}], task, tokenizer)[0])
-            room_tokens = min(room_tokens, (limits.max_length - instruction_tokens) // 2)
-        return task.pieces(
-            record,
-            lambda piece: len(encode_prompts([piece], task, tokenizer)[0]) + room_tokens,
-            limits.max_length,
-        )
-    except RowError as error:
-        return error
+    return results
 
 
 @contextmanager
@@ -249,7 +217,7 @@ def _extract(
         result = task.parse(answer.text, piece.record)
         for entity in result["entities"]:
             entity["score"] = answer.scores[entity.pop("line")]
-        yield result | {"answer": answer.text}
+        yield result | {"answer": answer.text} | ({"cut": True} if answer.cut else {})
 
 
 def _pass_tokens(limits: Limits, room: Room) -> int:
@@ -351,6 +319,8 @@ def _parse_answer(tokenizer, task: Task, record: dict, answer_ids: list[int], st
     if task.answers == "label":  # the whole answer is the label
         result["score"] = math.exp(sum(steps[: len(answer_ids) + finished]))
         return result
+    if not finished:
+        result["cut"] = True
     scores_of = inline_answers.mark_scores if _is_inline(task) else _line_scores
     line_scores = scores_of(tokenizer, answer, answer_ids, steps)
     for entity in result["entities"]:

@@ -16,13 +16,11 @@ from sft.decoding.constrained import Answer, Bounds, decode_by
 from sft.decoding.inline import InlineRules
 from sft.decoding.inline_drafts import InlineDrafter
 from sft.decoding.vocabulary import Vocabulary
-from sft.errors import RowError
-from sft.model.encoding import encode_prompts, encode_texts
+from sft.model.encoding import encode_texts
 from sft.tasks.entity_marks import marks_in
-from sft.tasks.task import Task
 
 if TYPE_CHECKING:
-    from sft.decoding.decode import Limits
+    pass
 
 LEAST_MARK_TOKENS = 64  # room for marks, however short the text
 
@@ -35,25 +33,6 @@ def room_tokens(text_tokens: int, max_new_tokens: int) -> int:
 def rooms_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> list[int]:
     """`room_tokens` of each text: a model that answers freely and goes round in circles is not heard to the end."""
     return [room_tokens(len(ids), max_new_tokens) for ids in encode_texts(list(texts), tokenizer)]
-
-
-def shorten(record: dict, prompt_tokens: int, task: Task, tokenizer, limits: Limits) -> list[dict] | RowError | None:
-    """The parts of a record whose prompt and answer are too long; None if they fit, an error if they cannot."""
-
-    def answer_tokens(piece: dict) -> int:
-        text_tokens = len(encode_texts([piece["text"]], tokenizer)[0])
-        return room_tokens(text_tokens, limits.max_new_tokens)
-
-    if prompt_tokens + answer_tokens(record) <= limits.max_length:
-        return None
-    try:
-        return task.pieces(
-            record,
-            lambda piece: len(encode_prompts([piece], task, tokenizer)[0]) + answer_tokens(piece),
-            limits.max_length,
-        )
-    except RowError as error:
-        return error
 
 
 def decode(

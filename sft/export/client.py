@@ -122,7 +122,21 @@ def ask(url: str, body: dict) -> str:
         {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=300) as response:
-        return json.load(response)["choices"][0]["message"]["content"]
+        return _answer_of(json.load(response)["choices"][0])
+
+
+def _answer_of(choice: dict) -> str:
+    """The text of an answer; stderr says if it has no end."""
+    if choice.get("finish_reason") == "length":
+        sys.stderr.write("答案到了 max_new_tokens 还没有完；请把文本分开来问\n")
+    return choice["message"]["content"]
+
+
+def is_long(task: dict, text: str) -> bool:
+    """Whether a text is much longer than those of training, so that entities would be missed. A token may be some
+    characters, hardly ever more than four in Chinese.
+    """
+    return len(text) > 4 * task.get("usual_text_tokens", len(text))
 
 
 def ask_file(path: Path, task: dict, text: str, options: list[str] | None = None) -> str:
@@ -138,7 +152,7 @@ def ask_file(path: Path, task: dict, text: str, options: list[str] | None = None
         max_tokens=task.get("max_new_tokens", 256),
         grammar=LlamaGrammar.from_string(grammar_of(allowed, text), verbose=False),
     )
-    return done["choices"][0]["message"]["content"]
+    return _answer_of(done["choices"][0])
 
 
 def main() -> None:
@@ -155,6 +169,8 @@ def main() -> None:
     arguments = parser.parse_args()
     task = json.loads((here / "task.json").read_text(encoding="utf-8"))
     options = arguments.options.split(",") if arguments.options else None
+    if is_long(task, arguments.text):
+        sys.stderr.write("文本比训练时的长得多，会漏掉实体；请一句一句地问（predict.py 自己会分段）\n")
     if arguments.api == "gguf":
         answer = ask_file(next(here.glob("*.gguf")), task, arguments.text, options)
     else:

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.console import progress
-from sft.decoding.decode import Limits, fit, predict
+from sft.decoding.decode import Limits, predict
+from sft.decoding.pieces import fit
 from sft.errors import InputError, RowError
 from sft.export.rows import Rows
 from sft.export.source import Source, adapted_model
@@ -60,7 +61,8 @@ def reference_of(source: Source, rows: Rows, batch_size: int, *, answers: bool =
     Raises:
         InputError: no row is left.
     """
-    limits = Limits(source.max_length, source.max_new_tokens, batch_size)
+    piece_tokens = source.settings.usual_text_tokens
+    limits = Limits(source.max_length, source.max_new_tokens, batch_size, piece_tokens=piece_tokens)
     usable, prompts, notes = _usable(source, rows, limits)
     messages = tuple(source.task.prompt(record) for record in usable)
     reference = Reference(tuple(usable), messages, tuple(prompts), notes=notes)

@@ -118,6 +118,14 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> li
     ]
 
 
+def token_starts(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The offset at which each token of a text begins, ascending; the text of a control token counts as one token."""
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+    )
+    return sorted(start for start, _ in encoded.offset_mapping)
+
+
 def encode_rows(
     records: Sequence[tuple[int, dict]], task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> tuple[list[EncodedRow], LengthReport]:

@@ -64,6 +64,11 @@ def resolve_dtype(requested: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+# transformers' warning that a text is longer than the model can read; it gives it once for a tokenizer. Here it is
+# wrong: what is too long is cut after it was tokenised.
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load a fast tokenizer; it always has a chat template and a padding token. Code in the folder is never run.
 
@@ -87,6 +92,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     else:
         check_template(tokenizer, folder)
     _fit_to_embedding(tokenizer, folder)
+    tokenizer.deprecation_warnings[TOO_LONG] = True
     return tokenizer
 
 

@@ -96,6 +96,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     limits.add_argument("--max_tokens", type=positive, help="内存里同时最多多少 token；默认不限")
     limits.add_argument("--max_length", type=positive, help="一条最多多少 token；默认同训练")
     limits.add_argument("--max_new_tokens", type=positive, help="答案最多多少 token；默认按训练数据")
+    limits.add_argument(
+        "--piece_tokens", type=positive, help="实体：长文本分段读，每段正文最多多少 token；默认是训练时常见的长度"
+    )
     limits.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], help="数值类型；默认同训练")
     limits.add_argument("--quantization", choices=["none", "nf4"], help="nf4：底座用 4 位，省显存；默认同训练")
     arguments = parse(parser, argv, RENAMED_FLAGS)

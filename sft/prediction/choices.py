@@ -49,6 +49,7 @@ class LimitChoice:
     batch_size: int = 16
     constrained: bool = True
     max_tokens: int | None = None
+    piece_tokens: int | None = None
 
 
 AS_TRAINED = LimitChoice()

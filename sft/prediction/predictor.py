@@ -189,6 +189,7 @@ def _limits(choice: LimitChoice, settings: TaskSettings) -> Limits:
         choice.batch_size,
         choice.constrained,
         choice.max_tokens,
+        choice.piece_tokens or settings.usual_text_tokens,
     )
 
 
@@ -258,6 +259,20 @@ def warn_of_unusable_gold(tally: Tally) -> None:
         logger.warning("%d 行的标准答案用不上，整行不计入成绩，%s：%s", rows, left, tally.describe_gold_problems())
 
 
+def warn_of_cut_rows(predictor: Predictor, tally: Tally) -> None:
+    """Log in one line how many rows were not read or answered to the end, and what helps; nothing if none were."""
+    rows, limits = tally.rows["cut"], predictor.limits
+    if not rows:
+        return
+    if predictor.task.answers == "entities":
+        what = f"的答案到 --max_new_tokens {limits.max_new_tokens} 还没有完，后面可能还有实体；可加大它"
+        fewer = "，或减小 --piece_tokens，一次少读一些" if limits.constrained else ""
+    else:
+        what = f"没有读完：超过 --max_length {limits.max_length}，只读了前 read_characters 个字"
+        fewer = "；要读得多，训练和预测都加大它"
+    logger.warning('%d 条%s%s（结果里有 "cut": true）', rows, what, fewer)
+
+
 def prediction_identity(predictor: Predictor, input_file: Path | None, **reading: object) -> dict:
     """Everything that decides the output, by name: a run may only be resumed if all of it is the same.
 
@@ -279,8 +294,14 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
         "dtype": str(predictor.model.dtype).removeprefix("torch."),
         "device": predictor.model.device.type,
         **({"quantization": predictor.quantization} if predictor.quantization else {}),
-        **asdict(predictor.limits),
+        **_limits_that_decide(predictor.limits),
         **orjson.loads(orjson.dumps(row_settings)),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _limits_that_decide(limits: Limits) -> dict:
+    """The limits by name; a run of a version that did not read in pieces can still be resumed."""
+    named = asdict(limits)
+    return {name: value for name, value in named.items() if (name, value) != ("piece_tokens", None)}

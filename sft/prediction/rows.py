@@ -81,12 +81,19 @@ def to_output(
     task: Task,
     settings: RowSettings = DEFAULT_ROW_SETTINGS,
 ) -> dict:
-    """What is written for a row: its own text, the result, and gold under ``gold``; or the error."""
+    """What is written for a row: its own text, the result, and gold under ``gold``; or the error.
+
+    ``cut`` is only there where it is true.
+    """
     if isinstance(record, RowError):
         return {"error": str(record)}
     if "error" in prediction:
         return {"text": record["original"], "error": prediction["error"]}
-    output = {"text": record["original"], **_in_original(prediction, record, task)}
+    output = {
+        "text": record["original"],
+        **_in_original(prediction, record, task),
+        **_what_was_cut(prediction, record),
+    }
     if settings.with_answer and "answer" in prediction:
         output["answer"] = prediction["answer"]
     gold = usable_gold(record, task)
@@ -106,3 +113,15 @@ def _in_original(result: dict, record: dict, task: Task) -> dict:
             end = bisect_left(starts, entity["end"])
             entity |= {"start": start, "end": end, "text": original[start:end]}
     return {"entities": entities}
+
+
+def _what_was_cut(result: dict, record: dict) -> dict:
+    """``cut`` of a result that is not complete, and how many characters of the user's own text were read."""
+    if not result.get("cut"):
+        return {}
+    if "read_characters" not in result:
+        return {"cut": True}
+    read, original = result["read_characters"], record["original"]
+    if original != record["text"]:
+        read = bisect_right([end for _, end in shifted_offsets(original)], read) - 1
+    return {"cut": True, "read_characters": read}

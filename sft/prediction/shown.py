@@ -74,6 +74,8 @@ def _entity_lines(output: dict, look: Look) -> Iterator[str]:
     yield from _coloured(marked(text, entities), look)
     scored = [f"{visible(entity['text'])} {entity['label']} {score_text(entity)}".rstrip() for entity in entities]
     yield from _folded("  " + ("，".join(scored) or "没有实体"), look)
+    if output.get("cut"):
+        yield from _folded("  答案没有写完，后面可能还有实体", look)
     if "gold" in output and _spans(output["gold"]["entities"]) != _spans(entities):
         right = marked(text, output["gold"]["entities"])
         prefix = "  应为 "
@@ -87,6 +89,8 @@ def _label_lines(output: dict, look: Look) -> Iterator[str]:
     mark = f"[{label} {score_text(output)}".rstrip() + "]"
     gold = output.get("gold")
     right = f"（应为 {gold['label']}）" if gold is not None and gold["label"] != output["label"] else ""
+    if "read_characters" in output:
+        right += f"（只读了 {output['read_characters']:,} 个字）"
     text = visible(" ".join(output["text"].split()))
     room = look.columns - display_width(f"{mark}{right} ")
     if display_width(text) > room:

@@ -23,7 +23,8 @@ class Tally:
 
     Attributes:
         rows: how many rows were ``read``, gave an ``error``, have ``gold``, are ``judged`` (gold and no error), and
-            how many of the judged ones are ``unparsable``; and in how many ``unusable_gold`` cannot be used.
+            how many of the judged ones are ``unparsable``; in how many ``unusable_gold`` cannot be used; and how many
+            were ``cut``: not read or answered to the end.
         answers: the task's own counts of gold and predictions.
         problems: what was wrong with the answers of all rows without an error, by kind.
         gold_problems: why gold cannot be used → how many rows, and the number of the first, from 1.
@@ -48,6 +49,8 @@ class Tally:
         tally.rows["gold"] = sum(gold is not None for gold in golds)
         tally.rows["judged"] = len(judged)
         tally.rows["unparsable"] = sum(result["unparsable"] for _, result in judged)
+        if cut := sum(result.get("cut", False) for result in predictions):
+            tally.rows["cut"] = cut
         if judged:
             tally.answers = task.count(*zip(*judged, strict=True))
         for gold, result in judged:

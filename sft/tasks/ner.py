@@ -14,6 +14,7 @@ from sft.errors import RowError
 from sft.tasks import metrics
 from sft.tasks.entity_lines import NO_ENTITY, entity_line, occurrence, read_entity
 from sft.tasks.entity_marks import marked, marked_text, read_marked
+from sft.tasks.long_texts import CLAUSE_END, SENTENCE_END, Span, merged
 from sft.tasks.names import read_names
 from sft.tasks.options import clean_label
 from sft.text import clean_text, shifted_offsets
@@ -23,8 +24,6 @@ NESTED = "实体重叠（嵌套 nested）"  # the kind of error of a row with ov
 PROBLEMS = ("invalid", "unknown_label", "invented", "repeated", "out_of_order")  # see `Ner.parse`
 JSON, INLINE = ANSWER_FORMATS = ("json", "inline")  # `sft.tasks.entity_lines`, `sft.tasks.entity_marks`
 
-SENTENCE_END = re.compile(r"[。！？!?…\n]+[”’」』）)\"']*")
-CLAUSE_END = re.compile(r"[，,；;、：:\s]+")
 ANYWHERE = re.compile(r".", re.DOTALL)
 
 
@@ -193,19 +192,24 @@ class Ner:
         return self.pieces(left, length_tokens, max_length) + self.pieces(right, length_tokens, max_length)
 
     def merge(self, pieces: Sequence[dict], results: Sequence[dict]) -> dict:
-        """The results of the pieces joined, with offsets in the whole text."""
-        entities, offset = [], 0
+        """The results of the pieces joined, with offsets in the whole text; see `sft.tasks.long_texts.merged`."""
+        spans, entities_of, end = [], [], 0
         for piece, result in zip(pieces, results, strict=True):
-            entities += [
-                entity | {"start": entity["start"] + offset, "end": entity["end"] + offset}
-                for entity in result["entities"]
-            ]
-            offset += len(piece["text"])
+            start = piece.get("start", end)
+            end = start + len(piece["text"])
+            spans.append(Span(start, end))
+            entities_of.append(
+                [
+                    entity | {"start": entity["start"] + start, "end": entity["end"] + start}
+                    for entity in result["entities"]
+                ]
+            )
         return {
-            "entities": entities,
+            "entities": merged(spans, entities_of),
             "unparsable": any(result["unparsable"] for result in results),
             "problems": {kind: sum(result["problems"][kind] for result in results) for kind in PROBLEMS},
             "answer": "\n".join(result["answer"] for result in results),
+            **({"cut": True} if any(result.get("cut") for result in results) else {}),
         }
 
     def parse(self, answer: str, record: dict) -> dict:

@@ -38,6 +38,8 @@ class TaskSettings:
         dtype: the numbers it was trained in, such as ``bfloat16``.
         max_length: tokens of a row at most, prompt and answer.
         max_new_tokens: tokens of an answer at most.
+        usual_text_tokens: of the texts of training, 95 % have no more tokens; for a task with entities, which reads a
+            longer text in pieces. None in files of older versions.
         version: of this package.
         threshold: entities that score less are left out; chosen on the validation rows.
         temperature, score_bias: of the scores, see `sft.tasks.calibration`; fitted on the validation rows. None if
@@ -56,6 +58,7 @@ class TaskSettings:
     dtype: str | None = None
     max_length: int | None = None
     max_new_tokens: int | None = None
+    usual_text_tokens: int | None = None
     version: str | None = None
     threshold: float | None = None
     base_hash: str | None = None
@@ -105,12 +108,13 @@ class TaskSettings:
         wanted = {"base_model": str, "base_hash": str, "dtype": str, "max_length": int, "max_new_tokens": int}
         wanted |= {"threshold": int | float, "end_token": str, "prompt_date": str, "version": str}
         wanted |= {"quantization": str, "temperature": int | float, "score_bias": int | float}
+        wanted |= {"usual_text_tokens": int}
         wanted |= {FILES: dict, CONVERSION: dict}
         for name, kind in wanted.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise InputError(f"{path}：{name} 的类型不对（{str(value)[:60]!r}）；请重新转换或训练")
-        for name in ("max_length", "max_new_tokens"):
+        for name in ("max_length", "max_new_tokens", "usual_text_tokens"):
             if getattr(self, name) is not None and not 1 <= getattr(self, name) < MOST_TOKENS:
                 raise InputError(f"{path}：{name} 应不小于 1，实际是 {getattr(self, name)}；请重新训练")
         if self.dtype not in (None, *DTYPES):

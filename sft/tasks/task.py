@@ -74,12 +74,17 @@ class Task(Protocol):
     def pieces(self, record: dict, length_tokens: Callable[[dict], int], max_length: int) -> list[dict]:
         """The record cut or split so that ``length_tokens`` of each piece is at most ``max_length``.
 
+        Training always cuts so; prediction only where answers are labels: see `sft.decoding.pieces`.
+
         Raises:
             RowError: it cannot be made to fit.
         """
 
     def merge(self, pieces: Sequence[dict], results: Sequence[dict]) -> dict:
         """The result of a record from the results of its pieces, in order.
+
+        A piece with ``start`` begins there in the text of the record, and can share text with the piece before it;
+        without, it begins where that one ends. The result has ``cut`` if one of the results has it.
 
         If the answers were generated, each result also has the ``answer`` itself.
         """

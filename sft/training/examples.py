@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from sft.data.records import read_records
 from sft.errors import InputError
-from sft.tasks.ner import SENTENCE_END
+from sft.tasks.long_texts import SENTENCE_END
 from sft.terminal import display_width, folds
 from sft.training.arguments import Arguments
 from sft.training.prepare import find_test_file

@@ -140,7 +140,12 @@ def load(prepared: Prepared) -> Loaded:
         if not getattr(getattr(batching, "tree", batching), "varlen", False):
             raise InputError("--compile_layers：只在变长注意力下有用，这张卡、这个模型或 --batching 用不了；请去掉它")
         compile_layers(model)
-    limits = Limits(settings.max_length, settings.max_new_tokens, training.per_device_eval_batch_size)
+    limits = Limits(
+        settings.max_length,
+        settings.max_new_tokens,
+        training.per_device_eval_batch_size,
+        piece_tokens=settings.usual_text_tokens,
+    )
     return model, Evaluator(settings.task, prepared.tokenizer, limits, batching, quiet=training.disable_tqdm)
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 import sft
 from sft.data.places import path_of_test
 from sft.data.records import read_task_records
+from sft.decoding.pieces import instruction_tokens
 from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching, TreeUpTo
 from sft.engine.served import say_what_is_not_served, served
 from sft.errors import InputError
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 FIRST_BYTES = 1 << 20  # of a data file, looked at to see whether it is converted
 CONVERTERS = {"classification": "transfer_classification_data.py", "ner": "transfer_ner_data.py"}
 LEAST_NEW_TOKENS = 64  # lower limit for predictions, even if all training answers are short
+LEAST_PIECE_TOKENS = 32  # and for the pieces of a long text: finer ones would cut sentences into words
 
 MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # an environment variable of `accelerate launch`
 MIXED_PRECISION_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -141,6 +143,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         dtype=str(dtype).removeprefix("torch."),
         max_length=data.max_length,
         max_new_tokens=most_new_tokens(task, rows, data.max_length),
+        usual_text_tokens=usual_text_tokens(rows, splits.train[0][1], task, tokenizer),
         version=sft.__version__,
         end_token=tokenizer.convert_ids_to_tokens(terminator_id(tokenizer)),
         prompt_date=prompt_date(tokenizer),
@@ -293,10 +296,29 @@ def require_supervision(rows: Sequence[EncodedRow], train_file: str) -> None:
             raise InputError(f"{train_file}:{row.line}：没有任何需要学习的 token；请重新转换数据")
 
 
+def usual_text_tokens(
+    rows: Sequence[EncodedRow], record: dict, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> int | None:
+    """How many tokens 95 % of the training texts do not exceed; None where no text is read in pieces.
+
+    Args:
+        record: one of the training records, for the instruction, which does not count.
+    """
+    if task.answers != "entities" or task.options(record) is not None:
+        return None
+    instruction = instruction_tokens(record, task, tokenizer)
+    return max(LEAST_PIECE_TOKENS, quantile_95([len(row.prompt_ids) for row in rows]) - instruction)
+
+
+def quantile_95(lengths: Sequence[int]) -> int:
+    """The length that 95 % do not exceed."""
+    return sorted(lengths)[int(0.95 * (len(lengths) - 1))]
+
+
 def describe_lengths(report: LengthReport, max_length: int) -> str:
     """One line for the user about lengths in tokens, and about what was cut or split."""
     lengths = sorted(report.lengths)
-    long = lengths[int(0.95 * (len(lengths) - 1))]
+    long = quantile_95(lengths)
     line = f"长度（token）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
     if report.shortened_lines:
         line += f"；{len(report.shortened_lines)} 条超过 --max_length {max_length}"
