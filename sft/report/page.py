@@ -118,7 +118,7 @@ def write_prediction_page(path: Path, task: Task, findings: Findings, tally: Tal
 def _left_out(tally: Tally) -> list[tuple[str, tuple[str, dict]]]:
     """How many names of the answers are not in the results, as a fact of the page; nothing if there are none."""
     counts = {kind: tally.problems[kind] for kind in ("invented", "repeated")}
-    return [("left_out", ("left_out_names", {kind: figure(count) for kind, count in counts.items()}))] * any(
+    return [("names_left_out", ("left_out_names", {kind: figure(count) for kind, count in counts.items()}))] * any(
         counts.values()
     )
 
