@@ -130,10 +130,11 @@ def plain_greedy(model, vocabulary: Vocabulary, text: str, prompt: list[int], mo
 
     Returns:
         The answer as it stands in the tokens, and the probability of each entity: of opening its mark here, among what
-        is allowed here; and, among all tokens, of what follows up to the end of its label.
+        is allowed here; and, among all tokens, of what follows up to the end of its label. The entities in whose marks
+        the most probable plain text of all was not allowed.
     """
     rules = InlineRules(text, LABELS, vocabulary)
-    state, answer, scores, pending = rules.begin, [], [], 1.0
+    state, answer, scores, pending, overruled = rules.begin, [], [], 1.0, set()
     while True:
         more = len(answer) < most_tokens
         allowed = rules.allowed(state, more or rules.accepts(state))
@@ -141,13 +142,15 @@ def plain_greedy(model, vocabulary: Vocabulary, text: str, prompt: list[int], mo
         ids = sorted(allowed)
         token_id = ids[logits[ids].argmax().item()]
         if token_id == vocabulary.end or (not more and rules.accepts(state)):
-            return vocabulary.join(answer)[len(vocabulary.lead) :].decode(), scores
+            return vocabulary.join(answer)[len(vocabulary.lead) :].decode(), scores, overruled
         spellings = [vocabulary.spelling.get(one) for one in ids]
         longest = max((spelt for spelt in spellings if spelt), key=len)
         alone = None not in spellings and all(map(longest.startswith, spellings))  # nothing is decided
         weights = logits.softmax(-1) if rules.weighed(state) else logits.softmax(-1) / logits.softmax(-1)[ids].sum()
         chosen = 1.0 if alone else weights[token_id].item()
         after, spelt = allowed[token_id], vocabulary.spelling[token_id]
+        if rules.weighed(state) and not alone and logits[vocabulary.plain].max() > logits[ids].max():
+            overruled.add(state.entities)
         if after.entities > state.entities:
             ends = next(n for n in range(len(spelt) + 1) if rules.after(state, spelt[:n]).entities > state.entities)
             same = [i for i in ids if i != vocabulary.end and vocabulary.spelling[i][:ends] == spelt[:ends]]
@@ -169,9 +172,10 @@ def check_against_plain(model, tokenizer, texts: list[str], bounds: Bounds = BOU
     answers = decode(model, vocabulary, LABELS, texts, prompts, bounds)
     for text, prompt, answer in zip(texts, prompts, answers, strict=True):
         most = inline_answers.room_tokens(len(vocabulary.encode([text])[0]), bounds.answer_tokens)
-        expected, scores = plain_greedy(model, vocabulary, text, prompt, most)
+        expected, scores, overruled = plain_greedy(model, vocabulary, text, prompt, most)
         assert answer.text == InlineRules(text, LABELS, vocabulary).whole(expected)
         assert answer.scores == pytest.approx(scores, rel=1e-4, abs=1e-7)
+        assert answer.overruled == overruled
         found = TASK.parse(answer.text, {"text": text})
         assert not found["unparsable"] and not any(found["problems"].values())
         assert len(answer.scores) == len(found["entities"])
@@ -209,6 +213,20 @@ def test_a_wrong_draft_changes_nothing(tokenizer, monkeypatch):
 
     monkeypatch.setattr(inline_answers, "InlineDrafter", Wild)
     assert check_against_plain(tiny_model("llama", seed=2), tokenizer, some_texts(4, seed=2, words=4)) > 0
+
+
+def test_entities_that_the_model_would_have_named_otherwise_are_left_out_and_counted(tokenizer):
+    model, texts = tiny_model("qwen2", seed=7), some_texts(9, seed=1, words=4)
+    vocabulary = vocabulary_of(tokenizer)
+    answers = decode(model, vocabulary, LABELS, texts, prompts_of(texts, tokenizer), Bounds(16, 300))
+    results = list(predict(model, tokenizer, TASK, [{"text": text} for text in texts], Limits(900, 300, 16)))
+    assert any(answer.overruled for answer in answers)
+    for text, answer, result in zip(texts, answers, results, strict=True):
+        said = TASK.parse(answer.text, {"text": text})["entities"]
+        kept = [entity for entity in said if entity["line"] not in answer.overruled]
+        assert [entity["start"] for entity in result["entities"]] == [entity["start"] for entity in kept]
+        assert result["problems"]["invented"] == len(said) - len(kept)
+        assert not result["unparsable"]
 
 
 @pytest.mark.parametrize(("batch_size", "constrained"), [(3, True), (16, True), (16, False)])
