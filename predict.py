@@ -143,18 +143,18 @@ def predict_rows(
 def tell_what_was_done(
     arguments: argparse.Namespace, predictor: Predictor, tally: Tally, counts: Counter[str]
 ) -> None:
-    """Log how many rows and entities there are, with which threshold, and where they and the report went.
+    """Log how many rows and entities there are, what was left out, and where the results and the report went.
 
     Args:
         counts: entities or rows of each label.
     """
-    from sft.prediction.shown import what_was_done
+    from sft.prediction.shown import what_was_done, what_was_left_out
 
     threshold = predictor.row_settings.threshold
     done = what_was_done(tally.rows["read"], tally.rows["error"], counts, predictor.task.answers, threshold)
     where = "" if arguments.output_file is None else f"；写在 {arguments.output_file}"
     report = "" if arguments.report is None else f"；报告 {arguments.report}"
-    logging.info("%s%s%s", done, where, report)
+    logging.info("%s%s%s%s", done, what_was_left_out(tally.problems), where, report)
 
 
 def open_rows(arguments: argparse.Namespace) -> tuple[Iterator[dict | RowError], int | None]:

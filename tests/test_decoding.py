@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from models import CONFIGS, NAMES, SLIDING, WHOLE, Oracle, save_model, starts_of, tiny_model, with_random_lora
 from transformers import GenerationConfig
 
-from sft.decoding.automaton import Automaton, answer_format
+from sft.decoding.automaton import ROUNDS, Automaton, answer_format
 from sft.decoding.choosing import decision_at
 from sft.decoding.constrained import Bounds, decode
 from sft.decoding.decode import Limits, predict, score_options
@@ -304,7 +304,7 @@ class TestPredictEntities:
         oracle.answer = lambda sentence: "\n".join([entity_line("张伟", "人名"), entity_line("北京", "人名")] * 30)
         (prompt,) = encode_prompts([{"text": "张伟到上海"}], ner, tokenizer)
         (answer,) = decode(oracle, vocabulary, ner.labels, ["张伟到上海"], [prompt], Bounds(1, 2000))
-        assert answer.text.count("\n") == 3 and not answer.cut
+        assert answer.text.count("\n") == 2 * ROUNDS + 1 and not answer.cut
 
     def test_an_answer_is_cut_where_the_model_would_go_on(self, tokenizer, ner):
         oracle, vocabulary = Oracle(tokenizer), vocabulary_of(tokenizer)

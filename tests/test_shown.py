@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.prediction.shown import ShownRows, count_labels, figures, look_of, marked, visible, what_was_done
+from sft.prediction.shown import (
+    ShownRows,
+    count_labels,
+    figures,
+    look_of,
+    marked,
+    visible,
+    what_was_done,
+    what_was_left_out,
+)
 from sft.terminal import display_width
 
 LABELS = ("人名", "地点")
@@ -116,6 +125,15 @@ def test_the_closing_line_counts_rows_entities_and_labels():
     labels = count_labels(map(orjson.dumps, [{"label": "体育"}, {"label": "体育"}, {"label": None}]))
     assert what_was_done(3, 0, labels, "label", None) == "预测了 3 条（体育 2）"
     assert what_was_done(1, 0, count_labels([]), "entities", None) == "预测了 1 条，0 个实体"
+
+
+def test_names_that_were_left_out_are_told_apart():
+    assert (
+        what_was_left_out({"invented": 2, "repeated": 1, "out_of_order": 4})
+        == "；3 个名字没有采用（2 个文中没有，1 个重复）"
+    )
+    assert what_was_left_out({"repeated": 1200}) == "；1,200 个名字没有采用（1,200 个重复）"
+    assert what_was_left_out({}) == what_was_left_out({"invented": 0, "invalid": 3}) == ""
 
 
 @pytest.mark.parametrize(

@@ -232,8 +232,8 @@ def predict_window(predictor: Predictor, rows: Sequence[dict | RowError]) -> tup
 
 
 def metrics_of(predictor: Predictor, tally: Tally) -> dict[str, float] | None:
-    """Metrics over the rows with usable gold, the number of those whose gold cannot be used, and the problems of
-    unconstrained answers; None if there is nothing of these.
+    """Metrics over the rows with usable gold, the number of those whose gold cannot be used, and the problems of the
+    answers: of unconstrained ones all, else those that there are beside metrics. None if there is nothing of these.
     """
     figures = tally.metrics(predictor.task)
     metrics = {} if figures is None else {"rows": tally.rows["gold"], **figures}
@@ -244,6 +244,8 @@ def metrics_of(predictor: Predictor, tally: Tally) -> dict[str, float] | None:
     if not predictor.limits.constrained:
         predicted = tally.rows["read"] - tally.rows["error"]
         metrics |= {"predicted_rows": predicted, **tally.problems}
+    elif figures is not None:
+        metrics |= {kind: number for kind, number in tally.problems.items() if number}
     return metrics or None
 
 

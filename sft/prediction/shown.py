@@ -18,6 +18,7 @@ from sft.terminal import RESET, display_width, folds
 COLOURS = ("\x1b[36m", "\x1b[33m", "\x1b[35m", "\x1b[32m", "\x1b[34m", "\x1b[31m")  # of the labels, in turn
 INDENT = 2
 LABELS_SHOWN = 8
+LEFT_OUT = {"invented": "文中没有", "repeated": "重复"}  # kinds of names that a result leaves out, see `sft.tasks.ner`
 FIGURES = {name: chinese for name, (chinese, _) in METRIC_NAMES.items()} | {"f1": "F1"}
 BIDIRECTIONAL = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -175,6 +176,13 @@ def what_was_done(rows: int, errors: int, counts: Counter[str], answers: str, th
     found = f"，{counts.total():,} 个实体" if answers == "entities" else ""
     failed = f"，其中 {errors:,} 条出错" if errors else ""
     return f"预测了 {rows:,} 条{failed}{found}" + (f"（{'；'.join(details)}）" if details else "")
+
+
+def what_was_left_out(problems: Mapping[str, int]) -> str:
+    """``；3 个名字没有采用（2 个文中没有，1 个重复）``; "" if nothing was."""
+    parts = [f"{problems[kind]:,} 个{why}" for kind, why in LEFT_OUT.items() if problems.get(kind)]
+    total = sum(problems.get(kind, 0) for kind in LEFT_OUT)
+    return f"；{total:,} 个名字没有采用（{'，'.join(parts)}）" if parts else ""
 
 
 def figures(metrics: Mapping[str, float]) -> str:

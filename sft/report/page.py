@@ -102,6 +102,7 @@ def write_prediction_page(path: Path, task: Task, findings: Findings, tally: Tal
             ("adapter", ("no_adapter", {}) if facts.adapter is None else str(facts.adapter)),
             ("data", ("rows_failed" if findings.failed else "rows_predicted", rows)),
             ("numbers", facts.dtype),
+            *_left_out(tally),
         ],
         "scores": {"predicted": scores} if scores else {},
         "gold_problems": _gold_problems(tally),
@@ -112,6 +113,14 @@ def write_prediction_page(path: Path, task: Task, findings: Findings, tally: Tal
     }
     with logged_not_raised(path):
         write_page(path, page, "predicted", findings)
+
+
+def _left_out(tally: Tally) -> list[tuple[str, tuple[str, dict]]]:
+    """How many names of the answers are not in the results, as a fact of the page; nothing if there are none."""
+    counts = {kind: tally.problems[kind] for kind in ("invented", "repeated")}
+    return [("names_left_out", ("left_out_names", {kind: figure(count) for kind, count in counts.items()}))] * any(
+        counts.values()
+    )
 
 
 def _gold_problems(tally: Tally) -> dict | None:

@@ -40,6 +40,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "rows_test": ("测试 {rows} 条", "{rows} test rows"),
     "rows_predicted": ("{rows} 条", "{rows} rows"),
     "rows_failed": ("{rows} 条，其中 {failed} 条无法预测", "{rows} rows, {failed} of which could not be predicted"),
+    "names_left_out": ("没有采用的名字", "Names left out"),
+    "left_out_names": ("{invented} 个文中没有，{repeated} 个重复", "{invented} not in the text, {repeated} repeated"),
     "training_time": ("训练用时", "Training time"),
     "training_time_resumed": ("训练用时（续跑后）", "Training time (since it was resumed)"),
     "steps": ("步数", "Steps"),
