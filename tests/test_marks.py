@@ -41,7 +41,7 @@ def without_lines(entities: list[dict]) -> list[dict]:
     return [{name: value for name, value in entity.items() if name != "line"} for entity in entities]
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(records())
 def test_what_is_written_is_read_back_whatever_the_text(record):
     answer = INLINE.answer(record)
@@ -105,7 +105,7 @@ def test_brackets_of_the_text_that_were_copied_as_they_are_are_no_marks():
     assert parsed("见[图|人]和[1]，[张伟|人名]", "见[图|人]和[1]，张伟") == ([(11, "张伟", "人名")], {})
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(
     parts=st.lists(
         st.sampled_from(

@@ -36,6 +36,7 @@ class Decision:
         last: the answer ends here, whatever is chosen.
         decides: whether there is anything to decide: fixed words that go on decide nothing.
         weighed: whether that is weighed against the whole vocabulary (see `Rules.weighed`).
+        overruled: whether the model would rather have written other plain text, which is not allowed here.
         log_probability: of the chosen token; 0 where nothing is decided.
         log_probabilities: (ids,) of the allowed tokens; None where nothing is decided.
     """
@@ -48,6 +49,7 @@ class Decision:
     decides: bool
     weighed: bool
     chosen: int = -1
+    overruled: bool = False
     log_probability: float = 0.0
     log_probabilities: torch.Tensor | None = None
 
@@ -158,7 +160,7 @@ class Chooser:
             torch.cat([table.flatten() for table in found])
             .cpu()
             .split(
-                [asked.whole_ids.shape[1] + 2] * weighed + [asked.columns.shape[1] + 1] * (len(decisions) - weighed)
+                [asked.whole_ids.shape[1] + 3] * weighed + [asked.columns.shape[1] + 1] * (len(decisions) - weighed)
             )
         )
         for index, (decision, row) in enumerate(zip(decisions, numbers, strict=True)):
@@ -173,7 +175,8 @@ class Chooser:
             _note_share(decision, _share(logits[None, asked.ids], asked.columns)[0].cpu())
 
     def _weigh(self, logits: torch.Tensor, ids: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-        """For each decision the log-probabilities of its allowed tokens and of the choice, and the choice.
+        """For each decision the log-probabilities of its allowed tokens, whether other plain text is more probable but
+        may not be chosen, the log-probability of the choice, and the choice.
 
         The choice is a token of free text, or -1 - the index of an allowed token, which is taken if both are equal.
 
@@ -181,15 +184,17 @@ class Chooser:
             logits: (decisions, vocabulary); overwritten.
 
         Returns:
-            (decisions, most tokens + 2).
+            (decisions, most tokens + 3).
         """
         normaliser = logits.logsumexp(-1, keepdim=True)
         table = logits.gather(1, ids)
         best, index = table.max(-1, keepdim=True)
         other, token = logits.masked_fill_(self._not_plain_of(logits), -torch.inf).max(-1, keepdim=True)
-        leaves = free & (other > best)  # of the logits: two that differ may have the same probability
+        is_better = other > best  # of the logits: two that differ may have the same probability
+        leaves = free & is_better
         chosen, choice = torch.where(leaves, other, best), torch.where(leaves, token, -1 - index)
-        return torch.cat((table - normaliser, chosen - normaliser, choice.to(table.dtype)), dim=1)
+        flags = [(is_better & ~free).to(table.dtype), chosen - normaliser, choice.to(table.dtype)]
+        return torch.cat((table - normaliser, *flags), dim=1)
 
     def _not_plain_of(self, logits: torch.Tensor) -> torch.Tensor:
         if self._not_plain is None:
@@ -210,7 +215,8 @@ def _share(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def _note_weighed(decision: Decision, numbers: torch.Tensor) -> None:
-    log_probability, choice = numbers[-2:].tolist()
+    overruled, log_probability, choice = numbers[-3:].tolist()
+    decision.overruled = bool(overruled)
     # A shorter row repeats its first token.
     index = -1 - int(choice)
     decision.chosen = int(choice) if choice >= 0 else decision.ids[index if index < len(decision.ids) else 0]

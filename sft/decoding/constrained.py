@@ -44,11 +44,14 @@ class Answer(NamedTuple):
         scores: for each entity of ``text``, in its order, the probability of its span and label, given the answer
             before it.
         cut: whether the model would go on with another entity, but the answer is long enough.
+        overruled: the numbers of the entities of ``text`` in which the model would rather have written other text than
+            the rules allow.
     """
 
     text: str
     scores: list[float]
     cut: bool = False
+    overruled: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -65,6 +68,7 @@ class Row:
         answer: the chosen tokens, without the terminator.
         scores: log-probability of each finished entity.
         pending: log-probability of the tokens chosen since the last entity was finished.
+        overruled: see `Answer`.
     """
 
     rules: Rules
@@ -78,6 +82,7 @@ class Row:
     answer: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     pending: float = 0.0
+    overruled: set[int] = field(default_factory=set)
 
 
 class Bounds(NamedTuple):
@@ -145,6 +150,7 @@ def decode_by(
             vocabulary.join(row.answer)[lead:].decode(errors="replace"),
             [min(1.0, math.exp(score)) for score in row.scores],
             row.cut,
+            frozenset(row.overruled),
         )
         for row in rows
     ]
@@ -241,6 +247,8 @@ def _settle(row: Row, decision: Decision, vocabulary: Vocabulary) -> None:
     after = decision.allowed.get(decision.chosen) or row.rules.after(before, spelt)
     row.answer.append(decision.chosen)
     row.state = after
+    if decision.overruled:
+        row.overruled.add(before.entities)
     if after.entities == before.entities:
         row.pending = row.pending + decision.log_probability if row.rules.scored(after) else 0.0
         return

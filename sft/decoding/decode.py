@@ -216,7 +216,11 @@ def _extract(
     for piece, answer in zip(pieces, answers, strict=True):
         result = task.parse(answer.text, piece.record)
         for entity in result["entities"]:
-            entity["score"] = answer.scores[entity.pop("line")]
+            entity["score"] = answer.scores[entity["line"]]
+        if _is_inline(task):
+            inline_answers.leave_out_overruled(result, answer)
+        for entity in result["entities"]:
+            del entity["line"]
         yield result | {"answer": answer.text} | ({"cut": True} if answer.cut else {})
 
 

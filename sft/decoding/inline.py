@@ -5,7 +5,9 @@ An answer is either the fixed sentence for "no entity", or the text once more wi
 where a character begins; inside a mark it goes on with the text, or ends the entity after a character and names one of
 the labels. So every answer can be read back, no word of the text is changed, and every offset is certain.
 
-The model never has to be made to say something: going on with the text is always possible and claims nothing.
+Going on with the text claims nothing, so outside of a mark the model is never made to claim what it does not think.
+In a mark it may want to write what is not in the text, or no label of the task. Then it goes on as the rules say,
+which keeps its place, and the entity is left out of the result (`sft.decoding.inline_answers.leave_out_overruled`).
 """
 
 from __future__ import annotations

@@ -50,6 +50,16 @@ def decode(
     return [answer._replace(text=rule.whole(answer.text)) for rule, answer in zip(rules, answers, strict=True)]
 
 
+def leave_out_overruled(result: dict, answer: Answer) -> None:
+    """Take out of a result the entities in whose marks the model would rather have written what is not in the text.
+
+    They count as ``invented``: that is what the model would have done, had the rules allowed it.
+    """
+    kept = [entity for entity in result["entities"] if entity["line"] not in answer.overruled]
+    result["problems"]["invented"] += len(result["entities"]) - len(kept)
+    result["entities"] = kept
+
+
 def mark_scores(
     tokenizer: PreTrainedTokenizerBase, answer: str, answer_ids: Sequence[int], steps: Sequence[float]
 ) -> dict[int, float]:
