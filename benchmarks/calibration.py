@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--train_file", type=Path, help="validation is held out of it as training does by default")
     parser.add_argument("--validation_file", type=Path, help="instead of --train_file")
     parser.add_argument("--records", type=Path, required=True, help="test records of the transfer scripts")
-    parser.add_argument("--rows", type=int, help="only the first so many test rows")
+    parser.add_argument("--rows", type=int, help="only the first so many of both")
     parser.add_argument("--batch_size", type=int, default=32)
     arguments = parser.parse_args(argv)
     if (arguments.train_file is None) == (arguments.validation_file is None):
@@ -45,12 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             validation = list(read_records(arguments.validation_file))
         else:
             _, validation = hold_out(list(read_records(arguments.train_file)), ratio=0.05, most=200, seed=42)
-        test = list(read_records(arguments.records))[: arguments.rows]
+        test = list(read_records(arguments.records))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    fitted, tried = (predicted(loaded, [record for _, record in rows]) for rows in (validation, test))
-    print(f"{len(validation)} validation rows, {len(test)} test rows")
+    fitted, tried = (
+        predicted(loaded, [record for _, record in rows])
+        for rows in (validation[: arguments.rows], test[: arguments.rows])
+    )
+    print(f"{len(fitted[0])} validation rows, {len(tried[0])} test rows")
     show(loaded.task, "validation rows, tried on the test rows", fitted, tried)
     halves = [(tried[0][start::2], tried[1][start::2]) for start in (0, 1)]
     show(loaded.task, "every second test row, tried on the others", *halves)

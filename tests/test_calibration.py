@@ -266,6 +266,9 @@ class TestKept:
         path.write_text(path.read_text(encoding="utf-8").replace("1.25", "1.75"), encoding="utf-8")
         with pytest.raises(InputError, match="sha256"):
             TaskSettings.read(path)
+        TaskSettings(CLS, temperature=1.25, score_bias=0.5).write(path)
+        with pytest.raises(InputError, match="score_bias 只用于实体"):
+            TaskSettings.read(path)
         TaskSettings(CLS).write(path)
         assert "temperature" not in path.read_text(encoding="utf-8")
         assert TaskSettings.read(path).calibration is None

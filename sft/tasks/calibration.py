@@ -268,7 +268,7 @@ def _fit(scored: Sequence[Scored], *, with_bias: bool) -> Calibration:
     That is convex in 1 / temperature and bias, so there is one minimum.
     """
     import numpy as np
-    from scipy.optimize import minimize
+    from scipy.optimize import minimize  # comes with scikit-learn
 
     logarithms = np.full((len(scored), max(len(answer.chances) for answer in scored)), -np.inf)
     for row, answer in zip(logarithms, scored, strict=True):

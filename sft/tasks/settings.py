@@ -129,8 +129,8 @@ class TaskSettings:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise InputError(f"{path}：{name} 应在 {least:g} 与 {most:g} 之间，实际是 {value}；请重新训练")
-        if self.score_bias is not None and self.temperature is None:
-            raise InputError(f"{path}：有 score_bias，没有 temperature；请重新训练")
+        if self.score_bias is not None and (self.temperature is None or self.task.answers != "entities"):
+            raise InputError(f"{path}：score_bias 只用于实体，并且要有 temperature；请重新训练")
         for name in (FILES, CONVERSION):
             if not all(isinstance(value, str) for value in (getattr(self, name) or {}).values()):
                 raise InputError(f"{path}：{name} 应是 {{名字: 字符串}}；请重新转换或训练")
