@@ -221,7 +221,7 @@ def arguments_of_trial(training: TrainingArguments, rate: float, steps: int, run
     """
     shrink = steps / run_steps
     schedule = {
-        name: round(value * shrink) if name.endswith("_steps") else value
+        name: round(value * shrink) if name.endswith("_steps") and value else value
         for name, value in (training.lr_scheduler_kwargs or {}).items()
     }
     trial = copy.copy(training)
