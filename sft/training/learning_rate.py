@@ -39,6 +39,7 @@ from sft.training.trainer import SftTrainer, as_dataset
 
 logger = logging.getLogger(__name__)
 
+WRAPPED = ("forward", "_original_forward")  # what accelerate puts into a model for float16, once for each trial
 Loaded = tuple[PeftModel, Evaluator]  # a model with an adapter as the run will start from, and what evaluates it
 
 
@@ -118,6 +119,7 @@ class _Laboratory:
         self._plan, self._prepared, self._run, self._load = plan, prepared, run, load
         self._loaded: Loaded | None = None
         self._initial: list[torch.Tensor] = []
+        self._methods: dict[str, object] = {}
 
     def loss_of(self, rate: float, steps: int) -> float | None:
         """The validation loss after a trial; None if it is not finite.
@@ -127,7 +129,9 @@ class _Laboratory:
         """
         if self._loaded is None:
             self._loaded = self._load()
-            self._initial = [parameter.detach().clone() for parameter in _trained(self._loaded[0])]
+            model, _ = self._loaded
+            self._initial = [parameter.detach().clone() for parameter in _trained(model)]
+            self._methods = {name: vars(model)[name] for name in WRAPPED if name in vars(model)}
         model, evaluator = self._loaded
         training = self._prepared.arguments.training
         trainer = TrialTrainer(
@@ -156,6 +160,9 @@ class _Laboratory:
             for parameter, value in zip(_trained(model), self._initial, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
+        for name in WRAPPED:
+            vars(model).pop(name, None)
+        vars(model).update(self._methods)
 
     def close(self) -> None:
         """Let go of the model, before the run's own is loaded."""
@@ -179,7 +186,6 @@ class TrialTrainer(SftTrainer):
             logger.debug("%s", self.args.learning_rate, exc_info=True)
         finally:
             self.stop_on_signal.on_train_end(self.args, self.state, self.control)
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # the next trial wraps it again
         return self._validation_loss
 
     def _set_callbacks(self) -> None:
@@ -215,7 +221,7 @@ def arguments_of_trial(training: TrainingArguments, rate: float, steps: int, run
     """
     shrink = steps / run_steps
     schedule = {
-        name: round(value * shrink) if name.endswith("_steps") else value
+        name: round(value * shrink) if name.endswith("_steps") and value else value
         for name, value in (training.lr_scheduler_kwargs or {}).items()
     }
     trial = copy.copy(training)
