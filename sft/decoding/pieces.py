@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 LONG_PIECE_TOKENS = 256  # a piece of more is long, where it is not known how long the texts of training were
 
 
+MOST_RESTS = 4  # of one piece are read: a model that would list entities for ever is stopped
+
+
 class Piece(NamedTuple):
     """A record that fits, or a part of a longer one, with the token ids of its prompt."""
 
@@ -158,14 +161,15 @@ def read_on(
 ) -> list[dict]:
     """The results, with what the rest of each text holds whose answer was cut, rest after rest.
 
-    Each rest gives at least one more entity, or it is the last one. What is still cut then says ``cut``.
+    Each rest gives at least one more entity, or it is the last one; there are at most ``MOST_RESTS`` of them. What is
+    still cut then says ``cut``.
 
     Args:
         answer: gives the results of pieces.
     """
     results = list(results)
     open_ones = [index for index, result in enumerate(results) if result.get("cut")]
-    while open_ones:
+    for _ in range(MOST_RESTS):
         begins = {}
         for index in open_ones:
             if results[index]["entities"]:  # else nothing says where to go on
@@ -173,6 +177,8 @@ def read_on(
                 if begins[index] is None:  # everything was read
                     results[index] = _finished(results[index])
         rests = _rests(pieces, begins, task, tokenizer)
+        if not rests:
+            break
         open_ones = []
         for index, found in zip(rests, answer(list(rests.values())), strict=True):
             longer = _joined(pieces[index].record, results[index], begins[index], found, task)
