@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 
 import pytest
@@ -139,8 +140,10 @@ class TestAsOneRowAtATime:
         vocabulary, texts = vocabulary_of(tokenizer), some_texts(2, seed=5)
         prompts = prompts_of(texts, tokenizer)
         answers = decode(model, vocabulary, LABELS, texts, prompts, Bounds(4, 25))
-        expected = [plain_greedy(plain, vocabulary, *row, 25)[0] for row in zip(texts, prompts, strict=True)]
-        assert [answer.text for answer in answers] == expected
+        expected = [plain_greedy(plain, vocabulary, *row, 25) for row in zip(texts, prompts, strict=True)]
+        assert [(answer.text, answer.cut) for answer in answers] == [(text, cut) for text, _, cut in expected]
+        for answer, (_, scores, _) in zip(answers, expected, strict=True):
+            assert answer.scores == pytest.approx([math.exp(score) for score in scores], rel=1e-4, abs=1e-5)
 
 
 class TestOneLine:

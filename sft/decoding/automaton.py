@@ -236,7 +236,7 @@ class Automaton:
         stack: list[tuple[Node, State]] = [(self._vocabulary.root, state)]
         while stack:
             node, before = stack.pop()
-            for byte, after in self.moves(before, more):
+            for byte, after in self.moves(before, more, node):
                 child = node.child(byte)
                 if child is not None:
                     for token_id in child.ids:
@@ -261,14 +261,18 @@ class Automaton:
             text = state.text if type(state) is Invented else b""
         return Invented(text + bytes((byte,)), state.so_far)
 
-    def moves(self, state: State, more: bool = True) -> Iterator[tuple[int, State]]:
-        """Every byte that may come next, with the state after it. Of free text only what is in the source."""
+    def moves(self, state: State, more: bool = True, node: Node | None = None) -> Iterator[tuple[int, State]]:
+        """Every byte that may come next, with the state after it. Of free text only what is in the source.
+
+        Args:
+            node: where the trie of tokens is; what is dear to find is left out if no token goes on with it.
+        """
         kind = type(state)
         if kind is Literal:
             words, written, then = state
             yield words[written], (then if written + 1 == len(words) else Literal(words, written + 1, then))
         elif kind is Run:
-            yield from self._moves_in_run(state)
+            yield from self._moves_in_run(state, node is None or node.child(CLOSING_QUOTE) is not None)
         elif kind is Label:
             yield from self._moves_in_label(state)
         elif kind is Text:
@@ -296,11 +300,11 @@ class Automaton:
         for byte, after in places.items():
             yield byte, Run(tuple(after), 1, state.so_far)
 
-    def _moves_in_run(self, state: Run) -> Iterator[tuple[int, State]]:
+    def _moves_in_run(self, state: Run, may_end: bool) -> Iterator[tuple[int, State]]:
         places, written, so_far = state
         # Either all places are at an edge or none is: the same bytes lead to all of them, starting at an edge.
         at_edge = places[0] in self._edges
-        if at_edge:
+        if at_edge and may_end:
             starts = [place - written for place in places]
             yield CLOSING_QUOTE, self._between(so_far.said(self.source[starts[0] : places[0]], starts))
         if len(places) == 1:

@@ -38,7 +38,7 @@ class Decision:
         weighed: whether that is weighed against the whole vocabulary (see `Rules.weighed`).
         overruled: whether the model would rather have written other plain text, which is not allowed here.
         log_probability: of the chosen token; 0 where nothing is decided.
-        log_probabilities: (ids,) of the allowed tokens; None where nothing is decided.
+        log_probabilities: of the allowed tokens, in the order of ``ids``; None where nothing is decided.
     """
 
     state: State
@@ -51,7 +51,7 @@ class Decision:
     chosen: int = -1
     overruled: bool = False
     log_probability: float = 0.0
-    log_probabilities: torch.Tensor | None = None
+    log_probabilities: Sequence[float] | None = None
 
 
 def decision_at(rules: Rules, state: State, more: bool, vocabulary: Vocabulary) -> Decision:
@@ -156,23 +156,20 @@ class Chooser:
             else:  # with an adapter on it
                 logits = head(hidden[weighed:])[:, asked.ids]
             found.append(_share(rule.of(at_least_float32(logits)), asked.columns))
-        numbers = iter(
-            torch.cat([table.flatten() for table in found])
-            .cpu()
-            .split(
-                [asked.whole_ids.shape[1] + 3] * weighed + [asked.columns.shape[1] + 1] * (len(decisions) - weighed)
-            )
-        )
-        for index, (decision, row) in enumerate(zip(decisions, numbers, strict=True)):
-            (_note_weighed if index < weighed else _note_share)(decision, row)
+        numbers = torch.cat([table.flatten() for table in found]).cpu().tolist()
+        end = 0
+        for index, decision in enumerate(decisions):
+            whole = index < weighed
+            start, end = end, end + (asked.whole_ids.shape[1] + 3 if whole else asked.columns.shape[1] + 1)
+            (_note_weighed if whole else _note_share)(decision, numbers[start:end])
 
     def choose_from(self, decision: Decision, logits: torch.Tensor) -> None:
         """Choose from the (vocabulary,) logits of one decision, in float32 or wider, which are used up."""
         asked = Asked(*copied_together(ask([decision]), logits.device))
         if decision.weighed:
-            _note_weighed(decision, self._weigh(logits[None], asked.whole_ids, asked.free)[0].cpu())
+            _note_weighed(decision, self._weigh(logits[None], asked.whole_ids, asked.free)[0].cpu().tolist())
         else:
-            _note_share(decision, _share(logits[None, asked.ids], asked.columns)[0].cpu())
+            _note_share(decision, _share(logits[None, asked.ids], asked.columns)[0].cpu().tolist())
 
     def _weigh(self, logits: torch.Tensor, ids: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
         """For each decision the log-probabilities of its allowed tokens, whether other plain text is more probable but
@@ -214,8 +211,8 @@ def _share(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return torch.cat((table.log_softmax(-1), table.argmax(-1, keepdim=True).to(table.dtype)), dim=1)
 
 
-def _note_weighed(decision: Decision, numbers: torch.Tensor) -> None:
-    overruled, log_probability, choice = numbers[-3:].tolist()
+def _note_weighed(decision: Decision, numbers: Sequence[float]) -> None:
+    overruled, log_probability, choice = numbers[-3:]
     decision.overruled = bool(overruled)
     # A shorter row repeats its first token.
     index = -1 - int(choice)
@@ -224,9 +221,9 @@ def _note_weighed(decision: Decision, numbers: torch.Tensor) -> None:
     decision.log_probabilities = numbers[: len(decision.ids)]
 
 
-def _note_share(decision: Decision, numbers: torch.Tensor) -> None:
+def _note_share(decision: Decision, numbers: Sequence[float]) -> None:
     index = int(numbers[-1])
     decision.chosen = decision.ids[index]
     if decision.decides:
         decision.log_probabilities = numbers[: len(decision.ids)]
-        decision.log_probability = decision.log_probabilities[index].item()
+        decision.log_probability = decision.log_probabilities[index]

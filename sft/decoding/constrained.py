@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from sft.engine.served import served_by
 
 logger = logging.getLogger(__name__)
 
+LEAST = sys.float_info.min  # a probability that is 0 in float64
 OVERRUN_TOKENS = 64  # room after the last token that may begin an entity, for finishing it
 
 
@@ -265,10 +267,14 @@ def _finishing_score(rules: Rules, decision: Decision, vocabulary: Vocabulary) -
     before, spelt = decision.state, vocabulary.spelling[decision.chosen]
     ends = (spelt[:count] for count in range(1, len(spelt)))
     rest = next((part for part in ends if rules.after(before, part).entities > before.entities), spelt)
-    same = [
-        index for index, token_id in enumerate(decision.ids) if vocabulary.spelling.get(token_id, b"").startswith(rest)
-    ]
-    return decision.log_probabilities[same].logsumexp(0).item()
+    return math.log(
+        math.fsum(
+            math.exp(log_probability)
+            for token_id, log_probability in zip(decision.ids, decision.log_probabilities, strict=True)
+            if vocabulary.spelling.get(token_id, b"").startswith(rest)
+        )
+        or LEAST
+    )
 
 
 def _decode_padded(model: PreTrainedModel, vocabulary: Vocabulary, rows: Sequence[Row], bounds: Bounds) -> None:
