@@ -48,7 +48,7 @@ def test_converted_records_train_and_predict_with_every_offset(tmp_path, tokeniz
     words += ["--dtype", "float32", "--swanlab_mode", "disabled", "--disable_tqdm", "true", "--max_steps", "2"]
     assert train_qwen2_ner.main([*words, "--validation_ratio", "0.3", "--max_length", "400"]) == 0
     settings = TaskSettings.read(run / "task.json")
-    assert settings.task.answer_format == "inline"
+    assert settings.task.answer_format == "inline" and settings.to_json()["format_version"] == 2
     assert settings.max_new_tokens >= 200, "room for a text of any length that is allowed"
 
     test_file, output = tmp_path / "my_test.jsonl", tmp_path / "out.jsonl"

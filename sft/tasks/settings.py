@@ -23,6 +23,7 @@ from sft.tasks.sealed import CONVERSION, FILES, hashes_beside, is_sealed, pair_i
 from sft.tasks.task import Task
 
 FORMAT_VERSION = 1
+OTHER_FORMATS = {"inline": 2}  # by the format of answers: versions that know only JSON lines must refuse these settings
 MOST_TOKENS = 1 << 31
 DTYPES = ("bfloat16", "float16", "float32")
 USER_PROMPT = "user_prompt"
@@ -86,8 +87,8 @@ class TaskSettings:
         if not isinstance(name, str) or name not in TASKS:
             raise InputError(f"{path}：不认识任务 {str(name)[:60]!r}；应是 {'、'.join(TASKS)} 之一")
         version = content.get("format_version")
-        if version != FORMAT_VERSION:
-            raise InputError(f"{path}：格式版本是 {version}，应是 {FORMAT_VERSION}；请重新转换或训练")
+        if version != (wanted := OTHER_FORMATS.get(str(content.get("answer_format")), FORMAT_VERSION)):
+            raise InputError(f"{path}：格式版本是 {str(version)[:60]}，应是 {wanted}；请重新转换或训练")
         added = {field.name: content[field.name] for field in _added_fields() if field.name in content}
         try:
             settings = cls(TASKS[name].from_settings(content), **added)
@@ -144,7 +145,8 @@ class TaskSettings:
         """The content of the file; what training has not set yet is left out."""
         added = {field.name: getattr(self, field.name) for field in _added_fields()}
         known = {name: value for name, value in added.items() if value is not None}
-        return {"format_version": FORMAT_VERSION, **self.task.settings(), **user_turn(self.task), **known}
+        version = OTHER_FORMATS.get(self.task.answer_format, FORMAT_VERSION)
+        return {"format_version": version, **self.task.settings(), **user_turn(self.task), **known}
 
     def to_bytes(self) -> bytes:
         """The file as bytes, with its seal."""
