@@ -265,7 +265,7 @@ class Automaton:
         """Every byte that may come next, with the state after it. Of free text only what is in the source.
 
         Args:
-            node: where the trie of tokens is; what is dear to find is left out if no token goes on with it.
+            node: where the trie of tokens is; what is costly to find is left out if no token goes on with it.
         """
         kind = type(state)
         if kind is Literal:
