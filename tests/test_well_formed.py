@@ -73,7 +73,9 @@ def check_labels(model, tokenizer, texts: list[str], limits: Limits, seed: int) 
 )
 def test_every_answer_is_well_formed(tokenizer, architecture, seed, texts, limits):
     model = tiny_model(architecture, seed=seed)
-    check_entities(model, tokenizer, texts, limits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sft.decoding.pieces.MOST_RESTS", 0)  # a random model never ends; the slow test reads on
+        check_entities(model, tokenizer, texts, limits)
     check_labels(model, tokenizer, texts, limits, seed)
 
 
