@@ -200,6 +200,10 @@ def _row_settings(chosen: RowSettings, limits: LimitChoice, trained: TaskSetting
     if trained is None:
         return chosen
     threshold = trained.threshold if chosen.threshold is None else chosen.threshold
+    if chosen.threshold is None and threshold is not None and trained.has_older_scores:
+        told = "适配器的阈值 %g 是旧版本按另一种概率选的，不用它；要阈值就给 --threshold，或重新训练"
+        logger.warning(told, threshold)
+        threshold = None
     return replace(chosen, threshold=threshold, calibration=trained.calibration)
 
 

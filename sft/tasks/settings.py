@@ -105,6 +105,11 @@ class TaskSettings:
             raise InputError(f"{path}：写好之后被改过或损坏了（sha256 不符）；{_how_to_change(path)}")
         return settings
 
+    @property
+    def has_older_scores(self) -> bool:
+        """Whether an older version trained it, in which an entity's score was its share among the allowed tokens."""
+        return self.task.answers == "entities" and self.usual_text_tokens is None
+
     def _check_types(self, path: Path) -> None:
         wanted = {"base_model": str, "base_hash": str, "dtype": str, "max_length": int, "max_new_tokens": int}
         wanted |= {"threshold": int | float, "end_token": str, "prompt_date": str, "version": str}
