@@ -23,7 +23,7 @@ from sft.tasks.sealed import CONVERSION, FILES, hashes_beside, is_sealed, pair_i
 from sft.tasks.task import Task
 
 FORMAT_VERSION = 1
-OTHER_FORMATS = {"inline": 2}  # by the format of answers: versions that know only JSON lines must refuse these settings
+OTHER_FORMATS = {"inline": 2}  # by the format of answers: versions that know JSON lines only must refuse these
 MOST_TOKENS = 1 << 31
 DTYPES = ("bfloat16", "float16", "float32")
 USER_PROMPT = "user_prompt"
