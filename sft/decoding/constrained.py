@@ -10,7 +10,6 @@ takes its slot.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +19,6 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from sft.console import say_once
 from sft.decoding.automaton import Automaton, Label, answer_format
 from sft.decoding.drafts import Drafter, source_tokens
 from sft.decoding.rules import Drafts, Rules, State
@@ -29,8 +27,6 @@ from sft.engine.attention import at_least_float32, common_prefix_tokens, use_pac
 from sft.engine.lora_copies import adapters_copied_once
 from sft.engine.ragged import Cache, Feed, rows_at_once, run, run_and_send
 from sft.engine.served import served_by
-
-logger = logging.getLogger(__name__)
 
 OVERRUN_TOKENS = 64  # room after the last token that may begin an entity, for finishing it
 
@@ -148,8 +144,6 @@ def decode_by(
         with adapters_copied_once(base):
             _decode_ragged(base, vocabulary, drafts, together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
-    if any(row.cut for row in rows):
-        say_once(logger, f"有的答案超过 {bounds.answer_tokens} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
     lead = len(vocabulary.lead)
     return [
         Answer(
