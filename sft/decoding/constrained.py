@@ -10,7 +10,6 @@ takes its slot.
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 from collections import deque
@@ -21,7 +20,6 @@ from typing import NamedTuple
 import torch
 from transformers import PreTrainedModel
 
-from sft.console import say_once
 from sft.decoding.automaton import Automaton, answer_format
 from sft.decoding.choosing import Asked, Chooser, Decision, ask, decision_at
 from sft.decoding.drafts import Drafter, source_tokens
@@ -31,8 +29,6 @@ from sft.engine.attention import at_least_float32, common_prefix_tokens, use_pac
 from sft.engine.lora_copies import adapters_copied_once
 from sft.engine.ragged import Cache, Feed, rows_at_once, run, run_and_send
 from sft.engine.served import served_by
-
-logger = logging.getLogger(__name__)
 
 LEAST = sys.float_info.min  # a probability that is 0 in float64
 OVERRUN_TOKENS = 64  # room after the last token that may begin an entity, for finishing it
@@ -143,9 +139,6 @@ def decode_by(
         with adapters_copied_once(base):
             _decode_ragged(Chooser(base, vocabulary), drafts, together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
-    if any(row.cut for row in rows):
-        most = max(_most_tokens(row, bounds) for row in rows if row.cut)
-        say_once(logger, f"有的答案超过 {most} 个 token，没有再找后面的实体；可加大 --max_new_tokens")
     lead = len(vocabulary.lead)
     return [
         Answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
-from sft.console import progress
+from sft.console import progress, say_once
 from sft.decoding.decode import Limits, predict
 from sft.decoding.room import Room
 from sft.engine.batches import Batching, EncodedRow, split_rows, to_device
@@ -20,6 +21,8 @@ from sft.tasks.evaluation import at_least, best_calibration, best_threshold, cal
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 from sft.training.sharding import whole_weights
+
+logger = logging.getLogger(__name__)
 
 CHOSEN = ("threshold", "temperature", "score_bias")  # on the validation records, and kept in ``task.json``
 
@@ -121,6 +124,8 @@ class Evaluator:
         predictions: list[dict] = [{}] * len(records)
         for rank, (_, _, share) in enumerate(shares):
             predictions[rank :: accelerator.num_processes] = share
+        if any(result.get("cut") and "read_characters" not in result for result in predictions):
+            say_once(logger, f"有的答案超过 {self.limits.max_new_tokens} 个 token 还没有完，后面的实体没有找")
         loss = sum(share[0] for share in shares) / max(1, sum(share[1] for share in shares))
         return loss, [self.task.gold(record) for record in records], predictions
 
