@@ -227,6 +227,7 @@ class Polarity:
     name: ClassVar[str] = "polarity"
     title: ClassVar[str] = "褒贬"
     answers: ClassVar[str] = "label"
+    answer_format: ClassVar[str] = "label"
 
     def prompt(self, record: dict) -> list[dict[str, str]]:
         return [{"role": "user", "content": f"{'还是'.join(self.labels)}？{record['text']}"}]

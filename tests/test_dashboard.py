@@ -29,7 +29,7 @@ from tests.test_training import LABELS, articles, write_records
 WHOLE, RESUMED, REPLAYED = 1, 2, 3  # the experiments, as the dashboard numbers them
 STEPS = 6
 CHARTS = [  # from top to bottom
-    *("预测样例", "train/loss", "eval/loss", "eval/accuracy", "eval/macro_f1"),
+    *("预测样例", "train/loss", "eval/loss", "eval/accuracy", "eval/macro_f1", "eval/ece"),
     *("train/learning_rate", "train/grad_norm", "train/tokens_per_second"),
 ]
 

@@ -222,7 +222,7 @@ class TestPredictRows:
         assert [output["error"] for output in outputs[1:4:2]] == ["不是合法的 JSON", "text: 文本是空的"]
         judged = [output for output in outputs if "gold" in output]
         score = ner.metrics(ner.count([output["gold"] for output in judged], judged))
-        assert metrics() == {"rows": 60, **score, "unparsable": 0.0}
+        assert metrics() == {"rows": 60, **score, "unparsable": 0.0, "ece": metrics()["ece"]}
         assert (score["precision"], score["recall"]) == (1 / 2, 1 / 2)
 
     def test_without_gold_there_are_no_metrics(self, tokenizer, ner):
@@ -352,7 +352,7 @@ class TestCommandLine:
         metrics = json.loads(captured.err[captured.err.index("{") :])
         task = Classification(labels=("体育", "军事", "经济"))
         counts = task.count([output["gold"] for output in judged], judged)
-        assert metrics == {"rows": 2, **task.metrics(counts), "unparsable": 0.0}
+        assert metrics == {"rows": 2, **task.metrics(counts), "unparsable": 0.0, "ece": metrics["ece"]}
 
     def test_an_output_file_holds_the_same_lines_and_stdout_the_metrics(self, trained, rows_file, tmp_path, capsys):
         predict.main(["--adapter", str(trained), "--input_file", str(rows_file)])

@@ -21,6 +21,7 @@ from sft.errors import RunError, is_out_of_memory, memory_name
 from sft.model.encoding import encode_rows
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
+from sft.tasks.settings import TaskSettings
 from sft.training.evaluation import Evaluator, Examples
 from tests.test_training import write_records
 
@@ -143,9 +144,13 @@ def test_predictions_do_not_change_when_memory_is_short(way, tokenizer, memory, 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("seed", range(2))
 def test_predictions_do_not_change_when_memory_runs_out_at_a_random_pass(way, seed, tokenizer, memory):
-    """At two of them: eight rows at a time are halved twice, so a single row never fails."""
+    """At two of them: eight rows at a time are halved twice, so a single row never fails.
+
+    Entities are cut here and read on, at last a single row: that comes in the later passes.
+    """
     expected = results_of(way, tokenizer)
-    memory.failing, memory.passes = set(random.Random(seed).sample(range(1, memory.passes + 1), 2)), 0
+    most = memory.passes // 3 if way in ("entities", "bounded") else memory.passes
+    memory.failing, memory.passes = set(random.Random(seed).sample(range(1, most + 1), 2)), 0
     room = Room()
     assert_same(results_of(way, tokenizer, room), expected)
     assert room.divisor in (2, 4)
@@ -182,7 +187,8 @@ def test_the_loss_of_an_evaluation_does_not_change_when_memory_runs_out(padded, 
     model, accelerator = tiny_model("qwen2", torch.float64).train(), Accelerator(cpu=True)
 
     def evaluated(evaluator: Evaluator) -> float:
-        return evaluator.evaluate(model, Examples(records[:2], rows), 4000, accelerator, None).metrics["loss"]
+        examples, settings = Examples(records[:2], rows), TaskSettings(ner)
+        return evaluator.evaluate(model, examples, 4000, accelerator, settings).metrics["loss"]
 
     expected = evaluated(Evaluator(ner, tokenizer, Limits(400, 8, 1), batching, quiet=True))
     memory.most_tokens, evaluator = (

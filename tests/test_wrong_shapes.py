@@ -113,7 +113,19 @@ def readers(trained: Path, folder: Path) -> list[Reader]:
     for task in (Classification(LABELS, names={"a": "体育"}), ner):
         settings[task.name] = folder / f"{task.name}.task.json"
         TaskSettings(
-            *(task, "base", "float32", 100, 10, "1", 0.5, "00-00", "<|im_end|>", "2024-07-26"),
+            task,
+            base_model="base",
+            dtype="float32",
+            max_length=100,
+            max_new_tokens=10,
+            usual_text_tokens=40 if task is ner else None,
+            version="1",
+            threshold=0.5,
+            temperature=1.5,
+            score_bias=0.1 if task is ner else None,
+            base_hash="00-00",
+            end_token="<|im_end|>",
+            prompt_date="2024-07-26",
             files={"a": "b"},
             conversion={"id": "c"},
         ).write(settings[task.name])

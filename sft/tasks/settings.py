@@ -87,8 +87,8 @@ class TaskSettings:
         if not isinstance(name, str) or name not in TASKS:
             raise InputError(f"{path}：不认识任务 {str(name)[:60]!r}；应是 {'、'.join(TASKS)} 之一")
         version = content.get("format_version")
-        if version != (wanted := OTHER_FORMATS.get(str(content.get("answer_format")), FORMAT_VERSION)):
-            raise InputError(f"{path}：格式版本是 {str(version)[:60]}，应是 {wanted}；请重新转换或训练")
+        if version not in (FORMAT_VERSION, *OTHER_FORMATS.values()):
+            raise InputError(f"{path}：格式版本是 {str(version)[:60]}，应是 {FORMAT_VERSION}；请重新转换或训练")
         added = {field.name: content[field.name] for field in _added_fields() if field.name in content}
         try:
             settings = cls(TASKS[name].from_settings(content), **added)
@@ -96,6 +96,8 @@ class TaskSettings:
             raise InputError(f"{path}：缺少字段或类型不对（{one_line(error)}）；请重新转换或训练") from error
         _check_labels(path, content)
         settings._check_types(path)
+        if version != (wanted := settings.format_version):
+            raise InputError(f"{path}：格式版本是 {version}，应是 {wanted}；请重新转换或训练")
         if USER_PROMPT in content and content[USER_PROMPT] != user_turn(settings.task).get(USER_PROMPT):
             raise InputError(
                 f"{path}：用户消息写作 {str(content[USER_PROMPT])[:60]!r}，与这个版本的不同；"
@@ -104,6 +106,11 @@ class TaskSettings:
         if verify and not is_sealed(content):
             raise InputError(f"{path}：写好之后被改过或损坏了（sha256 不符）；{_how_to_change(path)}")
         return settings
+
+    @property
+    def format_version(self) -> int:
+        """Of the file, by the format of the answers."""
+        return OTHER_FORMATS.get(self.task.answer_format, FORMAT_VERSION)
 
     @property
     def has_older_scores(self) -> bool:
@@ -150,8 +157,7 @@ class TaskSettings:
         """The content of the file; what training has not set yet is left out."""
         added = {field.name: getattr(self, field.name) for field in _added_fields()}
         known = {name: value for name, value in added.items() if value is not None}
-        version = OTHER_FORMATS.get(self.task.answer_format, FORMAT_VERSION)
-        return {"format_version": version, **self.task.settings(), **user_turn(self.task), **known}
+        return {"format_version": self.format_version, **self.task.settings(), **user_turn(self.task), **known}
 
     def to_bytes(self) -> bytes:
         """The file as bytes, with its seal."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 
 OF_ONE_LABEL = re.compile(r"(eval|test)_(precision|recall|f1)_")
-FIRST = "loss"
+FIRST, LAST = "loss", "eval_ece"
 OTHERS = ("learning_rate", "grad_norm", "tokens_per_second")
 MOST_SCORES = 6  # so that with the losses, the others and the samples there are at most 12 charts
 # Of an evaluation, but no score: how long it took, and what is the same at every step or only of use afterwards.
@@ -88,6 +88,7 @@ def _of_evaluation(row: Mapping[str, int | float]) -> Figures:
     scores = [
         name for name in row if name.startswith("eval_") and not NOT_SCORES.match(name) and not is_of_one_label(name)
     ]
+    scores.sort(key=lambda name: name == LAST)
     names = [name for name in ("eval_loss",) if name in row] + scores[:MOST_SCORES]
     return {name: row[name] for name in names}
 
