@@ -293,6 +293,7 @@ def test_what_a_killed_save_or_deletion_left_is_put_right(stopped):
     (run / ".deleting-checkpoint-2").mkdir()
     (run / ".saving-checkpoint-6" / "checkpoint-6").mkdir(parents=True)
     (run / ".task.json.123.tmp").write_text("{")
+    (run / ".tmpMCp8YG").write_bytes(b"half a safetensors file")
     checkpoints.remove_leftovers(run)
     assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["checkpoint-2", "checkpoint-4"]
     assert [path.name for path in run.glob(".*")] == [".training.lock"]  # nobody has it: the killed run left it

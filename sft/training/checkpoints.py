@@ -50,7 +50,8 @@ NEEDED = (ADAPTER_FILE, STATE)  # to be the best checkpoint
 RESUMABLE = (*NEEDED, "optimizer.pt", "scheduler.pt", PROGRESS)  # to be resumed
 READ_BY_LIBRARIES = {".pt", ".pth", ".bin", ".safetensors", ".json"}  # transformers and PEFT look for some of these
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
-TEMPORARY = re.compile(r"\.\w+\.(json|jsonl|html|png|md|safetensors)\.\d+\.tmp")  # of `whole_file`
+# Of `whole_file`, and of safetensors, which writes a file under such a name first.
+TEMPORARY = re.compile(r"\.\w+\.(json|jsonl|html|png|md|safetensors)\.\d+\.tmp|\.tmp[0-9A-Za-z]{6}")
 
 
 class Checkpoint(NamedTuple):
