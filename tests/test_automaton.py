@@ -17,12 +17,11 @@ from tokenizers_of_all_kinds import KINDS, word_piece
 
 from sft.decoding.automaton import ROUNDS, After, Automaton, Nothing, answer_format, can_write
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
-from sft.tasks.entity_lines import NO_ENTITY, entity_line, occurrence, read_entity, occurrence, read_entity
+from sft.tasks.entity_lines import NO_ENTITY, entity_line, occurrence, read_entity
 from sft.tasks.ner import CCFBDCI_LABELS, Ner
 
 CCFBDCI = Path(__file__).resolve().parents[2] / "shared" / "data" / "ner" / "ccfbdci.jsonl"
 LABELS = ("人", "人名", '"实\\"')  # one is a prefix of another, one needs escaping in JSON
-OPENING = b'{"entity_text": "'
 OPENING = b'{"entity_text": "'
 TEXTS = st.text(st.sampled_from(list('张伟张"\\\n\t{}] a:,上海\u2028\x00𠮷é<')), min_size=1, max_size=6)
 
@@ -40,50 +39,53 @@ def writable_runs(text: str, vocabulary: Vocabulary) -> str:
 def may_begin_an_answer(said: bytes, before: bytes, text: str) -> bool:
     """Whether ``said``, which goes on after ``before``, is the beginning of some valid answer.
 
-    Tries every line that may come next: of all texts in the source, and of the one that is not, if it has begun.
+    Looks at every line that may come next: of all texts in the source, and of the one that is not, if it has begun.
     """
     if NO_ENTITY.encode().startswith(said):
         return True
-    *lines, line = said.split(b"\n")
-    if not text.strip("\udfff") or goes_round(lines, text):
+    *whole, line = said.split(b"\n")
+    begun = text_of(before.split(b"\n")[-1])
+    if not text.strip("\udfff") or not all(one in lines(text, text_of(one)) for one in whole[before.count(b"\n") :]):
         return False
-    texts, begun = spans(text), before.split(b"\n")
-    invented = text_of(begun[-1])
-    if len(begun) == len(lines) + 1 and invented and not any(one.startswith(invented) for one in texts):
-        texts = texts | {invented}
-    return any(line_of(one, label).startswith(line) for one, label in product(texts, LABELS))
+    if goes_round(whole, text):
+        return False
+    here = lines(text, begun) if len(whole) == before.count(b"\n") else lines(text, b"")
+    found = bisect_left(here, line)
+    return found < len(here) and here[found].startswith(line)
 
 
 def text_of(line: bytes) -> bytes:
     """The text of an entity as far as a line says it."""
-    return re.match(rb'(?:[^"\\]|\\.?)*', line.removeprefix(OPENING), re.DOTALL)[0] if line.startswith(OPENING) else b""
+    return (
+        re.match(rb'(?:[^"\\]|\\.?)*', line.removeprefix(OPENING), re.DOTALL)[0] if line.startswith(OPENING) else b""
+    )
 
 
-def goes_round(lines: list[bytes], text: str) -> bool:
-    """Whether a text without a place is said twice without a placed one in between."""
-    entities, cursor, unplaced = [], 0, set()
-    for line in lines:
+def goes_round(whole: list[bytes], text: str) -> bool:
+    """Whether a text without a place is said too often without a placed one in between."""
+    entities, cursor, unplaced = [], 0, []
+    for line in whole:
         surface, _ = read_entity(line.decode(errors="replace"))
         start = occurrence(surface, text, cursor, entities)
         if start is not None:
             entities.append({"start": start, "end": start + len(surface)})
-            cursor, unplaced = max(cursor, start + len(surface)), set()
-        elif text_of(line) in unplaced:
-            return True
+            cursor, unplaced = max(cursor, start + len(surface)), []
         else:
-            unplaced.add(text_of(line))
+            unplaced.append(text_of(line))
+            if unplaced.count(text_of(line)) > ROUNDS:
+                return True
     return False
 
 
 @lru_cache
-def line_of(text: bytes, label: str) -> bytes:
-    return OPENING + text + entity_line("", label).encode().removeprefix(OPENING)
-
-
-@lru_cache
-def spans(text: str) -> frozenset[bytes]:
+def lines(text: str, invented: bytes) -> list[bytes]:
+    """All lines about any part of the text, and about an invented one if it begins like no part; sorted."""
     found = {text[start:end] for start in range(len(text)) for end in range(start + 1, len(text) + 1)}
-    return frozenset(text_of(entity_line(span, "").encode()) for span in found if "\udfff" not in span)
+    texts = {text_of(entity_line(span, "").encode()) for span in found if "\udfff" not in span}
+    if invented and not any(one.startswith(invented) for one in texts):
+        texts.add(invented)
+    rests = [entity_line("", label).encode().removeprefix(OPENING) for label in LABELS]
+    return sorted(OPENING + one + rest for one in texts for rest in rests)
 
 
 def any_token(automaton: Automaton, state, allowed: dict, vocabulary: Vocabulary, generator: random.Random) -> int:
@@ -150,23 +152,22 @@ def test_any_walk_ends_in_an_answer_that_parses_and_only_its_names_may_be_wrong(
         assert text[entity["start"] : entity["end"]] == entity["text"]
     assert all(left["end"] <= right["start"] for left, right in pairwise(result["entities"]))
     if type(state) is After and writable_runs(text, vocabulary) == text:  # the automaton knows every place
-        sizes = [0, *accumulate(len(entity_line("", character).encode()) - 37 for character in text)]
+        sizes = [0, *accumulate(len(text_of(entity_line(character, "").encode())) for character in text)]
         places = [(sizes[entity["start"]], sizes[entity["end"]]) for entity in result["entities"]]
         assert sorted(state.so_far.taken) == places
 
 
-def test_a_name_without_a_place_may_be_said_once_more_only_after_a_new_entity(tokenizer):
-    vocabulary = vocabulary_of(tokenizer)
-    automaton = Automaton("张伟到上海", answer_format(LABELS), vocabulary)
+def test_names_without_a_place_may_be_said_a_few_times_and_after_a_new_entity_again(tokenizer):
+    automaton = Automaton("张伟到上海", answer_format(LABELS), vocabulary_of(tokenizer))
 
     def may_go_on(*names: str) -> bool:
         answer = "\n".join(entity_line(name, "人") for name in names)
         return len(automaton.allowed(automaton.after(automaton.begin, answer.encode()))) > 1
 
-    assert may_go_on("上海", "张伟", "北京") and may_go_on("张伟", "张伟") and may_go_on("北京", "广州")
-    assert may_go_on("张伟", "张伟", "上海", "张伟") and may_go_on("北京", "张伟", "北京")
-    assert not may_go_on("张伟", "张伟", "张伟") and not may_go_on("北京", "张", "广州", "北京")
-    assert not may_go_on("张伟到", "张伟", "伟", "张伟")
+    again, new = ["张伟"] * ROUNDS, ["北京"] * ROUNDS
+    assert may_go_on("上海", "张伟", "北京") and may_go_on("张伟", *again, *new) and may_go_on(*new, "张伟", *new)
+    assert not may_go_on("张伟", *again, "张伟") and not may_go_on(*new, "广州", "北京")
+    assert not may_go_on("张伟到", *again, "伟", "张伟")
 
 
 @settings(max_examples=100)
