@@ -201,7 +201,12 @@ class SavingTrainer(ShardedTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder, state_dict=state_dict)
         sort_target_modules(folder / ADAPTER_CONFIG)
-        self.processing_class.save_pretrained(folder)
+        try:
+            self.processing_class.save_pretrained(folder)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise OSError(str(error)) from error  # tokenizers has no class of its own for a full disk
 
 
 def sort_target_modules(path: Path) -> None:
