@@ -53,7 +53,7 @@ def run(arguments: list[str], folder: Path, stop: Stop | None = None) -> Done:
 
 def server():
     context = forked.server()
-    context.set_forkserver_preload(["forked", "stopped_runs", "sft.training.fine_tune"])
+    context.set_forkserver_preload(["forked", "stopped_runs", "sft.training.fine_tune", "sklearn.metrics"])
     return context
 
 

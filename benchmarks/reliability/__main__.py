@@ -82,8 +82,10 @@ def run_matrix(chosen: argparse.Namespace, folder: Path) -> int:
 def import_everything() -> None:
     """Import here, once, what the forked processes would each import."""
     import matplotlib.pyplot  # noqa: F401
+    import sklearn.metrics  # noqa: F401
     import torch
 
+    import sft.report.run  # noqa: F401
     import sft.training.fine_tune  # noqa: F401
 
     torch.set_num_threads(1)
