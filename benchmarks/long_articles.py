@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
 
+from benchmarks import recipes
 from sft.data.records import make_record, read_records
 from sft.decoding.decode import predict
 from sft.errors import InputError
@@ -72,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--test_rows", type=int, help="only the first so many")
     parser.add_argument("flags", nargs="*", help="after --: the flags of every training run")
     arguments = parser.parse_args(argv)
+    if arguments.characters < 2:
+        parser.error("--characters：至少是 2，开头和结尾各要一个")
     try:
         train, test = (list(records_in(arguments.data_dir / f"{part}_cls.jsonl")) for part in ("train", "test"))
         task = TaskSettings.read(settings_path(arguments.data_dir / "train_cls.jsonl")).task
@@ -83,11 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(train)} training rows, {len(test)} test rows, {longer} of them longer")
     print("| way | accuracy | macro F1 | accuracy of the longer texts | training seconds |\n|---|---|---|---|---|")
     for name in arguments.ways:
-        folder = arguments.output_dir / name
-        seconds = trained(folder, task, cut(train, WAYS[name], arguments.characters), arguments.flags)
+        adapter = arguments.output_dir / name / "adapter"
+        seconds = trained(adapter, task, cut(train, WAYS[name], arguments.characters), arguments.flags)
         if seconds is None:
             return 1
-        labels = predicted(folder / "adapter", test, WAYS[name], arguments.characters)
+        labels = predicted(adapter, test, WAYS[name], arguments.characters)
         print(f"| {name} | {figures(task, test, labels, arguments.characters)} | {seconds:.0f} |", flush=True)
     return 0
 
@@ -102,18 +104,15 @@ def cut(records: Sequence[dict], way: Callable[[str, int], Texts], characters: i
     return [record | {"text": text} for record in records for text in way(record["text"], characters)]
 
 
-def trained(folder: Path, task: Task, records: Sequence[dict], flags: Sequence[str]) -> float | None:
+def trained(adapter: Path, task: Task, records: Sequence[dict], flags: Sequence[str]) -> float | None:
     """Train on the records, unless that is done. Returns the seconds of the training loop; None if it failed."""
-    adapter = folder / "adapter"
-    if not (adapter / ALL_RESULTS_FILE).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "train_cls.jsonl"
-        path.write_bytes(b"".join(orjson.dumps(make_record(task, record)) + b"\n" for record in records))
-        TaskSettings(task).write(settings_path(path))
-        command = [sys.executable, "train_qwen2_classification.py", "--train_file", str(path), "--test_file", "none"]
-        command += ["--output_dir", str(adapter), "--swanlab_mode", "disabled", *flags]
-        if subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode:
-            return None
+    adapter.mkdir(parents=True, exist_ok=True)
+    path = adapter.with_name("train_cls.jsonl")
+    path.write_bytes(b"".join(orjson.dumps(make_record(task, record)) + b"\n" for record in records))
+    TaskSettings(task).write(settings_path(path))
+    files = ["--train_file", str(path), "--test_file", "none"]
+    if recipes.trained("train_qwen2_classification.py", adapter, {}, [*files, *flags]):
+        return None
     return orjson.loads((adapter / ALL_RESULTS_FILE).read_bytes())["train_runtime"]
 
 
@@ -130,7 +129,7 @@ def together(results: Sequence[dict]) -> dict:
     """One result of those for several texts."""
     if len(results) == 1:
         return results[0]
-    least = 1e-12  # scores are rounded
+    least = 1e-12  # a score can be 0
     sums = {
         label: sum(math.log(max(result["scores"][label], least)) for result in results)
         for label in results[0]["scores"]

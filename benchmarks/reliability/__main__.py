@@ -85,7 +85,6 @@ def import_everything() -> None:
     import sklearn.metrics  # noqa: F401
     import torch
 
-    import sft.report.run  # noqa: F401
     import sft.training.fine_tune  # noqa: F401
 
     torch.set_num_threads(1)
