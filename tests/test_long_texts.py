@@ -29,7 +29,7 @@ from sft.tasks.evaluation import Tally
 from sft.tasks.long_texts import Span, ends_in, merged, spans_to_read
 from sft.tasks.ner import Ner
 from sft.tasks.settings import TaskSettings
-from sft.training.prepare import LEAST_PIECE_TOKENS, usual_text_tokens
+from sft.training.lengths import LEAST_PIECE_TOKENS, usual_text_tokens
 
 ROOT = Path(script.__file__).parent
 NER = Ner(labels=("地理实体", "人名"), system_prompt="请提取实体。")

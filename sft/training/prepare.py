@@ -7,7 +7,6 @@ import logging
 import os
 import random
 import shlex
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,6 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 import sft
 from sft.data.places import path_of_test
 from sft.data.records import read_task_records
-from sft.decoding.pieces import instruction_tokens
 from sft.engine.batches import Batching, EncodedRow, PaddedBatching, PrefixTreeBatching, TreeUpTo
 from sft.engine.served import say_what_is_not_served, served
 from sft.errors import InputError
@@ -34,6 +32,7 @@ from sft.tasks.settings import TaskSettings, require_pair, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.checkpointing import settle_checkpointing, step_tokens
+from sft.training.lengths import describe_lengths, most_new_tokens, usual_text_tokens
 from sft.training.rate_plan import SearchPlan, plan_search
 from sft.training.sharding import refuse_where_it_cannot
 from sft.training.start import start_from_adapter
@@ -44,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 FIRST_BYTES = 1 << 20  # of a data file, looked at to see whether it is converted
 CONVERTERS = {"classification": "transfer_classification_data.py", "ner": "transfer_ner_data.py"}
-LEAST_NEW_TOKENS = 64  # lower limit for predictions, even if all training answers are short
-LEAST_PIECE_TOKENS = 32  # and for the pieces of a long text: finer ones would cut sentences into words
 
 MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # an environment variable of `accelerate launch`
 MIXED_PRECISION_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -171,15 +168,6 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     )
 
 
-def most_new_tokens(task: Task, rows: Sequence[EncodedRow], max_length: int) -> int:
-    """The tokens of an answer at most, for prediction: twice the longest one of the training rows.
-
-    An inline answer repeats its text, and a text to predict may be as long as ``max_length`` allows.
-    """
-    most = max(LEAST_NEW_TOKENS, 2 * max(len(row.answer_ids) for row in rows))
-    return max(most, max_length // 2) if task.answer_format == "inline" else most
-
-
 def warn_of_mixed_precision(dtype: torch.dtype) -> None:
     """Say it if ``accelerate launch`` was asked for another dtype than the run's: ``--dtype`` alone decides."""
     asked = os.environ.get(MIXED_PRECISION, "no")
@@ -294,39 +282,6 @@ def require_supervision(rows: Sequence[EncodedRow], train_file: str) -> None:
     for row in rows:
         if not row.answer_ids:
             raise InputError(f"{train_file}:{row.line}：没有任何需要学习的 token；请重新转换数据")
-
-
-def usual_text_tokens(
-    rows: Sequence[EncodedRow], record: dict, task: Task, tokenizer: PreTrainedTokenizerBase
-) -> int | None:
-    """How many tokens 95 % of the training texts do not exceed; None where no text is read in pieces.
-
-    Args:
-        record: one of the training records, for the instruction, which does not count.
-    """
-    if task.answers != "entities" or task.options(record) is not None:
-        return None
-    instruction = instruction_tokens(record, task, tokenizer)
-    return max(LEAST_PIECE_TOKENS, quantile_95([len(row.prompt_ids) for row in rows]) - instruction)
-
-
-def quantile_95(lengths: Sequence[int]) -> int:
-    """The length that 95 % do not exceed."""
-    return sorted(lengths)[int(0.95 * (len(lengths) - 1))]
-
-
-def describe_lengths(report: LengthReport, max_length: int) -> str:
-    """One line for the user about lengths in tokens, and about what was cut or split."""
-    lengths = sorted(report.lengths)
-    long = quantile_95(lengths)
-    line = f"长度（token）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
-    if report.shortened_lines:
-        line += f"；{len(report.shortened_lines)} 条超过 --max_length {max_length}"
-        if report.dropped_tokens:
-            line += f"，只截正文，共截去 {report.dropped_tokens} 个 token"
-        else:
-            line += f"，按句拆成 {report.pieces} 条"
-    return line
 
 
 def choose_batching(config: PreTrainedConfig, batching: str, pad_id: int) -> Batching:
