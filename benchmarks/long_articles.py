@@ -5,8 +5,8 @@ r"""Compare ways to read articles that are longer than the model is to read: tra
 
 The record files are those of `transfer_classification_data.py`. Every way keeps ``--characters`` of a longer text:
 
-- ``head`` keeps the beginning. This is what `--max_length` does.
-- ``ends`` keeps half of them from the beginning and half from the end, with "…" between.
+- ``head`` keeps the beginning: `--long_text head`.
+- ``ends`` keeps half of them from the beginning and half from the end, with "…" between: `--long_text ends`.
 - ``windows`` reads the beginning and the end as two texts of half the length. Training sees both as rows of their own;
   in prediction the label is the one with the largest mean log-probability.
 

@@ -228,6 +228,7 @@ class Polarity:
     title: ClassVar[str] = "褒贬"
     answers: ClassVar[str] = "label"
     answer_format: ClassVar[str] = "label"
+    long_text: ClassVar[None] = None
 
     def prompt(self, record: dict) -> list[dict[str, str]]:
         return [{"role": "user", "content": f"{'还是'.join(self.labels)}？{record['text']}"}]

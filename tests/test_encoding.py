@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 from conftest import build_tokenizer
@@ -180,6 +181,35 @@ class TestTooLong:
         assert text.startswith(kept)
         longer = length(classification, record | {"text": text[: len(kept) + 1]}, tokenizer)
         assert max_length - len(row) < 8 or longer > max_length
+
+    @SHARED_FIXTURES
+    @given(text=st.lists(PIECES, min_size=20, max_size=60).map("".join), room=st.integers(4, 60))
+    @example(text="国家队在上海赢了比赛。" * 9 + "𠮷" * 60, room=90)
+    @example(text="国" * 61, room=60)  # one character too many: the sign in the middle must not take its place
+    def test_both_ends_of_an_article_are_kept_and_not_wastefully(self, tokenizer, classification, text, room):
+        task = replace(classification, long_text="ends")
+        record = {"text": text, "label": "体育"}
+        max_length = length(task, record | {"text": ""}, tokenizer) + room
+        (row,), report = encode_rows([(7, record)], task, tokenizer, max_length)
+        assert len(row) <= max_length
+        if length(task, record, tokenizer) <= max_length:
+            assert report.shortened_lines == []
+            return
+        assert report.shortened_lines == [7] and report.dropped_tokens > 0
+        (piece,) = task.pieces(record, lambda piece: length(task, piece, tokenizer), max_length)
+        read, at_end = piece["read_characters"], piece["read_at_end"]
+        head, tail = text[: read - at_end], text[len(text) - at_end :]
+        assert 0 <= len(head) - len(tail) <= 1 and len(head) + len(tail) < len(text) - 1
+        assert piece["text"] == (f"{head}…{tail}" if tail else head)
+        assert (
+            row.prompt_ids
+            == encode_rows([(7, record | {"text": piece["text"]})], task, tokenizer, 10_000)[0][0].prompt_ids
+        )
+        longer = (
+            f"{text[: len(head) + (len(head) == len(tail))]}…{text[len(text) - len(tail) - (len(head) > len(tail)) :]}"
+        )
+        too_long = length(task, record | {"text": longer}, tokenizer) > max_length
+        assert max_length - len(row) < 8 or too_long or read + 2 == len(text)
 
     @SHARED_FIXTURES
     @given(

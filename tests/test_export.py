@@ -389,6 +389,8 @@ def test_the_client_sends_the_form_of_the_answer(served: Path) -> None:
     assert done.stderr.startswith("答案到了 max_new_tokens")
     assert client.is_long(task | {"usual_text_tokens": 5}, "甲" * 21)
     assert not client.is_long(task | {"usual_text_tokens": 5}, "甲" * 20) and not client.is_long({}, "甲" * 9999)
+    articles = {"user_prompt": "{options}{text}", "max_length": 5}
+    assert client.is_long(articles, "甲" * 21) and not client.is_long(articles, "甲" * 20)
     assert received == [("/v1/chat/completions", client.request_of(task, "今天下雨。", "vllm"))]
 
 

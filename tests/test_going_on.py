@@ -13,6 +13,7 @@ from test_training import LABELS, articles, base, data, flags, train, write_reco
 
 import predict
 import train_qwen2_ner
+from sft.errors import InputError
 from sft.model.hub import model_hash
 from sft.tasks.classification import Classification
 from sft.tasks.settings import TaskSettings
@@ -78,6 +79,47 @@ def test_going_on_starts_from_what_the_adapter_predicts(old, data, tmp_path, cap
     remembered = [TaskSettings.read(folder / "task.json") for folder in (old, tmp_path / "new")]
     assert remembered[0].base_model == remembered[1].base_model
     assert remembered[0].base_hash == remembered[1].base_hash == model_hash(Path(remembered[0].base_model))
+
+
+def test_how_long_articles_are_read_is_kept_and_can_be_changed(base, data, tmp_path, caplog):  # noqa: F811
+    """Training, its evaluation and prediction all read the same; a run that goes on reads as the first did."""
+    words = ("--max_length", "90", "--max_steps", "1", *validation(data, "cls"))
+    caplog.set_level("INFO", "sft")
+    kept = {}
+    for name, more in {"ends": [], "head": ["--long_text", "head"]}.items():
+        assert train(flags(base, data, tmp_path / name, *words, *more)) == 0
+        settings = TaskSettings.read(tmp_path / name / "task.json")
+        assert settings.task.long_text == name
+        kept[name] = settings.to_json()
+    assert (kept["ends"]["format_version"], kept["ends"]["long_text"]) == (2, "ends")
+    assert kept["head"]["format_version"] == 1 and "long_text" not in kept["head"]
+    assert "只截正文的后面" in caplog.text and "只截正文的中间" in caplog.text
+    for more, long_text in (([], "head"), (["--long_text", "ends"], "ends")):
+        caplog.clear()
+        assert train(going_on(data, tmp_path / f"new {long_text}", tmp_path / "head", *words, *more)) == 0
+        assert TaskSettings.read(tmp_path / f"new {long_text}" / "task.json").task.long_text == long_text
+        assert "--long_text head" in caplog.text
+
+
+def test_a_run_that_reads_long_articles_otherwise_is_not_resumed(base, data, tmp_path, capsys):  # noqa: F811
+    words = flags(base, data, tmp_path / "run", "--max_length", "90", "--max_steps", "2", *validation(data, "cls"))
+    assert train(words) == 0
+    assert train([*words, "--long_text", "head", "--max_steps", "2", "--resume_from_checkpoint", "true"]) == 2
+    assert "long_text" in capsys.readouterr().err
+
+
+def test_entities_leave_nothing_to_choose_of_a_long_text(base, data, tmp_path, capsys):  # noqa: F811
+    ner = ("--train_file", str(data / "train_ner.jsonl"), *validation(data, "ner"), "--max_steps", "1")
+    assert train_qwen2_ner.main(flags(base, data, tmp_path / "run", *ner, "--long_text", "ends")) == 2
+    assert "--long_text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["tail", 3, None])
+def test_another_way_to_read_long_articles_in_task_json_is_refused(old, tmp_path, value):
+    content = json.loads((old / "task.json").read_bytes()) | {"long_text": value}
+    (tmp_path / "task.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="long_text 应是 head、ends 之一"):
+        TaskSettings.read(tmp_path / "task.json", verify=False)
 
 
 def test_going_on_with_entities_starts_from_what_the_adapter_predicts(base, data, tmp_path, capsys):  # noqa: F811

@@ -196,13 +196,33 @@ def test_how_much_was_read_is_in_the_users_own_characters(tokenizer, classificat
     assert not {"cut", "read_characters"} & to_output(whole, result, classification).keys()
 
 
+def test_what_was_read_at_both_ends_is_in_the_users_own_characters(tokenizer, classification):
+    task = replace(classification, long_text="ends")
+    text = "Cafe\u0301体育" * 40
+    record = to_record({"text": text}, task)
+    (result,) = predict(tiny_model("qwen2"), tokenizer, task, [record], Limits(200, 8, 2))
+    output = to_output(record, result, task)
+    read, at_end = output["read_characters"], output["read_at_end"]
+    assert output["cut"] is True and 0 < at_end < read < len(text)
+    head, tail = text[: read - at_end], text[len(text) - at_end :]
+    (piece,) = fit([record], task, tokenizer, Limits(200, 8, 2))[0]
+    assert to_record({"text": f"{head}…{tail}"}, task)["text"] == piece.record["text"]
+    (again,) = predict(tiny_model("qwen2"), tokenizer, task, [{"text": piece.record["text"]}], Limits(200, 8, 2))
+    assert again == {
+        name: value for name, value in result.items() if name not in ("cut", "read_characters", "read_at_end")
+    }
+    short = to_record({"text": "体育"}, task)
+    (result,) = predict(tiny_model("qwen2"), tokenizer, task, [short], Limits(200, 8, 2))
+    assert not {"cut", "read_characters", "read_at_end"} & to_output(short, result, task).keys()
+
+
 def test_rows_that_were_cut_are_counted_shown_and_imported_into_label_studio():
     rows = [
         {"text": "甲" * 9, "label": "体育", "score": 0.5, "cut": True, "read_characters": 4},
         {"text": "张伟", "entities": [{"start": 0, "end": 2, "text": "张伟", "label": "人名"}], "cut": True},
     ]
     shown = [ShownRows(look_of(80, (), coloured=False))(json.dumps(row).encode()) for row in rows]
-    assert "只读了 4 个字" in shown[0] and "没有写完" in shown[1]
+    assert "只读了开头 4 个字" in shown[0] and "没有写完" in shown[1]
     for row in rows:
         plain = {name: value for name, value in row.items() if name not in ("cut", "read_characters")}
         assert task_of(row, "v") == task_of(plain, "v")

@@ -44,6 +44,7 @@ class Rating:
     answers: ClassVar[str] = "label"
     metric: ClassVar[str] = "near"
     answer_format: ClassVar[str] = "label"
+    long_text: ClassVar[None] = None
 
     labels: tuple[str, ...]
 

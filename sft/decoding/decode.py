@@ -81,7 +81,7 @@ def predict(
 
     Decoding is greedy, so the same records give the same results. A record that is too long is cut, or read in pieces
     (see `fit`); one that cannot be made to fit yields ``{"error": reason}``. A result has ``cut`` if the answer has no
-    end, or if only ``read_characters`` of the text were read.
+    end, or if only ``read_characters`` of the text were read, of which the last ``read_at_end`` are those at its end.
 
     Args:
         room: what has fitted into memory so far; None if nothing is known. When memory runs out, the passes shrink.
@@ -121,9 +121,11 @@ def predict_together(
 def _whole(record: dict, pieces: Sequence[Piece], results: Sequence[dict], task: Task) -> dict:
     """The result of a record from those of its pieces; one that was not read to its end says how much was."""
     result = task.merge([piece.record for piece in pieces], results)
-    read_characters = sum(len(piece.record["text"]) for piece in pieces)
+    read_characters = sum(piece.record.get("read_characters", len(piece.record["text"])) for piece in pieces)
     if read_characters < len(record["text"]):
         result = result | {"cut": True, "read_characters": read_characters}
+        if at_end := pieces[-1].record.get("read_at_end"):
+            result["read_at_end"] = at_end
     return result
 
 

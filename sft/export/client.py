@@ -40,7 +40,7 @@ def messages_of(task: dict, text: str, options: list[str] | None = None) -> list
 
 def chooses(task: dict) -> bool:
     """Whether the answer is one of the labels."""
-    return "{options}" in task["user_prompt"]
+    return "{options}" in task.get("user_prompt", "")
 
 
 def grammar_of(task: dict, text: str = "") -> str:
@@ -133,10 +133,11 @@ def _answer_of(choice: dict) -> str:
 
 
 def is_long(task: dict, text: str) -> bool:
-    """Whether a text is much longer than those of training, so that entities would be missed. A token may be some
-    characters, hardly ever more than four in Chinese.
+    """Whether a text is much longer than what training read of one. A token may be some characters, hardly ever more
+    than four in Chinese.
     """
-    return len(text) > 4 * task.get("usual_text_tokens", len(text))
+    known = task.get("usual_text_tokens") or (chooses(task) and task.get("max_length"))
+    return bool(known) and len(text) > 4 * known
 
 
 def ask_file(path: Path, task: dict, text: str, options: list[str] | None = None) -> str:
@@ -170,7 +171,8 @@ def main() -> None:
     task = json.loads((here / "task.json").read_text(encoding="utf-8"))
     options = arguments.options.split(",") if arguments.options else None
     if is_long(task, arguments.text):
-        sys.stderr.write("文本比训练时的长得多，会漏掉实体；请一句一句地问（predict.py 自己会分段）\n")
+        advice = "请先截短" if chooses(task) else "会漏掉实体；请一句一句地问"
+        sys.stderr.write(f"文本比训练时读的长得多，{advice}（predict.py 自己会截、会分段）\n")
     if arguments.api == "gguf":
         answer = ask_file(next(here.glob("*.gguf")), task, arguments.text, options)
     else:

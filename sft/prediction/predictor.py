@@ -274,7 +274,9 @@ def warn_of_cut_rows(predictor: Predictor, tally: Tally) -> None:
         what = f"的答案到 --max_new_tokens {limits.max_new_tokens} 还没有完，后面可能还有实体；可加大它"
         fewer = "，或减小 --piece_tokens，一次少读一些" if limits.constrained else ""
     else:
-        what = f"没有读完：超过 --max_length {limits.max_length}，只读了前 read_characters 个字"
+        both_ends = predictor.task.long_text == "ends"
+        read = "开头和结尾共 read_characters 个字" if both_ends else "前 read_characters 个字"
+        what = f"没有读完：超过 --max_length {limits.max_length}，只读了{read}"
         fewer = "；要读得多，训练和预测都加大它"
     logger.warning('%d 条%s%s（结果里有 "cut": true）', rows, what, fewer)
 

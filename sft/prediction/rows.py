@@ -121,7 +121,10 @@ def _what_was_cut(result: dict, record: dict) -> dict:
         return {}
     if "read_characters" not in result:
         return {"cut": True}
-    read, original = result["read_characters"], record["original"]
+    read, at_end, original = result["read_characters"], result.get("read_at_end", 0), record["original"]
     if original != record["text"]:
-        read = bisect_right([end for _, end in shifted_offsets(original)], read) - 1
-    return {"cut": True, "read_characters": read}
+        offsets = shifted_offsets(original)
+        head = bisect_right([end for _, end in offsets], read - at_end) - 1
+        at_end = len(original) - bisect_left([start for start, _ in offsets], len(record["text"]) - at_end)
+        read = head + at_end
+    return {"cut": True, "read_characters": read, **({"read_at_end": at_end} if at_end else {})}

@@ -91,7 +91,8 @@ def _label_lines(output: dict, look: Look) -> Iterator[str]:
     gold = output.get("gold")
     right = f"（应为 {gold['label']}）" if gold is not None and gold["label"] != output["label"] else ""
     if "read_characters" in output:
-        right += f"（只读了 {output['read_characters']:,} 个字）"
+        where = "开头和结尾" if "read_at_end" in output else "开头"
+        right += f"（只读了{where} {output['read_characters']:,} 个字）"
     text = visible(" ".join(output["text"].split()))
     room = look.columns - display_width(f"{mark}{right} ")
     if display_width(text) > room:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from sft.errors import RowError
@@ -19,6 +20,9 @@ SYSTEM_PROMPT = (
 
 MULTI_LABEL = "多标签（multi-label）"  # the kind of error of a row with several labels
 
+HEAD, ENDS = "head", "ends"  # what is read of a text that is too long: its beginning, or its beginning and its end
+LEFT_OUT = "…"  # stands in the text where something was left out
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -28,6 +32,7 @@ class Classification:
         system_prompt: the instruction, the same for every row.
         labels: all labels in the data; they are the options of a row without options of its own.
         names: label in the user's data → its name for the model, where the two differ.
+        long_text: what is read of a text that is too long: ``ends`` or ``head``. Training chooses it.
     """
 
     name: ClassVar[str] = "classification"
@@ -39,19 +44,29 @@ class Classification:
     labels: tuple[str, ...]
     system_prompt: str = SYSTEM_PROMPT
     names: Mapping[str, str] = field(default_factory=dict, hash=False)
+    long_text: str = HEAD
 
     @classmethod
     def from_settings(cls, settings: dict) -> Classification:
-        """See `Task`."""
-        return cls(tuple(settings["labels"]), settings["system_prompt"], read_names(settings.get("names", {})))
+        """See `Task`.
+
+        Raises:
+            ValueError: ``long_text`` is unknown.
+        """
+        long_text = settings.get("long_text", HEAD)
+        if long_text not in (HEAD, ENDS):
+            raise ValueError(f"long_text 应是 {HEAD}、{ENDS} 之一，实际是 {str(long_text)[:60]!r}")
+        names = read_names(settings.get("names", {}))
+        return cls(tuple(settings["labels"]), settings["system_prompt"], names, long_text)
 
     def settings(self) -> dict:
-        """See `Task`."""
+        """See `Task`. Reading the beginning is not named: so were all settings before there was another way."""
         return {
             "task": self.name,
             "system_prompt": self.system_prompt,
             "labels": list(self.labels),
             "names": dict(self.names),
+            **({} if self.long_text == HEAD else {"long_text": self.long_text}),
         }
 
     @staticmethod
@@ -138,19 +153,24 @@ class Classification:
     def pieces(self, record: dict, length_tokens: Callable[[dict], int], max_length: int) -> list[dict]:
         """The record with its text cut so that ``length_tokens`` is at most ``max_length``. Nothing else is cut.
 
+        It has two more fields: ``read_characters``, how many were kept, and ``read_at_end``, how many of them are
+        from the end.
+
         Raises:
             RowError: instruction, options and answer alone are too long.
         """
-        text = record["text"]
-        fixed_tokens = length_tokens(record | {"text": ""})
+        text, cut = record["text"], partial(_cut, record, self.long_text)
+        fixed_tokens = length_tokens(cut(0))
         if fixed_tokens >= max_length:
             raise RowError("options", f"指令、选项和答案已有 {fixed_tokens} 个 token，超过 {max_length}")
-        kept, dropped = 0, len(text)  # characters: the most known to fit, the fewest known not to fit
+        kept, dropped = 0, len(text)  # characters: the most known to fit, the fewest not to be tried
+        if self.long_text == ENDS:
+            dropped -= 1  # the sign in the middle stands for more than one character
         room_tokens = max_length - fixed_tokens
         guess = int(dropped * room_tokens / max(1, length_tokens(record) - fixed_tokens))
         while dropped - kept > 1:
             guess = min(max(guess, kept + 1), dropped - 1)
-            length = length_tokens(record | {"text": text[:guess]})
+            length = length_tokens(cut(guess))
             if length <= max_length:
                 kept = guess
                 if max_length - length < 8:  # close enough: encoding again would gain a few characters only
@@ -160,7 +180,7 @@ class Classification:
             guess = int(guess * room_tokens / max(1, length - fixed_tokens))
             if not kept < guess < dropped:
                 guess = (kept + dropped) // 2
-        return [record | {"text": text[:kept]}]
+        return [cut(kept)]
 
     def merge(self, pieces: Sequence[dict], results: Sequence[dict]) -> dict:
         """The result of the only piece."""
@@ -208,6 +228,15 @@ def multi_label_error(labels: Sequence[object]) -> RowError:
     """The error of a row with several labels."""
     shown = "、".join(str(label)[:20] for label in labels[:5])
     return RowError("output", f"有几个标签（multi-label）：{shown}", MULTI_LABEL)
+
+
+def _cut(record: dict, long_text: str, characters: int) -> dict:
+    """The record with so many characters of its text; of its two ends the first is the longer one, if one is."""
+    text = record["text"]
+    at_end = characters // 2 if long_text == ENDS else 0
+    head, tail = text[: characters - at_end], text[len(text) - at_end :]
+    shortened = f"{head}{LEFT_OUT}{tail}" if tail else head
+    return record | {"text": shortened, "read_characters": characters, "read_at_end": at_end}
 
 
 def _not_an_option(label: str, options: Sequence[str]) -> RowError:

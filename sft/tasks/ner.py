@@ -60,6 +60,7 @@ class Ner:
     title: ClassVar[str] = "命名实体识别"
     answers: ClassVar[str] = "entities"  # a result is ``{"entities": [{"start", "end", "text", "label", "score"}]}``
     metric: ClassVar[str] = "f1"  # chooses the best checkpoint
+    long_text: ClassVar[None] = None  # all of it is read, in pieces
 
     labels: tuple[str, ...]
     system_prompt: str

@@ -23,7 +23,7 @@ from sft.tasks.sealed import CONVERSION, FILES, hashes_beside, is_sealed, pair_i
 from sft.tasks.task import Task
 
 FORMAT_VERSION = 1
-OTHER_FORMATS = {"inline": 2}  # by the format of answers: versions that know JSON lines only must refuse these
+NEWER_FORMAT = 2  # of what a version that knows only the first would read wrongly, and must refuse
 MOST_TOKENS = 1 << 31
 DTYPES = ("bfloat16", "float16", "float32")
 USER_PROMPT = "user_prompt"
@@ -87,7 +87,7 @@ class TaskSettings:
         if not isinstance(name, str) or name not in TASKS:
             raise InputError(f"{path}：不认识任务 {str(name)[:60]!r}；应是 {'、'.join(TASKS)} 之一")
         version = content.get("format_version")
-        if version not in (FORMAT_VERSION, *OTHER_FORMATS.values()):
+        if version not in (FORMAT_VERSION, NEWER_FORMAT):
             raise InputError(f"{path}：格式版本是 {str(version)[:60]}，应是 {FORMAT_VERSION}；请重新转换或训练")
         added = {field.name: content[field.name] for field in _added_fields() if field.name in content}
         try:
@@ -109,8 +109,9 @@ class TaskSettings:
 
     @property
     def format_version(self) -> int:
-        """Of the file, by the format of the answers."""
-        return OTHER_FORMATS.get(self.task.answer_format, FORMAT_VERSION)
+        """Of the file: a newer one for inline answers, and where both ends of a long text are read."""
+        newer = self.task.answer_format == "inline" or self.task.long_text == "ends"
+        return NEWER_FORMAT if newer else FORMAT_VERSION
 
     @property
     def has_older_scores(self) -> bool:

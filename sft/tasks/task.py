@@ -27,6 +27,8 @@ class Task(Protocol):
             by this.
         metric: the metric that chooses the best checkpoint.
         labels: the labels of the data, in the order of the prompt.
+        long_text: what is read of a text that is too long, for a task that lets training choose it: ``ends`` or
+            ``head``, see `sft.tasks.classification`. None: the task always does the same.
     """
 
     name: ClassVar[str]
@@ -35,6 +37,7 @@ class Task(Protocol):
     metric: ClassVar[str]
     labels: tuple[str, ...]
     answer_format: str
+    long_text: str | None
 
     # ---- settings: what ``*.task.json`` keeps ----
 
@@ -74,7 +77,8 @@ class Task(Protocol):
     def pieces(self, record: dict, length_tokens: Callable[[dict], int], max_length: int) -> list[dict]:
         """The record cut or split so that ``length_tokens`` of each piece is at most ``max_length``.
 
-        Training always cuts so; prediction only where answers are labels: see `sft.decoding.pieces`.
+        Training always cuts so; prediction only where answers are labels: see `sft.decoding.pieces`. A piece whose
+        ``text`` is not simply a part of the record's says in ``read_characters`` how much of that it has.
 
         Raises:
             RowError: it cannot be made to fit.

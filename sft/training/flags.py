@@ -125,6 +125,12 @@ class DataArguments:
     max_validation_rows: int = _flag(200, "切出的验证集最多多少条")
     test_file: str | None = _flag(None, "测试集：只在训练结束后用一次；默认用训练集旁边的 test_*.jsonl；none 表示不用")
     max_length: int = _flag(1024, "一条数据（提示加答案）最多多少 token")
+    long_text: str = _choice(
+        *("ends", "head"),
+        default="ends",
+        help="分类：文本比 --max_length 长时读哪里，训练和预测一样；ends：开头和结尾各一半，head：只读开头；"
+        "接着训练时默认同 --init_adapter",
+    )
     batching: str = _choice(
         "auto",
         "prefix_tree",

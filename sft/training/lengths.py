@@ -44,15 +44,20 @@ def quantile_95(lengths: Sequence[int]) -> int:
     return sorted(lengths)[int(0.95 * (len(lengths) - 1))]
 
 
-def describe_lengths(report: LengthReport, max_length: int) -> str:
-    """One line for the user about lengths in tokens, and about what was cut or split."""
+def describe_lengths(report: LengthReport, max_length: int, long_text: str | None) -> str:
+    """One line for the user about lengths in tokens, and about what was cut or split.
+
+    Args:
+        long_text: of the task.
+    """
     lengths = sorted(report.lengths)
     long = quantile_95(lengths)
     line = f"长度（token）：中位数 {statistics.median(lengths):.0f}，95% 不超过 {long}，最长 {lengths[-1]}"
     if report.shortened_lines:
         line += f"；{len(report.shortened_lines)} 条超过 --max_length {max_length}"
         if report.dropped_tokens:
-            line += f"，只截正文，共截去 {report.dropped_tokens} 个 token"
+            where = "中间" if long_text == "ends" else "后面"
+            line += f"，只截正文的{where}，共截去 {report.dropped_tokens} 个 token"
         else:
             line += f"，按句拆成 {report.pieces} 条"
     return line

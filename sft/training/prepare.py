@@ -120,6 +120,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         (base_folder, _, base_hash), arguments = start_from_adapter(task, arguments)
     else:
         base_folder = resolve_model(arguments.model.model_name_or_path)
+    task = with_long_text(task, arguments)
     config = load_config(base_folder)  # first of all: says which kinds of models cannot be trained
     quantization = None if arguments.model.quantization == "none" else arguments.model.quantization
     if quantization is not None:
@@ -132,7 +133,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
     require_supervision(rows, data.train_file)
     validation, test = (encode_rows(records, task, tokenizer, data.max_length)[0] for records in splits[1:])
-    logger.info("%s", describe_lengths(lengths, data.max_length))
+    logger.info("%s", describe_lengths(lengths, data.max_length, task.long_text))
     settings = TaskSettings(
         task,
         base_model=lasting_name(arguments.model.model_name_or_path),
@@ -196,6 +197,19 @@ def read_task(task_type: type[Task], train_file: Path) -> Task:
     task = settings.task
     if task.name != task_type.name:
         raise InputError(f"{path}：这是 {task.name} 的数据，这个脚本训练 {task_type.name}；请换脚本或换数据")
+    return task
+
+
+def with_long_text(task: Task, arguments: Arguments) -> Task:
+    """The task that reads a text that is too long as ``--long_text`` says, if it is for training to choose.
+
+    Raises:
+        InputError: the flag is given, and there is nothing to choose.
+    """
+    if task.long_text is not None:
+        return replace(task, long_text=arguments.data.long_text)
+    if "long_text" in arguments.given:
+        raise InputError("--long_text：只用于分类；这个任务不截文本，长的按句拆开。请去掉它")
     return task
 
 

@@ -54,8 +54,8 @@ NOT_COMPARED |= {
 OF_VALIDATION = {"validation_ratio", "max_validation_rows", "early_stopping_patience"}
 # Of what is compared, what a person wants to see:
 SHOWN = (
-    "max_train_samples", "max_length", "batching", "dtype", "quantization", "lora_r", "lora_alpha", "lora_dropout",
-    "lora_target_modules", "use_rslora", "validation_ratio", "max_validation_rows", "learning_rate",
+    "max_train_samples", "max_length", "long_text", "batching", "dtype", "quantization", "lora_r", "lora_alpha",
+    "lora_dropout", "lora_target_modules", "use_rslora", "validation_ratio", "max_validation_rows", "learning_rate",
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed",
     "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "train_sampling_strategy",
     "processes",
@@ -154,6 +154,8 @@ def run_identity(prepared: Prepared) -> dict:
     arguments, data = prepared.arguments, prepared.arguments.data
     settings = vars(data) | vars(arguments.lora) | arguments.training.to_dict()
     unused = NOT_COMPARED if prepared.validates else NOT_COMPARED | OF_VALIDATION
+    if prepared.task.long_text is None:
+        unused = unused | {"long_text"}
     identity = {name: value for name, value in settings.items() if name not in unused}
     identity |= {
         "train_file": file_hash(Path(data.train_file))[:16],

@@ -67,7 +67,20 @@ def start_from_adapter(task: Task, arguments: Arguments) -> Start:
     base = find_base(folder, settings, named, allow_other=model.allow_other_base)
     lora, quantization = _lora_of(folder, arguments), _quantization_of(folder, settings, arguments)
     model = replace(model, model_name_or_path=base.name, quantization=quantization)
-    return Start(base, arguments._replace(model=model, lora=lora))
+    data = replace(arguments.data, long_text=_long_text_of(folder, settings, arguments))
+    return Start(base, arguments._replace(model=model, lora=lora, data=data))
+
+
+def _long_text_of(folder: Path, settings: TaskSettings, arguments: Arguments) -> str:
+    """The adapter's own, told in one line, unless a flag says otherwise."""
+    own, asked = settings.task.long_text, arguments.data.long_text
+    if own in (None, asked):
+        return asked
+    if "long_text" not in arguments.given:
+        logger.info("--init_adapter %s：太长的文本按 --long_text %s 读，同它训练时", folder, own)
+        return own
+    logger.warning("--init_adapter %s：它训练时是 --long_text %s；照 %s 继续", folder, own, asked)
+    return asked
 
 
 def _quantization_of(folder: Path, settings: TaskSettings, arguments: Arguments) -> str:
