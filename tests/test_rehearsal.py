@@ -142,6 +142,21 @@ class TestFloat16:
         assert done.code == 1
         assert re.search(r"连续 20 步.*第 20 步是训练集第 \d+ 行；可试 --dtype float32$", done.errors.splitlines()[-1])
 
+    @pytest.mark.slow
+    def test_a_run_whose_rate_was_searched_is_the_one_with_that_rate_by_hand(self, base, data, tmp_path):
+        """Each trial has a loss scaler of its own, and leaves nothing of it behind."""
+        more = ("--max_steps", "50", "--per_device_train_batch_size", "2", "--eval_strategy", "epoch")
+        more += ("--save_strategy", "no", "--load_best_model_at_end", "false", "--learning_rate")
+        searched = train(NER, base, data, tmp_path / "searched", *more, "auto", card=TURING)
+        trials = 7 * 4 + 3 * 8
+        assert problems(searched, TURING, 50 + trials) == []
+        found = json.loads((tmp_path / "searched/run/learning_rate.json").read_bytes())
+        rate = min((trial for trial in found["trials"] if trial[1] == 8), key=lambda trial: trial[2])[0]
+        by_hand = train(NER, base, data, tmp_path / "by hand", *more, str(rate), card=TURING)
+        assert problems(by_hand, TURING, 50) == []
+        weights, again = adapter(tmp_path / "searched/run"), adapter(tmp_path / "by hand/run")
+        assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+
     @pytest.mark.parametrize("card", [AMPERE, TURING], ids=["bfloat16", "float16"])
     def test_a_loss_that_is_not_a_number_stops_naming_the_rows_of_its_own_step(self, card, base, data, tmp_path):
         more = (*SHORT, "--per_device_train_batch_size", "2", "--save_strategy", "steps", "--save_steps", "1")
