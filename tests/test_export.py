@@ -16,6 +16,7 @@ from pathlib import Path
 
 import exports
 import pytest
+from models import save_adapter
 
 import export
 from sft.errors import InputError, RunError
@@ -510,3 +511,20 @@ def test_the_interface_of_three_lines_gives_what_predict_writes(adapter: Path, t
     assert predictor([{"text": texts[0]}, {"text": ""}])[1] == {"error": "text: 文本是空的"}
     with pytest.raises(InputError, match="列表"):
         predictor("一段文本")
+
+
+def test_a_long_article_is_cut_for_the_comparison_as_in_training_and_the_card_says_how(tokenizer, tmp_path) -> None:
+    adapter = save_adapter(tokenizer, tmp_path, ("体育", "军事"))
+    exports.edit_json("adapter_config.json", base_model_name_or_path=str(tmp_path / "base"))(adapter, None)
+    settings = TaskSettings.read(adapter / "task.json")
+    task = replace(settings.task, long_text="ends")
+    settings.replace(task=task, end_token="<|im_end|>", version="test").write(adapter / "task.json")
+    rows = [{"task": "classification", "text": text} for text in ("国家队赢了。", "开头" * 200 + "结尾" * 200)]
+    (adapter / "check_rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    _, reference = exports.open_adapter(adapter)
+    short, long = (record["text"] for record in reference.records)
+    assert short == rows[0]["text"] and re.fullmatch("(开头)+开?…尾?(结尾)+", long)
+    command = ["--adapter", str(adapter), "--to", "merged", "--output_dir", str(tmp_path / "merged")]
+    assert export.main(command) == 0
+    assert "开头和结尾各一半" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "merged" / "task.json")["long_text"] == "ends"

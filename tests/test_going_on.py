@@ -91,6 +91,8 @@ def test_how_long_articles_are_read_is_kept_and_can_be_changed(base, data, tmp_p
         settings = TaskSettings.read(tmp_path / name / "task.json")
         assert settings.task.long_text == name
         kept[name] = settings.to_json()
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert f"一条最多 90 个 token，更长的只留正文的开头{'和结尾' if name == 'ends' else ''}\n" in card
     assert (kept["ends"]["format_version"], kept["ends"]["long_text"]) == (2, "ends")
     assert kept["head"]["format_version"] == 1 and "long_text" not in kept["head"]
     assert "只截正文的后面" in caplog.text and "只截正文的中间" in caplog.text

@@ -38,7 +38,8 @@ tags: [{source.task.name}, {kind}]
 
 {usage_of(kind, source, file)}
 
-提示词、标签、用户消息的写法都在 `task.json` 里：`system_prompt` 是 system 消息，`user_prompt` 是用户消息的模板。
+提示词、标签、用户消息的写法都在 `task.json` 里：`system_prompt` 是 system 消息，`user_prompt` 是用户消息的模板。\
+{_of_long_texts(source)}
 
 ## 与适配器的对照
 
@@ -48,3 +49,13 @@ tags: [{source.task.name}, {kind}]
 """
     with whole_file(folder / MODEL_CARD_FILE) as card:
         card.write(text.encode())
+
+
+def _of_long_texts(source: Source) -> str:
+    """What other programs have to do with texts that are too long, where only training's own cut is right."""
+    if source.task.long_text != "ends":
+        return ""
+    return (
+        f"一条超过 {source.max_length} 个 token 时，训练只留正文的开头和结尾各一半，中间是“…”；"
+        "别的程序不会这样截，请先截短。"
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from sft.files import MODEL_CARD_FILE, whole_file
 
 SPLITS = {"eval_": "验证", "test_": "测试"}
+LONGER = {"ends": "，更长的只留正文的开头和结尾", "head": "，更长的只留正文的开头"}  # by `long_text`
 NOT_A_METRIC = ("loss", "threshold", "temperature", "score_bias")
 
 
@@ -48,7 +49,7 @@ python predict.py --adapter {folder} --text "……"
 {_metrics(settings, results)}
 
 - 训练数据：{Path(settings["train_file"]).name}，{settings["num_train_epochs"]:g} 轮，\
-一条最多 {settings["max_length"]} 个 token
+一条最多 {settings["max_length"]} 个 token{LONGER.get(settings.get("long_text"), "")}
 - LoRA：r {settings["lora_r"]}，alpha {settings["lora_alpha"]}，dropout {settings["lora_dropout"]}，\
 {"、".join(settings["lora_target_modules"])}
 - 学习率 {settings["learning_rate"]:g}，每步 {settings["rows_a_step"]} 条，种子 {settings["seed"]}，{settings["dtype"]}
