@@ -27,7 +27,7 @@ from sft.data.inputs import read_file, read_stream
 from sft.decoding.decode import Limits, rows_per_window
 from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
-from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice
+from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice, read_settings
 from sft.prediction.predictor import Predictor
 from sft.prediction.rows import RowSettings, to_output, to_record, usable_gold
 from sft.prediction.turns import predict_rows
@@ -378,6 +378,23 @@ class TestCommandLine:
             assert predict.main([*flags, "--text", "打仗"]) == 0
             outputs.append(json.loads(capsys.readouterr().out)["scores"])
         assert outputs[1] == outputs[2] != outputs[0]
+
+    def test_a_task_file_of_a_conversion_does_not_say_how_long_articles_are_read(self, trained, tmp_path):
+        """It replaces the labels and the instruction; what was read in training still is."""
+        converted = TaskSettings(Classification(("体育", "军事")))
+        converted.write(tmp_path / "x.task.json")
+        adapters = {}
+        for long_text in ("ends", "head"):
+            adapters[long_text] = shutil.copytree(trained, tmp_path / long_text)
+            before = TaskSettings.read(trained / "task.json")
+            task = replace(before.task, long_text=long_text)
+            before.replace(task=task, version="test").write(adapters[long_text] / "task.json")
+            choice = ModelChoice(adapters[long_text], task_file=tmp_path / "x.task.json")
+            assert read_settings(choice).task == replace(converted.task, long_text=long_text)
+            by_itself = ModelChoice(base_only=True, task_file=adapters[long_text] / "task.json")
+            assert read_settings(by_itself).task.long_text == long_text
+        without = ModelChoice(base_only=True, task_file=tmp_path / "x.task.json")
+        assert read_settings(without).task.long_text == "ends"  # as training, which is to be compared, reads them
 
     def test_a_missing_adapter_is_one_line_and_exit_code_2(self, tmp_path, capsys):
         assert predict.main(["--adapter", str(tmp_path / "none"), "--text", "a"]) == 2

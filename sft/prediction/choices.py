@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sft.errors import InputError
 from sft.files import TASK_FILE
 from sft.model.adapter import settings_of_adapter
+from sft.tasks.classification import ENDS
 from sft.tasks.settings import TaskSettings, settings_path
 
 WAIVER = "加 --no_verify"
@@ -72,6 +73,8 @@ def read_settings(choice: ModelChoice) -> TaskSettings:
     if not path.is_file():
         raise InputError(f"{path}：没有这个文件；请用 --task_file 给出 data/*.task.json")
     settings = TaskSettings.read(path, verify=choice.verify)
+    if choice.adapter is None and settings.version is None:  # of a conversion: read as training does by default
+        return _with_long_text(settings, ENDS)
     if choice.adapter is None or not (choice.adapter / TASK_FILE).is_file():
         return settings
     trained = settings_of_adapter(choice.adapter, verify=choice.verify, waiver=WAIVER)
@@ -80,4 +83,11 @@ def read_settings(choice: ModelChoice) -> TaskSettings:
             f"{path}：这是 {settings.task.name} 的任务，{choice.adapter} 训练的是 {trained.task.name}；"
             "请去掉 --task_file，或换适配器"
         )
-    return trained.replace(task=settings.task)
+    return _with_long_text(trained.replace(task=settings.task), trained.task.long_text)
+
+
+def _with_long_text(settings: TaskSettings, long_text: str | None) -> TaskSettings:
+    """With a task that reads long texts so: training chooses that, settings beside records do not know it."""
+    if settings.task.long_text in (None, long_text):
+        return settings
+    return settings.replace(task=replace(settings.task, long_text=long_text))
