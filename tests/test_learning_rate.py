@@ -21,11 +21,13 @@ from sft.errors import InputError
 from sft.files import RATE_SEARCH_FILE
 from sft.tasks.classification import Classification
 from sft.training.rate_plan import (
+    CLEARLY_BETTER,
     RATES,
     Round,
     Search,
     Trial,
     best_first,
+    chosen_of,
     chosen_rows,
     plan_search,
     successive_halving,
@@ -39,7 +41,9 @@ KILLED = -getattr(signal, "SIGKILL", 9)
 RESUME = ("--resume_from_checkpoint", "true")
 ADAPTER = "adapter_model.safetensors"
 ROUNDS = (Round(len(RATES), 4), Round(3, 8))
-LOSSES = st.lists(st.none() | st.integers(0, 5), min_size=len(RATES), max_size=len(RATES))
+LOSSES = st.lists(
+    st.none() | st.sampled_from([0, 0.96, 0.98, 1, 1.02, 1.1, 2, 5]), min_size=len(RATES), max_size=len(RATES)
+)
 
 
 @pytest.fixture(scope="module")
@@ -214,9 +218,11 @@ def test_the_best_of_each_round_goes_on_and_no_rate_is_tried_twice(first, second
     left = [trial for trial in early if trial.rate not in {trial.rate for trial in late}]
     kept = [trial for trial in early if trial not in left]
     assert max(map(worst, kept)) <= min(map(worst, left))
-    best = best_first(late)[0]
+    best, taken = best_first(late)[0], chosen_of(late)
     assert worst(best) == min(map(worst, late))
     assert all(trial.rate >= best.rate for trial in late if worst(trial) == worst(best))
+    assert taken.rate <= best.rate and (taken == best or worst(best) >= CLEARLY_BETTER * worst(taken))
+    assert all(worst(best) < CLEARLY_BETTER * worst(trial) for trial in late if trial.rate < taken.rate)
     assert Search.from_json(json.loads(json.dumps(Search(best.rate, tuple(trials)).to_json()))).trials == tuple(trials)
 
 

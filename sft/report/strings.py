@@ -118,11 +118,12 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "rates_tried": ("试学习率", "Learning rates tried"),
     "rates_tried_note": (
-        "--learning_rate auto 用训练数据的一小份各试几步，比验证损失；取试得最久的几个里最低的，带 * 的就是。"
+        "--learning_rate auto 用训练数据的一小份各试几步，比验证损失；取试得最久的几个里最低的（相差不到 5% 取小的），"
+        "带 * 的就是。"
         "步数越少，合适的学习率越大，所以试的时候按步数之比的立方根放大。",
         "--learning_rate auto tries each rate for a few steps on a small part of the training rows and compares the "
-        "validation loss; of those tried longest it takes the lowest, marked *. Fewer steps want a larger rate, so a "
-        "trial's is larger by the cube root of the ratio of steps.",
+        "validation loss; of those tried longest it takes the lowest (within 5 % the smaller rate), marked *. Fewer "
+        "steps want a larger rate, so a trial's is larger by the cube root of the ratio of steps.",
     ),
     "steps_tried": ("{steps} 步", "{steps} steps"),
     "diverged": ("发散", "diverged"),

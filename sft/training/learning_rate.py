@@ -29,7 +29,7 @@ from sft.training.rate_plan import (
     Search,
     SearchPlan,
     Trial,
-    best_first,
+    chosen_of,
     rate_of_trial,
     successive_halving,
     trials_from_json,
@@ -82,7 +82,7 @@ def search_rates(plan: SearchPlan, prepared: Prepared, run: Run, load: Callable[
 
     done = successive_halving(plan.rounds, loss_of, lambda round: logger.info("%s", _line(round)))
     laboratory.close()
-    best = best_first([trial for trial in done if trial.steps == plan.rounds[-1].steps])[0]
+    best = chosen_of([trial for trial in done if trial.steps == plan.rounds[-1].steps])
     if best.loss is None:
         raise RunError("--learning_rate auto：每个学习率的损失都是 NaN 或 Inf；请检查数据，或用 --dtype float32")
     logger.info("选定 --learning_rate %s", short_exponent(best.rate))
