@@ -115,7 +115,7 @@ def damage(path: Path) -> None:
 def test_the_best_evaluated_step_is_kept_however_often_steps_are_saved(more, undisturbed):
     output_dir = undisturbed(*more)
     evaluated = [row for row in rows(output_dir) if "eval_macro_f1" in row and row["step"] > 0]
-    best = max(evaluated, key=lambda row: (row["eval_macro_f1"], -row["step"]))["step"]
+    best = max(evaluated, key=lambda row: (row["eval_macro_f1"], -row["eval_loss"], -row["step"]))["step"]
     state = json.loads((output_dir / "trainer_state.json").read_text())
     assert state["best_global_step"] == best and state["best_model_checkpoint"] == f"checkpoint-{best}"
     saved = load_file(output_dir / "adapter_model.safetensors")

@@ -160,7 +160,7 @@ def test_results_go_to_stdout_as_json_and_logs_to_stderr(disable_tqdm, base, dat
 
 def test_the_best_checkpoint_by_the_generated_metric_is_what_is_saved(finished):
     rows = [row for row in metrics_of(finished) if "eval_macro_f1" in row and row["step"] > 0]
-    best = max(rows, key=lambda row: (row["eval_macro_f1"], -row["step"]))
+    best = max(rows, key=lambda row: (row["eval_macro_f1"], -row["eval_loss"], -row["step"]))
     state = json.loads((finished / "trainer_state.json").read_text())
     assert state["best_global_step"] == best["step"]
     saved = load_file(finished / "adapter_model.safetensors")

@@ -64,12 +64,26 @@ class SavingTrainer(ShardedTrainer):
     def _determine_best_metric(self, metrics: dict[str, float], trial) -> bool:
         """Whether this evaluation is the best so far. Its weights are then saved, whatever else decides about saving.
 
-        transformers alone would keep the best step's weights only where saving and evaluating coincide.
+        transformers alone would keep the best step's weights only where saving and evaluating coincide, and of steps
+        with the same metric the first, though a later one can have half the loss.
         """
-        is_best = super()._determine_best_metric(metrics, trial)
+        is_best = super()._determine_best_metric(metrics, trial) or self._is_as_good_with_less_loss(metrics)
         if is_best and self.args.load_best_model_at_end:
             self.control.should_save = True
         return is_best
+
+    def _is_as_good_with_less_loss(self, metrics: dict[str, float]) -> bool:
+        """Whether the best metric is reached again, at a smaller loss; then this step becomes the best one."""
+        best, name = self.state.best_global_step, self.args.metric_for_best_model
+        if best is None or name is None or metrics[f"eval_{name.removeprefix('eval_')}"] != self.state.best_metric:
+            return False
+        losses = [
+            logs["eval_loss"] for logs in self.state.log_history if logs.get("step") == best and "eval_loss" in logs
+        ]
+        if best == self.state.global_step or not losses or not metrics["eval_loss"] < losses[-1]:
+            return False
+        self.state.best_global_step = self.state.global_step
+        return True
 
     def _finalize_training(self, *arguments):
         """Log the summary, and load the best weights, unless a signal stopped the run."""
