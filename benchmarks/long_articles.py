@@ -30,6 +30,7 @@ from sft.errors import InputError
 from sft.files import ALL_RESULTS_FILE
 from sft.prediction.choices import LimitChoice
 from sft.prediction.predictor import Predictor
+from sft.tasks.classification import shortened
 from sft.tasks.evaluation import Tally
 from sft.tasks.settings import TaskSettings, settings_path
 from sft.tasks.task import Task
@@ -45,7 +46,7 @@ def head(text: str, characters: int) -> Texts:
 def ends(text: str, characters: int) -> Texts:
     """The beginning and the end in one text."""
     half = characters // 2
-    return [f"{text[:half]}…{text[-half:]}"] if len(text) > characters else [text]
+    return [shortened(text, half, half)] if len(text) > characters else [text]
 
 
 def windows(text: str, characters: int) -> Texts:

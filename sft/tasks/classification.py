@@ -231,12 +231,15 @@ def multi_label_error(labels: Sequence[object]) -> RowError:
 
 
 def _cut(record: dict, long_text: str, characters: int) -> dict:
-    """The record with so many characters of its text; of its two ends the first is the longer one, if one is."""
-    text = record["text"]
+    """The record with so many characters of its text."""
     at_end = characters // 2 if long_text == ENDS else 0
-    head, tail = text[: characters - at_end], text[len(text) - at_end :]
-    shortened = f"{head}{LEFT_OUT}{tail}" if tail else head
-    return record | {"text": shortened, "read_characters": characters, "read_at_end": at_end}
+    text = shortened(record["text"], characters - at_end, at_end)
+    return record | {"text": text, "read_characters": characters, "read_at_end": at_end}
+
+
+def shortened(text: str, at_start: int, at_end: int) -> str:
+    """So many characters of a text's beginning and of its end, with a sign between them that something is left out."""
+    return f"{text[:at_start]}{LEFT_OUT}{text[len(text) - at_end :]}" if at_end else text[:at_start]
 
 
 def _not_an_option(label: str, options: Sequence[str]) -> RowError:
