@@ -165,7 +165,7 @@ def test_an_interrupted_run_ends_at_the_same_adapter(trained, base, data, tmp_pa
 def test_training_on_goes_on_with_the_base_of_the_adapter(trained, base, data, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         assert train(base, data, tmp_path / "on", "--init_adapter", str(trained)) == 0
-    assert "底座按 nf4 量化，同它训练时" in caplog.text
+    assert "--quantization nf4，同它训练时" in caplog.text
     assert TaskSettings.read(tmp_path / "on/task.json").quantization == "nf4"
     with caplog.at_level(logging.INFO):
         assert train(base, data, tmp_path / "off", "--init_adapter", str(trained), "--quantization", "none") == 0

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from sft.errors import InputError
 from sft.files import read_json
 from sft.model.adapter import ADAPTER_CONFIG_FILE, Base, find_base, require_adapter, settings_of_adapter
-from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.flags import LoraArguments
@@ -65,33 +64,24 @@ def start_from_adapter(task: Task, arguments: Arguments) -> Start:
         logger.warning("--init_adapter %s：答案的格式与它训练时的不同（%s → %s），以新数据的为准", folder, before, now)
     named = model.model_name_or_path if "model_name_or_path" in arguments.given else None
     base = find_base(folder, settings, named, allow_other=model.allow_other_base)
-    lora, quantization = _lora_of(folder, arguments), _quantization_of(folder, settings, arguments)
+    lora, data = _lora_of(folder, arguments), arguments.data
+    quantization = _own_or_given("quantization", settings.quantization or "none", model.quantization, arguments)
     model = replace(model, model_name_or_path=base.name, quantization=quantization)
-    data = replace(arguments.data, long_text=_long_text_of(folder, settings, arguments))
+    if settings.task.long_text is not None:
+        long_text = _own_or_given("long_text", settings.task.long_text, data.long_text, arguments)
+        data = replace(data, long_text=long_text)
     return Start(base, arguments._replace(model=model, lora=lora, data=data))
 
 
-def _long_text_of(folder: Path, settings: TaskSettings, arguments: Arguments) -> str:
-    """The adapter's own, told in one line, unless a flag says otherwise."""
-    own, asked = settings.task.long_text, arguments.data.long_text
-    if own in (None, asked):
-        return asked
-    if "long_text" not in arguments.given:
-        logger.info("--init_adapter %s：太长的文本按 --long_text %s 读，同它训练时", folder, own)
+def _own_or_given(flag: str, own: str, asked: str, arguments: Arguments) -> str:
+    """The adapter's own value of a flag, told in one line where it is not the default, unless the flag is given."""
+    folder = arguments.model.init_adapter
+    if own == asked:
         return own
-    logger.warning("--init_adapter %s：它训练时是 --long_text %s；照 %s 继续", folder, own, asked)
-    return asked
-
-
-def _quantization_of(folder: Path, settings: TaskSettings, arguments: Arguments) -> str:
-    """The adapter's own, told in one line, unless a flag says otherwise: it fits the base either way, not as well."""
-    own, asked = settings.quantization or "none", arguments.model.quantization
-    if "quantization" not in arguments.given:
-        if own != asked:
-            logger.info("--init_adapter %s：底座按 %s 量化，同它训练时", folder, own)
+    if flag not in arguments.given:
+        logger.info("--init_adapter %s：--%s %s，同它训练时", folder, flag, own)
         return own
-    if own != asked:
-        logger.warning("--init_adapter %s：它训练时是 --quantization %s；照 %s 继续", folder, own, asked)
+    logger.warning("--init_adapter %s：它训练时是 --%s %s；照 %s 继续", folder, flag, own, asked)
     return asked
 
 
