@@ -150,8 +150,7 @@ class TestFloat16:
         searched = train(NER, base, data, tmp_path / "searched", *more, "auto", card=TURING)
         trials = 7 * 4 + 3 * 8
         assert problems(searched, TURING, 50 + trials) == []
-        found = json.loads((tmp_path / "searched/run/learning_rate.json").read_bytes())
-        rate = min((trial for trial in found["trials"] if trial[1] == 8), key=lambda trial: trial[2])[0]
+        rate = searched.results["learning_rate"]
         by_hand = train(NER, base, data, tmp_path / "by hand", *more, str(rate), card=TURING)
         assert problems(by_hand, TURING, 50) == []
         weights, again = adapter(tmp_path / "searched/run"), adapter(tmp_path / "by hand/run")

@@ -80,7 +80,7 @@ class SavingTrainer(ShardedTrainer):
         losses = [
             logs["eval_loss"] for logs in self.state.log_history if logs.get("step") == best and "eval_loss" in logs
         ]
-        if best == self.state.global_step or not losses or not metrics["eval_loss"] < losses[-1]:
+        if not (losses and metrics["eval_loss"] < losses[-1]):
             return False
         self.state.best_global_step = self.state.global_step
         return True
