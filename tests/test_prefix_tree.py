@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -260,6 +261,58 @@ def test_variable_length_attention_is_used_only_where_it_gives_what_sdpa_gives(w
     monkeypatch.undo()
     assert not prefix_tree.agrees_with_groups(base, torch.device("cpu"))  # flash attention needs a GPU
     assert TREE.for_model(base, torch.device("cpu")) == TREE
+
+
+HEADS = {  # attention heads, key heads, head size
+    "Qwen2.5-0.5B": (14, 2, 64),
+    "Qwen2.5-1.5B": (12, 2, 128),
+    "Qwen3-1.7B": (16, 8, 128),
+    "Gemma 3 270M": (4, 1, 256),
+}
+
+
+def model_with_heads(heads: int, key_heads: int, size: int, dtype: torch.dtype, window: int | None = None):
+    """What `agrees_with_groups` reads of a model."""
+    config = SimpleNamespace(
+        num_attention_heads=heads, num_key_value_heads=key_heads, head_dim=size, sliding_window=window
+    )
+    config.get_text_config = lambda: config
+    return SimpleNamespace(config=config, dtype=dtype)
+
+
+def in_float32(*arguments, **keywords):
+    """`plain_varlen`, rounded to 16 bits elsewhere than SDPA rounds: what a fused kernel does."""
+    states = [state.float() for state in arguments[:3]]
+    return plain_varlen(*states, *arguments[3:], **keywords).to(arguments[0].dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+def test_16_bits_do_not_pass_for_a_wrong_kernel(heads, dtype, monkeypatch):
+    # On an H100 bfloat16 with heads of 128 was off by 0.25 to 0.5 in single numbers, and variable-length attention
+    # was refused for Qwen2.5-1.5B.
+    model = model_with_heads(*heads, dtype, window=8)
+    monkeypatch.setattr(prefix_tree, "varlen_attn", in_float32)
+    assert prefix_tree.agrees_with_groups(model, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("fault", ["one key too few", "another scale", "the first sequence sees nothing new"])
+def test_a_kernel_that_is_a_little_wrong_is_refused(fault, heads, monkeypatch):
+    def wrong(query, *arguments, **keywords):
+        if fault == "one key too few":
+            before = keywords["window_size"][0]
+            keywords |= {"window_size": (19 if before < 0 else before - 1, 0)}
+        if fault == "another scale":
+            keywords |= {"scale": 1.1 * keywords["scale"]}
+        attended = in_float32(query, *arguments, **keywords)
+        if fault == "the first sequence sees nothing new":
+            attended = torch.cat((attended[:1].expand(2, -1, -1), attended[2:]))
+        return attended
+
+    monkeypatch.setattr(prefix_tree, "varlen_attn", wrong)
+    model = model_with_heads(*heads, torch.bfloat16, window=8)
+    assert not prefix_tree.agrees_with_groups(model, torch.device("cpu"))
 
 
 def test_dropout_of_attention_takes_groups_also_where_there_are_segments(monkeypatch):
