@@ -293,10 +293,10 @@ def agrees_with_groups(model: PreTrainedModel, device: torch.device) -> bool:
             except (RuntimeError, ValueError) as error:
                 logger.debug("变长注意力：%s", error)
                 return False
-    return all(_is_close(ours, theirs) for theirs, ours in zip(*results, strict=True))
+    return all(vectors_agree(ours, theirs) for theirs, ours in zip(*results, strict=True))
 
 
-def _is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+def vectors_agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether each vector, of one head and token, is off by no more than `CLOSE` of the vectors' root mean square.
 
     Not number by number: a gradient is a sum of large products, and where it is near zero by chance, 16 bits are off

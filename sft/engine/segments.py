@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 
-from sft.engine.prefix_tree import CAUSAL, agrees_with_groups
+from sft.engine.prefix_tree import CAUSAL, agrees_with_groups, vectors_agree
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,6 @@ def _agrees_with_a_cache(
             later = torch.arange(seen) - torch.arange(place, seen)[:, None]
             hidden = later > 0 if window is None else (later > 0) | (later <= -window)
             right.append((scores.masked_fill(hidden, -torch.inf).softmax(-1) @ values).transpose(0, 1))
-        if not torch.allclose(found, torch.cat(right), rtol=0.05, atol=0.05):
+        if not vectors_agree(found, torch.cat(right)):
             return False
     return True
