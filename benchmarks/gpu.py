@@ -47,7 +47,7 @@ class Plan:
         device: ``cuda`` or ``cpu``.
         shape: of the model.
         share: of the rows' lengths.
-        rows: how many rows a pass has on the slowest cards, by kind.
+        rows: how many rows a pass has, by kind; few, because launch after launch takes most of the others' time.
         sizes: of the matrices whose product is timed.
         widened: the shape of the model that predicts.
         steps: of the training before that.
@@ -60,19 +60,19 @@ class Plan:
     device: str = "cuda"
     shape: dict = field(default_factory=lambda: gpu_rows.QWEN_1_5B)
     share: float = 1.0
-    rows: dict = field(default_factory=lambda: {"ner": 128, "court": 64, "articles": 16})
+    rows: dict = field(default_factory=lambda: {"ner": 128, "many": 256, "court": 64, "articles": 16})
     sizes: tuple[int, ...] = (4096, 8192)
     widened: dict = field(default_factory=lambda: gpu_rows.WIDENED_1_5B)
     steps: int = 120
-    predicted: int = 256
+    predicted: int = 96
     caps: tuple[int, ...] = CAPS_GB
     patience: int = 1
     method: str = "spawn"
 
 
 REHEARSAL = Plan(
-    device="cpu", shape=gpu_rows.TINY, share=0.1, rows={"ner": 32, "court": 16, "articles": 16}, sizes=(64,),
-    widened=gpu_rows.WIDENED_TINY, steps=2, predicted=4, caps=(4,), method="forkserver", patience=20,
+    device="cpu", shape=gpu_rows.TINY, share=0.1, sizes=(64,), widened=gpu_rows.WIDENED_TINY, steps=2, predicted=4,
+    rows={"ner": 32, "many": 128, "court": 16, "articles": 16}, caps=(4,), method="forkserver", patience=20,
 )  # fmt: skip
 
 
@@ -242,20 +242,18 @@ class Benchmark:
 
     def training(self, deadline: float) -> None:
         """Every library trains the same rows, in turns."""
-        faster = 4 if self._matrix_tflops > 300 else 2 if self._matrix_tflops > 100 else 1
         files: dict[str, Path] = {}
         for kind, count in self.plan.rows.items():
-            count *= faster
-            if kind == "ner" and self.plan.device == "cuda":
-                count = max(count, 2 * ROWS_A_STEP)
             rows = gpu_rows.random_rows(kind, count, self.plan.shape["vocab_size"], self.plan.share)
             self._supervised[kind] = sum(len(row["answer_ids"]) for row in rows)
             files[kind] = self.folder / f"{kind}.json"
             files[kind].write_text(gpu_report.as_json(rows), encoding="utf-8")
         together = self.plan.device == "cpu" or self._memory_gb >= BIG_CARD_GB
-        peers = contestants(self.dtype, self._memory_gb)
         if self.plan.device == "cpu":
-            peers = peers[:2]
+            *peers, first_large, last = contestants(self.dtype, BIG_CARD_GB)
+            peers = [*peers[:2], first_large, last]
+        else:
+            peers = contestants(self.dtype, self._memory_gb)
         if not together:
             self.problems.append(f"显存 {self._memory_gb:.0f} GB 放不下所有参赛者的模型：训练依次测，不交错")
         for group in [peers] if together else [[peer] for peer in peers]:
@@ -278,10 +276,10 @@ class Benchmark:
                 worker.stop()
 
     def _turns(self, kind: str, peers: Sequence[Contestant], running: dict[str, Worker], deadline: float) -> None:
-        """A pass to warm up, the rounds, and a pass in which the kernels of one step are counted."""
+        """A few steps to warm up, the rounds of whole passes, and one step whose kernels are counted."""
         reports: dict[str, list[dict]] = {peer.name: [] for peer in peers}
         try:
-            for command in ["go"] * (ROUNDS + 1) + ["profile"]:
+            for command in ["warm up", *["go"] * ROUNDS, "profile"]:
 
                 def one_pass(peer: Contestant, worker: Worker, command: str = command) -> None:
                     worker.send(command)
@@ -329,6 +327,11 @@ def contestants(dtype: str, memory_gb: float) -> list[Contestant]:
         Contestant(f"HF Trainer，按长度分组，{size}×{16 // size}", "HF", "hf", batches(size) | GROUPED | autocast),
         replace(ORIGINAL, name="原来的做法（4×4，梯度检查点）", arguments=ORIGINAL.arguments | own),
     ]
+    if find_spec("liger_kernel"):
+        from sft.training.trainer_arguments import LIGER_KERNELS
+
+        kernels = {"use_liger_kernel": True, "liger_kernel_config": LIGER_KERNELS}
+        peers.append(replace(mine, name="本项目，--use_liger_kernel", arguments=mine.arguments | kernels))
     if find_spec("trl"):
         options = batches(8) | TRL | autocast
         peers.append(
@@ -347,9 +350,9 @@ def contestants(dtype: str, memory_gb: float) -> list[Contestant]:
 
 
 def takes_part(peer: Contestant, kind: str) -> bool:
-    """Whether the contestant trains on rows of this kind; those with large steps only on NER."""
+    """Whether the contestant trains on rows of this kind: those with large steps on the many rows, the others not."""
     rows = peer.arguments["per_device_train_batch_size"] * peer.arguments["gradient_accumulation_steps"]
-    return kind == "ner" or rows < ROWS_A_STEP
+    return (rows == ROWS_A_STEP) == (kind == "many")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

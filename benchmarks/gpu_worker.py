@@ -11,6 +11,9 @@ import importlib
 import json
 import logging
 import math
+import os
+import platform
+import re
 import sys
 import tempfile
 import time
@@ -45,6 +48,7 @@ SHOWN_VERSIONS = ("torch", "transformers", "peft", "accelerate", "trl", "bitsand
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 CONTEXT_BYTES = 0.6e9  # of a card, for CUDA itself: `set_per_process_memory_fraction` does not count it
 OUT_OF_MEMORY = "显存不够"
+STEPS_OF = {"warm up": 2, "profile": 1}  # of a pass that is not a whole one
 ROOT = Path(__file__).resolve().parents[1]
 # For prediction: the task, its sample files, its scripts, and flags of a short training.
 TASKS = (
@@ -104,6 +108,7 @@ def machine(job: dict, connection: Connection) -> None:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     connection.send({"versions": found, "cuda": torch.version.cuda, "python": sys.version.split()[0]})
+    connection.send({"processor": processor()})
     device = job["device"]
     if device == "cuda":
         if not torch.cuda.is_available():
@@ -124,6 +129,14 @@ def machine(job: dict, connection: Connection) -> None:
         left, right = (torch.randn((size, size), device=device).to(dtype) for _ in range(2))
         best = max(best, matrix_rate(left, right, device))
         connection.send({"matrix_tflops": best, "matrix_dtype": str(dtype).removeprefix("torch.")})
+
+
+def processor() -> str:
+    """The name of the CPU, which launches what the GPU does, and how many cores it has."""
+    information = Path("/proc/cpuinfo")
+    text = information.read_text(encoding="utf-8") if information.is_file() else ""
+    found = re.search(r"model name\s*: (.+)", text)
+    return f"{found[1] if found else platform.processor()}，{os.cpu_count()} 核"
 
 
 def matrix_rate(left: torch.Tensor, right: torch.Tensor, device: str) -> float:
@@ -267,17 +280,18 @@ def contestant_job(job: dict, arguments: dict) -> dict:
 class GpuPacer(train_speed_worker.Pacer):
     """Like `Pacer`, with a connection instead of stdin, and a clock that waits for the GPU.
 
-    What it is sent before a pass is ``go``, or ``profile`` to count the kernels of one step.
+    What it is sent before a pass is ``go`` for a whole one, ``warm up`` for a few steps, or ``profile`` for one whose
+    kernels are counted.
     """
 
     def __init__(self, device: str, connection: Connection) -> None:
         super().__init__()
         self._device, self._connection = device, connection
-        self._profile_now, self._profiler = False, None
+        self._command, self._profiler = "go", None
         self._found: dict = {}
 
     def on_epoch_begin(self, args, state, control, **_) -> None:
-        self._profile_now = self._connection.recv() == "profile"
+        self._command = self._connection.recv()
         self._found = {}
         self.tokens = self.head_positions = self.steps = 0
         if self._device == "cuda":
@@ -286,15 +300,16 @@ class GpuPacer(train_speed_worker.Pacer):
         self.started = time.perf_counter(), time.process_time()
 
     def on_step_begin(self, args, state, control, **_) -> None:
-        if self._profile_now:
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            activities += [torch.profiler.ProfilerActivity.CUDA] * (self._device == "cuda")
-            self._profiler = torch.profiler.profile(activities=activities)
+        if self._command == "profile" and not self.steps:
+            # Not the operators on a GPU: with the others' many small passes, sorting them takes longer than the step.
+            activity = torch.profiler.ProfilerActivity
+            kind = activity.CUDA if self._device == "cuda" else activity.CPU
+            self._profiler = torch.profiler.profile(activities=[kind])
             self._profiler.start()
-            self._profile_now = False
 
     def on_step_end(self, args, state, control, **_) -> None:
         self.steps += 1
+        control.should_epoch_stop = self.steps >= STEPS_OF.get(self._command, math.inf)
         if self._profiler is not None:
             wait(self._device)
             self._profiler.stop()
