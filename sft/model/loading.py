@@ -172,8 +172,8 @@ def load_base(
     if quantization is not None:
         require_quantization(folder)
         quantized = {"quantization_config": nf4_config(dtype), "device_map": {"": device or "cpu"}}
-    # On Hopper cuDNN's attention gives NaN in the gradient where a batch is 64 over a multiple of 128 tokens wide and has
-    # a mask; torch 2.11 to 2.13 prefer it (pytorch issue 196678, seen on an H100). Flash and memory-efficient ones do not.
+    # cuDNN's attention with a mask, the default of torch 2.11 to 2.13 on Hopper, gives a gradient of NaN where a batch
+    # is 64 over a multiple of 128 tokens wide (pytorch issue 196678; seen on an H100).
     torch.backends.cuda.enable_cudnn_sdp(False)
     disable_progress_bar()
     if is_watched():

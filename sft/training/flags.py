@@ -190,7 +190,7 @@ class TrainerDefaults:
     max_steps: int = _flag(-1, "最多训练多少步；优先于轮数")
     warmup_steps: float = _flag(0, "预热多少步；小于 1 表示占总步数的比例")
     gradient_checkpointing: bool | None = _flag(None, "用时间换显存：反向时重算激活；默认：显卡放不下就打开")
-    compile_layers: bool = _flag(False, "编译模型的每一层（显卡、变长注意力；第一步要几分钟）；还没有在显卡上测过")
+    compile_layers: bool = _flag(False, "编译模型的每一层（显卡、变长注意力；第一步要几分钟）；还没有在显卡上跑完过")
     resume_from_checkpoint: str | None = _flag(None, "true：从最新的完整检查点续跑；也可给出检查点文件夹")
 
 
