@@ -103,6 +103,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="(transformers|peft|accelerate|datasets)")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it recommends a package at each import
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it names every chip it has no code for
     if not is_watched():
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -91,7 +91,7 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             if getattr(self, name):
                 raise ValueError(f"--{name}：{reason}")
         if self.full_determinism:  # CUDA reads it at the first matrix product, transformers sets it later
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # with :16:8 torch warns that it wants more
         refuse_other_launches()
         refuse_untried(self)
         if self.tf32 and not is_torch_tf32_available():
