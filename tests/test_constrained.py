@@ -17,6 +17,7 @@ from sft.decoding import choosing, constrained
 from sft.decoding.automaton import Automaton, answer_format
 from sft.decoding.constrained import Bounds, decode
 from sft.decoding.decode import Limits, predict
+from sft.decoding.drafts import Drafter
 from sft.decoding.vocabulary import vocabulary_of
 from sft.engine.attention import at_least_float32, use_packed_attention
 from sft.model.encoding import encode_prompts
@@ -108,7 +109,15 @@ def demo():
     return load_base(DEMO, torch.float32).eval(), load_tokenizer(DEMO)
 
 
+@pytest.fixture(params=["cautious", "bold"])
+def drafts(request, monkeypatch):
+    """How much is guessed: as on a CPU, or as on a GPU."""
+    bold = request.param == "bold"
+    monkeypatch.setattr(constrained, "Drafter", lambda vocabulary, labels, **_: Drafter(vocabulary, labels, bold=bold))
+
+
 class TestSameAsPlainGreedy:
+    @pytest.mark.usefixtures("drafts")
     def test_answers_of_a_trained_model_are_plain_greedy_in_few_passes(self, demo):
         model, tokenizer = demo
         vocabulary, texts = vocabulary_of(tokenizer), sample_texts(3)
@@ -123,15 +132,18 @@ class TestSameAsPlainGreedy:
         assert len(passes) < 0.8 * tokens  # the demo model is not trained for this task, so drafts often fail
         assert check_against_plain(model, tokenizer, texts, Bounds(3, 40)) > 3
 
+    @pytest.mark.usefixtures("drafts")
     @pytest.mark.parametrize("architecture", CONFIGS)
     def test_answers_are_those_of_plain_constrained_greedy_decoding(self, tokenizer, architecture):
         model = tiny_model(architecture)
         assert check_against_plain(model, tokenizer, some_texts(6), Bounds(4, 40)) > 0
 
+    @pytest.mark.usefixtures("drafts")
     @pytest.mark.parametrize("kind", KINDS)
     def test_answers_are_plain_greedy_whatever_the_tokenizer(self, kind):
         assert check_against_plain(tiny_model("qwen2", seed=3), KINDS[kind](), some_texts(5), Bounds(3, 40)) > 0
 
+    @pytest.mark.usefixtures("drafts")
     @pytest.mark.parametrize("bounds", [Bounds(1, 30), Bounds(3, 30), Bounds(16, 30), Bounds(16, 30, 400)])
     def test_answers_do_not_depend_on_how_many_rows_run_together(self, tokenizer, bounds):
         model = with_random_lora(tiny_model("qwen2", seed=5))
@@ -153,14 +165,15 @@ class TestSameAsPlainGreedy:
         expected = decode(model, vocabulary, LABELS, texts, prompts, Bounds(4, 40))
         generator = random.Random(0)
 
-        class Wild(constrained.Drafter):
-            def guess(self, state, copies, copied):
-                return generator.randrange(480) if generator.random() < 0.5 else super().guess(state, copies, copied)
+        class Wild(Drafter):
+            def guess(self, state, source, copied):
+                return generator.randrange(480) if generator.random() < 0.5 else super().guess(state, source, copied)
 
         monkeypatch.setattr(constrained, "Drafter", Wild)
         wild = decode(model, vocabulary, LABELS, texts, prompts, Bounds(4, 40))
         assert [answer.text for answer in wild] == [answer.text for answer in expected]
 
+    @pytest.mark.usefixtures("drafts")
     @pytest.mark.slow
     def test_a_thousand_sentences_agree_with_plain_greedy(self, tokenizer):
         entities = 0

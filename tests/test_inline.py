@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import CONFIGS, NAMES, Oracle, starts_of, tiny_model, with_random_lora
 from test_constrained import some_texts
@@ -107,6 +107,9 @@ def test_any_walk_ends_in_an_answer_that_parses_without_a_problem(vocabulary, te
 @given(text=TEXTS, edges=st.sets(st.integers(0, 6)), seed=st.integers(0, 99))
 def test_the_tokenizers_own_spelling_of_a_gold_answer_is_allowed(vocabulary, text, edges, seed):
     generator, text = random.Random(seed), writable(text, vocabulary)
+    assume(
+        not (vocabulary.lead and text.startswith(" "))
+    )  # such a tokenizer writes one space for two at the beginning
     places = sorted(edge for edge in edges if edge <= len(text))
     entities = [{"start": start, "end": end, "label": generator.choice(LABELS)} for start, end in pairwise(places)]
     rules = InlineRules(text, LABELS, vocabulary)
@@ -213,8 +216,8 @@ def test_a_wrong_draft_changes_nothing(tokenizer, monkeypatch):
     generator = random.Random(0)
 
     class Wild(InlineDrafter):
-        def guess(self, state, copies, copied):
-            return generator.randrange(480) if generator.random() < 0.5 else super().guess(state, copies, copied)
+        def guess(self, state, source, copied):
+            return generator.randrange(480) if generator.random() < 0.5 else super().guess(state, source, copied)
 
     monkeypatch.setattr(inline_answers, "InlineDrafter", Wild)
     assert check_against_plain(tiny_model("llama", seed=2), tokenizer, some_texts(4, seed=2, words=4)) > 0

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from sft.decoding.automaton import Automaton, answer_format
 from sft.decoding.choosing import Asked, Chooser, Decision, ask, decision_at
-from sft.decoding.drafts import Drafter, source_tokens
-from sft.decoding.rules import Drafts, Rules, State
+from sft.decoding.drafts import Drafter, sources_of
+from sft.decoding.rules import Drafts, Rules, Source, State
 from sft.decoding.vocabulary import Vocabulary
 from sft.engine.attention import at_least_float32, common_prefix_tokens, use_packed_attention
 from sft.engine.lora_copies import adapters_copied_once
@@ -57,7 +57,7 @@ class Row:
     """One unfinished answer.
 
     Attributes:
-        copies: the source's own token at each byte offset where one begins.
+        source: the text.
         unread: tokens that no pass has read yet: first the prompt, later the last chosen token.
         state: the state of the rules after ``answer``.
         read: number of tokens in the row's slot of the cache.
@@ -70,7 +70,7 @@ class Row:
     """
 
     rules: Rules
-    copies: dict[int, int]
+    source: Source
     unread: list[int]
     state: State
     slot: int = 0
@@ -108,7 +108,8 @@ def decode(
     """The greedy well-formed answer in JSON lines to each prompt about its text."""
     form = answer_format(tuple(labels))
     automata = [Automaton(text, form, vocabulary) for text in texts]
-    return decode_by(automata, Drafter(vocabulary, labels), model, vocabulary, prompts, bounds)
+    drafter = Drafter(vocabulary, labels, bold=model.device.type != "cpu")
+    return decode_by(automata, drafter, model, vocabulary, prompts, bounds)
 
 
 @torch.no_grad()
@@ -125,10 +126,10 @@ def decode_by(
     Args:
         drafts: guesses for all of the rows.
     """
-    copies = source_tokens([rule.source.decode() for rule in rules], vocabulary)
+    sources = sources_of([rule.source for rule in rules], vocabulary)
     rows = [
-        Row(rule, tokens, list(prompt), rule.begin)
-        for rule, tokens, prompt in zip(rules, copies, prompts, strict=True)
+        Row(rule, source, list(prompt), rule.begin)
+        for rule, source, prompt in zip(rules, sources, prompts, strict=True)
     ]
     known = served_by(model)
     together = [row for row in rows if known.expresses(_tokens_at_most(row, bounds))]
@@ -205,7 +206,7 @@ def _advance(chooser: Chooser, cache: Cache, drafts: Drafts, rows: Sequence[Row]
     for row, draft, decisions in zip(rows, drafted, decisions_of, strict=True):
         row.read += len(row.unread)
         for place, decision in enumerate(decisions):
-            drafts.learn(decision.state, decision.chosen)
+            drafts.learn(decision.state, decision.chosen, row.source)
             _settle(row, decision, chooser.vocabulary)
             agreed = place < len(draft) and draft[place] == decision.chosen
             if not agreed:
@@ -219,7 +220,7 @@ def _draft(row: Row, drafts: Drafts, vocabulary: Vocabulary, bounds: Bounds) -> 
     draft: list[int] = []
     state, copied = row.state, 0
     decisions = [_decision(row, state, vocabulary, bounds, 0)]
-    while (token_id := drafts.guess(state, row.copies, copied)) in decisions[-1].allowed:
+    while (token_id := drafts.guess(state, row.source, copied)) in decisions[-1].allowed:
         if token_id == vocabulary.end or decisions[-1].last:  # nothing follows it
             break
         draft.append(token_id)

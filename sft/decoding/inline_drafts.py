@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 
 from sft.decoding.inline import Copy, InlineRules, Inside, Label, Nothing, State
+from sft.decoding.rules import Source
 from sft.decoding.vocabulary import Vocabulary
 from sft.tasks.entity_lines import NO_ENTITY
 from sft.tasks.entity_marks import marked
@@ -41,20 +42,20 @@ class InlineDrafter:
                     self._nothing = token_id
         self._begun = Counter({True: 1})
 
-    def learn(self, state: State, token_id: int) -> None:
+    def learn(self, state: State, token_id: int, source: Source | None = None) -> None:
         """Count a token that was chosen in a state."""
         if _is_begin(state):
             self._begun[token_id == self._nothing] += 1
         elif (place := _common_place(state)) is not None:
             self._chosen[place][token_id] += 1
 
-    def guess(self, state: State, copies: Mapping[int, int], copied: int) -> int | None:
+    def guess(self, state: State, source: Source, copied: int) -> int | None:
         """The likely next token in a state; None without any clue."""
         if _is_begin(state) and self._begun[True] >= self._begun[False]:
             return self._nothing
         if self.copying(state):
             most = ENTITY_TOKENS if type(state) is Inside else COPY_TOKENS
-            return copies.get(state.place) if copied < most else None
+            return source.tokens.get(state.place) if copied < most else None
         chosen = self._chosen.get(_common_place(state))
         return chosen.most_common(1)[0][0] if chosen else None
 

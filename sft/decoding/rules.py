@@ -6,8 +6,8 @@ one token at a time, until the terminator is chosen. States are immutable values
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 
 class State(Protocol):
@@ -68,19 +68,32 @@ class Rules(Protocol):
         """
 
 
+class Source(NamedTuple):
+    """The text of a row.
+
+    Attributes:
+        text: `Rules.source`.
+        tokens: byte offset in ``text`` → the token that begins there when it is encoded.
+        places: these offsets, ascending.
+    """
+
+    text: bytes
+    tokens: Mapping[int, int]
+    places: Sequence[int]
+
+
 class Drafts(Protocol):
     """Guesses the next tokens. A wrong guess costs time but never changes an answer."""
 
-    def learn(self, state: State, token_id: int) -> None:
-        """Count a token that was chosen in a state."""
+    def learn(self, state: State, token_id: int, source: Source) -> None:
+        """Count a token that was chosen in a state of the rules about ``source``."""
 
-    def guess(self, state: State, copies: Mapping[int, int], copied: int) -> int | None:
+    def guess(self, state: State, source: Source, copied: int) -> int | None:
         """The likely next token in a state; None without any clue.
 
         Args:
-            copies: byte offset in `Rules.source` → the token that begins there when the source is encoded.
             copied: how many tokens of this draft were guessed in a state of `copying`.
         """
 
     def copying(self, state: State) -> bool:
-        """Whether a guess in this state comes from ``copies``."""
+        """Whether a guess in this state is a token of the source."""
