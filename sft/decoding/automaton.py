@@ -324,11 +324,14 @@ class Automaton:
         if written in self._form.labels:
             finished = so_far._replace(entities=so_far.entities + 1)
             yield CLOSING_QUOTE, Literal(self._form.closing, 1, After(finished))
-        going_on = {
-            label[len(written)] for label in self._form.labels if label.startswith(written) and label != written
-        }
-        for byte in going_on:
+        for byte in _next_bytes(self._form.labels, written):
             yield byte, Label(written + bytes((byte,)), so_far)
+
+
+@lru_cache(maxsize=1024)
+def _next_bytes(labels: tuple[bytes, ...], written: bytes) -> frozenset[int]:
+    """The bytes with which labels go on after ``written``."""
+    return frozenset(label[len(written)] for label in labels if label.startswith(written) and label != written)
 
 
 def _needs_escape(text: str) -> bool:
