@@ -72,7 +72,8 @@ class Drafter:
         elif kind is Run:
             ended = self._spelling.get(token_id, b"")[:1] == bytes((CLOSING_QUOTE,))
             self._ended[state.written] += 1 if ended else -PASSED_OVER
-            self._closing[token_id] += ended
+            if ended:
+                self._closing[token_id] += 1
         else:
             if kind is Label and not state.written and (name := _last_name(state.so_far, source)):
                 self._names.learn(name)
