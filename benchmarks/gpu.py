@@ -249,11 +249,9 @@ class Benchmark:
             files[kind] = self.folder / f"{kind}.json"
             files[kind].write_text(gpu_report.as_json(rows), encoding="utf-8")
         together = self.plan.device == "cpu" or self._memory_gb >= BIG_CARD_GB
-        if self.plan.device == "cpu":
-            *peers, first_large, last = contestants(self.dtype, BIG_CARD_GB)
-            peers = [*peers[:2], first_large, last]
-        else:
-            peers = contestants(self.dtype, self._memory_gb)
+        peers = contestants(self.dtype, BIG_CARD_GB if self.plan.device == "cpu" else self._memory_gb)
+        if self.plan.device == "cpu":  # ours and one other, with few and with many rows a step
+            peers = peers[:2] + peers[-2:]
         if not together:
             self.problems.append(f"显存 {self._memory_gb:.0f} GB 放不下所有参赛者的模型：训练依次测，不交错")
         for group in [peers] if together else [[peer] for peer in peers]:

@@ -48,9 +48,10 @@ class Kind(NamedTuple):
     answer: int
 
 
+NER = Kind(shared=105, prompt=132, spread=0.8, answer=19)
 KINDS = {
-    "ner": Kind(shared=105, prompt=132, spread=0.8, answer=19),
-    "many": Kind(shared=105, prompt=132, spread=0.8, answer=19),  # NER, for steps of many rows
+    "ner": NER,
+    "many": NER,  # for steps of many rows
     "court": Kind(shared=42, prompt=276, spread=0.7, answer=3),
     "articles": Kind(shared=42, prompt=971, spread=0.2, answer=3),
 }

@@ -107,9 +107,8 @@ def test_any_walk_ends_in_an_answer_that_parses_without_a_problem(vocabulary, te
 @given(text=TEXTS, edges=st.sets(st.integers(0, 6)), seed=st.integers(0, 99))
 def test_the_tokenizers_own_spelling_of_a_gold_answer_is_allowed(vocabulary, text, edges, seed):
     generator, text = random.Random(seed), writable(text, vocabulary)
-    assume(
-        not (vocabulary.lead and text.startswith(" "))
-    )  # such a tokenizer writes one space for two at the beginning
+    # A tokenizer that puts a space before a text writes one for two.
+    assume(not (vocabulary.lead and text.startswith(" ")))
     places = sorted(edge for edge in edges if edge <= len(text))
     entities = [{"start": start, "end": end, "label": generator.choice(LABELS)} for start, end in pairwise(places)]
     rules = InlineRules(text, LABELS, vocabulary)
