@@ -173,7 +173,7 @@ def load_base(
         require_quantization(folder)
         quantized = {"quantization_config": nf4_config(dtype), "device_map": {"": device or "cpu"}}
     # cuDNN's attention with a mask, the default of torch 2.11 to 2.13 on Hopper, gives a gradient of NaN where a batch
-    # is 64 over a multiple of 128 tokens wide (pytorch issue 196678; seen on an H100).
+    # is 64 over a multiple of 128 tokens wide (pytorch issue 196678; a NaN on an H100 came at such a width).
     torch.backends.cuda.enable_cudnn_sdp(False)
     disable_progress_bar()
     if is_watched():
