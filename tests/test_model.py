@@ -11,11 +11,15 @@ import torch
 from models import save_model, tiny_model, with_random_lora
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sft.decoding.decode import Limits, predict
 from sft.engine.attention import NAME
+from sft.engine.batches import EncodedRow, PaddedBatching
 from sft.errors import InputError
 from sft.model.loading import load_adapter, load_base, load_tokenizer, resolve_dtype
 from sft.model.lora import add_lora
+from sft.tasks.ner import Ner
 from sft.training.flags import LoraArguments
 
 ADAPTER = "adapter_model.safetensors"
@@ -42,6 +46,19 @@ def copied_base(base, tmp_path) -> Path:
 def logits(model) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=IDS).logits
+
+
+class Products(TorchDispatchMode):
+    """Notes how many numbers the second factor of each matrix product has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.sizes.append(arguments[1].numel())
+        return function(*arguments, **(keywords or {}))
 
 
 def change_weights(path: Path, change) -> None:
@@ -141,6 +158,21 @@ class TestBase:
         loaded = load_base(save_model(model, tokenizer, tmp_path), torch.float32)
         assert torch.equal(logits(loaded), logits(model))
         assert loaded.config._attn_implementation == NAME
+
+    @pytest.mark.parametrize("way", ["a free answer", "the loss of a padded batch"])
+    def test_all_rows_of_a_batch_share_one_output_head(self, tokenizer, base, way):
+        """torch would copy a frozen head for each row in 16 bits on a CPU: 4 GB and 40 seconds with Gemma 3 270M."""
+        model = load_base(base, torch.bfloat16).eval().requires_grad_(False)  # as below an adapter
+        with Products() as products, torch.no_grad():
+            if way == "a free answer":
+                limits = Limits(400, 4, 3, constrained=False)
+                task = Ner(labels=("人名",), system_prompt="请提取实体。")
+                assert len(list(predict(model, tokenizer, task, [{"text": "张伟"}] * 3, limits))) == 3
+            else:
+                rows = [EncodedRow([5, 6, 7], [8, 9], line) for line in range(3)]
+                batch = PaddedBatching(0).collate(rows)
+                assert len(model(**batch["inputs"]).logits) == 3
+        assert max(products.sizes) == model.lm_head.weight.numel()
 
     def test_a_pickle_only_folder_is_refused(self, copied_base):
         torch.save(load_file(copied_base / BASE), copied_base / "pytorch_model.bin")

@@ -216,7 +216,24 @@ def load_base(
     assume(model, found)
     if found.packed:
         use_packed_attention(model)
+    read_head_once(model)
     return model
+
+
+def read_head_once(model: PreTrainedModel) -> None:
+    """Multiply all rows of a batch by the output head in one go.
+
+    transformers cuts the positions that it keeps out of a batch, so the rows do not follow each other in memory. Then
+    torch multiplies a frozen head with each row apart, and in 16 bits on a CPU it copies the whole head for each row
+    (pytorch issue 151934).
+    """
+    if (head := model.get_output_embeddings()) is not None:
+        head.register_forward_pre_hook(_in_one_piece)
+
+
+def _in_one_piece(head: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    hidden_states, *others = inputs
+    return hidden_states.contiguous(), *others
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
