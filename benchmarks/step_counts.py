@@ -14,7 +14,6 @@ import weakref
 from typing import NamedTuple
 
 import torch
-from models import LINEAR_PROJECTIONS
 from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,9 +21,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from sft.engine.batches import EncodedRow, PrefixTreeBatching
-from sft.engine.lora_node import use_lora_node
+from sft.engine.lora_node import adapters_copied, one_node_layers, use_lora_node
 from sft.engine.loss import supervised_loss
 from sft.engine.served import served_by
+from tests.models import LINEAR_PROJECTIONS
 
 # Qwen2.5-1.5B's shape.
 SHAPE = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936}
@@ -139,7 +139,7 @@ def count_step(*, node: bool, checkpointing: bool = False, layers: int = SHAPE["
                 saved[storage._cdata] = storage.nbytes()
             return tensor
 
-        with counter:
+        with counter, adapters_copied(one_node_layers(model)):
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss = supervised_loss(model, batch, ROWS * ANSWER_TOKENS)
             loss.backward()

@@ -17,8 +17,7 @@ from sft.decoding.constrained import Bounds, decode
 from sft.decoding.decode import score_options
 from sft.decoding.vocabulary import vocabulary_of
 from sft.engine import attention
-from sft.engine.lora_copies import adapters_copied_once
-from sft.engine.lora_node import OneNodeLinear, use_lora_node
+from sft.engine.lora_node import adapters_copied, one_node_layers, use_lora_node
 from sft.engine.ragged import GROWTH_TOKENS, rows_at_once
 
 OPTIONS = ("体育", "体育新闻", "军事", "经济")
@@ -112,16 +111,16 @@ def test_more_rows_run_together_on_a_gpu_as_memory_allows():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_copies_of_the_adapters_change_no_number_and_end_with_the_block(dtype):
     model = three_layers(dtype)
-    layer = next(module for module in model.modules() if type(module) is OneNodeLinear)
+    layer = one_node_layers(model)[0]
     inputs = torch.randn((5, layer.in_features), dtype=dtype)
     with torch.no_grad():
         before = layer(inputs)
-        with adapters_copied_once(model):
+        with adapters_copied(one_node_layers(model)):
             assert torch.equal(layer(inputs), before)
             with model.disable_adapter():
                 assert torch.equal(layer(inputs), layer.base_layer(inputs))
         next(iter(layer.lora_B.values())).weight.mul_(2)
         after = layer(inputs)
-        with adapters_copied_once(model):
+        with adapters_copied(one_node_layers(model)):
             assert torch.equal(layer(inputs), after)
     assert not torch.equal(after, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft.engine.batches import PaddedBatching, PrefixTreeBatching
-from sft.engine.lora_node import OneNodeLinear, use_lora_node
+from sft.engine.lora_node import OneNodeLinear, adapters_copied, one_node_layers, use_lora_node
 from sft.engine.loss import supervised_loss
 from sft.model.encoding import encode_rows
 from sft.model.lora import add_lora
@@ -141,6 +142,46 @@ def test_in_bfloat16_it_is_as_near_to_float64_as_peft(ner, real_tokenizer):
         far.append(((theirs - truth).norm() / truth.norm()).item())
         near.append(((ours - truth).norm() / truth.norm()).item())
     assert 0 < sum(near) <= 1.15 * sum(far), (near, far)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_copies_made_together_change_no_bit_of_loss_and_gradients(dtype, checkpointing, ner, tokenizer):
+    model = with_random_lora(tiny_model("qwen2", dtype)).train()
+    use_lora_node(model)
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable()
+    batch = PrefixTreeBatching().collate(encode_rows(RECORDS, ner, tokenizer, 1024)[0])
+    layers, found = one_node_layers(model), []
+    for block in (nullcontext(), adapters_copied(layers)):
+        model.zero_grad()
+        with block:
+            copied = [layer.copied is not None for layer in layers]
+            loss = supervised_loss(model, batch, 20)
+            loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)])
+    assert all(copied)  # in the second
+    assert all(torch.equal(apart, together) for apart, together in zip(*found, strict=True))
+    assert not any(layer.copied for layer in layers)
+
+
+def test_copies_lead_gradients_to_the_layers_that_ran_and_to_no_other():
+    ran, idle = (as_node(one_layer(5, 4)) for _ in range(2))
+    x = torch.randn(3, 5, dtype=torch.float64)
+    with adapters_copied([ran, idle]):
+        ran(x).sum().backward()
+    assert [p.grad is not None for p in ran.parameters() if p.requires_grad] == [True, True]
+    assert [p.grad is not None for p in idle.parameters() if p.requires_grad] == [False, False]
+
+
+def test_copies_made_without_gradients_are_not_used_where_gradients_are_computed():
+    layer = as_node(one_layer(5, 4))
+    x = torch.randn(3, 5, dtype=torch.float64)
+    expected = results(layer, x)
+    with torch.no_grad(), adapters_copied([layer]), torch.enable_grad():
+        found = results(layer, x)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
 class Float32Tokens(TorchDispatchMode):

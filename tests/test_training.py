@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 import predict
 import train_qwen2_classification
 import train_qwen2_ner
+from sft.engine.lora_node import one_node_layers
 from sft.errors import RunError
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
 from sft.tasks.settings import TaskSettings, settings_path
+from sft.training import trainer
 from tests.models import save_model, tiny_model
 from tests.pretend_gpu import PretendGpu
 
@@ -308,6 +310,40 @@ def test_nan_stops_the_run_at_that_step_and_names_the_row(base, data, tmp_path, 
     assert train(arguments) == 1
     error = capsys.readouterr().err
     assert "第 9 行" in error and "nan" in error and "Traceback" not in error
+
+
+PLAIN = ("--lora_dropout", "0", "--max_steps", "2", "--eval_strategy", "no", "--test_file", "none")
+REENTRANT = ("--activation_checkpointing", "true", "--activation_checkpointing_kwargs", '{"use_reentrant": true}')
+
+
+@pytest.fixture(scope="module")
+def short(base, data, tmp_path_factory) -> bytes:
+    """The adapter after two steps without dropout."""
+    output_dir = tmp_path_factory.mktemp("short")
+    assert train(flags(base, data, output_dir, *PLAIN)) == 0
+    return (output_dir / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "together"),
+    [((), True), (("--gradient_checkpointing", "true"), True), (REENTRANT, False), (("--lora_dropout", "0.1"), False)],
+    ids=["plain", "checkpointing", "reentrant checkpointing", "dropout"],
+)
+def test_lora_matrices_are_copied_together_where_that_changes_nothing(
+    more, together, short, base, data, tmp_path, monkeypatch
+):
+    """Layer by layer it is slower; reentrant checkpointing could not go back through one node for all layers."""
+    supervised_loss, found = trainer.supervised_loss, set()
+
+    def watched(model, *arguments):
+        found.add(all(layer.copied is not None for layer in one_node_layers(model)))
+        return supervised_loss(model, *arguments)
+
+    monkeypatch.setattr(trainer, "supervised_loss", watched)
+    assert train(flags(base, data, tmp_path / "run", *PLAIN, *more)) == 0
+    assert found == {together}
+    if "--lora_dropout" not in more:
+        assert (tmp_path / "run/adapter_model.safetensors").read_bytes() == short
 
 
 def documented_path(language: str) -> list[str]:

@@ -26,7 +26,7 @@ from sft.decoding.drafts import Drafter, sources_of
 from sft.decoding.rules import Drafts, Rules, Source, State
 from sft.decoding.vocabulary import Vocabulary
 from sft.engine.attention import at_least_float32, common_prefix_tokens, use_packed_attention
-from sft.engine.lora_copies import adapters_copied_once
+from sft.engine.lora_node import adapters_copied, one_node_layers
 from sft.engine.ragged import Cache, Feed, rows_at_once, run, run_and_send
 from sft.engine.served import served_by
 
@@ -137,7 +137,7 @@ def decode_by(
     if together:
         longest = max(_tokens_at_most(row, bounds) for row in together)
         base = use_packed_attention(model)
-        with adapters_copied_once(base):
+        with adapters_copied(one_node_layers(base)):
             _decode_ragged(Chooser(base, vocabulary), drafts, together, longest, bounds)
     _decode_padded(model, vocabulary, alone, bounds)
     lead = len(vocabulary.lead)

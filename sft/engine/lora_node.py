@@ -5,16 +5,33 @@ result and copies that back, each time over all tokens; and autograd keeps the f
 At 16 bits these copies cost about as much as the model's own matrix products. Here only the two small matrices A and B
 are copied, to the dtype of the base, and the low-rank part is added into the base's own output by one matrix product.
 
-A and B are copied in each forward pass, not kept from pass to pass. They are small, and so nothing can be out of date:
-not after an optimizer step, not after a checkpoint was read, not where several processes share the weights (FSDP).
-Their gradients are in their own dtype, float32, as with PEFT.
+The copies of all layers are made together, in a few operations, inside `adapters_copied`; outside it each layer makes
+its own in each pass. Gradients are in the dtype of A and B, float32, as with PEFT.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch.nn.functional import linear
+
+
+class Copied(NamedTuple):
+    """The matrices of one adapter of a layer, as the node computes with them.
+
+    Attributes:
+        name: of the adapter.
+        low: A, (rank, inputs), in the dtype of the base.
+        scaled_high: B times the scaling, (outputs, rank), in the dtype of the base.
+    """
+
+    name: str
+    low: torch.Tensor
+    scaled_high: torch.Tensor
 
 
 def use_lora_node(model: torch.nn.Module) -> None:
@@ -29,18 +46,73 @@ def use_lora_node(model: torch.nn.Module) -> None:
 
 
 class OneNodeLinear(LoraLinear):
-    """PEFT's LoRA layer; where it is one plain linear layer with one plain adapter, it runs as one node."""
+    """PEFT's LoRA layer; where it is one plain linear layer with one plain adapter, it runs as one node.
+
+    Attributes:
+        copied: the matrices of its adapter inside `adapters_copied`, None outside.
+    """
+
+    copied: Copied | None = None
 
     def forward(self, x: torch.Tensor, *arguments, **keywords) -> torch.Tensor:
         """The base layer and the adapter at ``x`` (…, inputs). Returns (…, outputs), in the dtype of the base."""
-        name = None if arguments or keywords else plain_adapter(self, x)
-        if name is None:
+        name = None if arguments or keywords else plain_adapter(self)
+        if name is None or not _one_dtype(x, self.base_layer):
             return super().forward(x, *arguments, **keywords)
-        base, low, high = self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight
-        return _LoraNode.apply(x, base.weight, base.bias, low, high, self.scaling[name])
+        copied = self.copied if _is_of_use(self.copied, name, x) else _copies([(self, name)])[0]
+        base = self.base_layer
+        if torch.is_grad_enabled():
+            return _LoraNode.apply(x, base.weight, base.bias, copied.low, copied.scaled_high)
+        result = linear(x, base.weight, base.bias)
+        _add_low_rank(result, x.reshape(-1, x.shape[-1]), copied.low, copied.scaled_high)
+        return result
 
 
-def plain_adapter(layer: LoraLinear, x: torch.Tensor) -> str | None:
+@contextmanager
+def adapters_copied(layers: Sequence[OneNodeLinear]) -> Iterator[None]:
+    """Inside the block ``layers`` share copies of their matrices, all made at its beginning.
+
+    The block is one step of training, forward and backward pass, or any number of passes without gradients. In it the
+    adapters must not change. On a GPU, copies that each layer makes in each pass take as long as its matrix products.
+
+    Args:
+        layers: from `one_node_layers`.
+    """
+    adapters = [(layer, name) for layer in layers if (name := plain_adapter(layer)) is not None]
+    for (layer, _), copied in zip(adapters, _copies(adapters), strict=True):
+        layer.copied = copied
+    try:
+        yield
+    finally:
+        for layer, _ in adapters:
+            layer.copied = None
+
+
+def one_node_layers(model: torch.nn.Module) -> list[OneNodeLinear]:
+    """The layers of ``model`` that can run as one node."""
+    return [module for module in model.modules() if type(module) is OneNodeLinear]
+
+
+def _is_of_use(copied: Copied | None, name: str, x: torch.Tensor) -> bool:
+    """Whether the copies are of this adapter and dtype, and lead gradients to it where gradients are computed."""
+    if copied is None or copied.name != name or copied.low.dtype != x.dtype:
+        return False
+    return copied.scaled_high.requires_grad or not torch.is_grad_enabled()
+
+
+def _copies(adapters: Sequence[tuple[OneNodeLinear, str]]) -> list[Copied]:
+    """The copies for adapters, each a layer with the name of its adapter; in the dtype of the first one's base."""
+    if not adapters:
+        return []
+    names = [name for _, name in adapters]
+    lows = [layer.lora_A[name].weight for layer, name in adapters]
+    highs = [layer.lora_B[name].weight for layer, name in adapters]
+    scalings = [layer.scaling[name] for layer, name in adapters]
+    made = _Copies.apply(adapters[0][0].base_layer.weight.dtype, scalings, *lows, *highs)
+    return list(map(Copied, names, made[: len(lows)], made[len(lows) :]))
+
+
+def plain_adapter(layer: LoraLinear) -> str | None:
     """The name of the layer's adapter if the node computes all that PEFT's forward would; None if it does not.
 
     It does not for adapters that are off, merged, several, or of another kind (DoRA and its like, a bias of its own),
@@ -59,7 +131,7 @@ def plain_adapter(layer: LoraLinear, x: torch.Tensor) -> str | None:
         return None
     if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
         return None
-    return name if _one_dtype(x, base) else None
+    return name
 
 
 def _is_plain(module: torch.nn.Module) -> bool:
@@ -76,7 +148,7 @@ def _one_dtype(x: torch.Tensor, base: torch.nn.Linear) -> bool:
     return not torch.is_autocast_enabled(kind) or torch.get_autocast_dtype(kind) == x.dtype
 
 
-def add_low_rank(
+def _add_low_rank(
     result: torch.Tensor, rows: torch.Tensor, low: torch.Tensor, scaled_high: torch.Tensor
 ) -> torch.Tensor:
     """Add the low-rank part at ``rows`` (tokens, inputs) into ``result`` (…, outputs), in place.
@@ -89,22 +161,58 @@ def add_low_rank(
     return inner
 
 
-class _LoraNode(torch.autograd.Function):
-    """y = x Wᵀ + bias + scaling · (x Aᵀ) Bᵀ, where only x, A and B have gradients.
+class _Copies(torch.autograd.Function):
+    """The matrices A of some layers, in one dtype, and their matrices B times the scalings, in that dtype.
 
-    x: (…, inputs), W: (outputs, inputs), A: (rank, inputs), B: (outputs, rank). The scaling is multiplied into the
-    copy of B, so no tensor as long as the tokens is scaled.
+    All are copied in a few operations, and so are their gradients on the way back.
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, low, high, scaling):
+    def forward(ctx, dtype, scalings, *matrices):
+        ctx.set_materialize_grads(False)  # a layer may not have run
+        ctx.scalings, ctx.dtypes = scalings, [matrix.dtype for matrix in matrices]
+        count = len(scalings)
+        lows, scaled_highs = list(matrices[:count]), torch._foreach_mul(matrices[count:], scalings)
+        return tuple(_all_in([*lows, *scaled_highs], [dtype] * len(matrices)))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *gradients):
+        there = [index for index, gradient in enumerate(gradients) if gradient is not None]
+        found = _all_in([gradients[index] for index in there], [ctx.dtypes[index] for index in there])
+        count = len(ctx.scalings)
+        highs = [
+            (gradient, ctx.scalings[index - count])
+            for index, gradient in zip(there, found, strict=True)
+            if index >= count
+        ]
+        if highs:
+            torch._foreach_mul_([gradient for gradient, _ in highs], [scaling for _, scaling in highs])
+        result = dict(zip(there, found, strict=True))
+        return None, None, *(result.get(index) for index in range(len(gradients)))
+
+
+def _all_in(tensors: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:
+    """Copies of ``tensors`` in ``dtypes``."""
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+    if copies:
+        torch._foreach_copy_(copies, tensors)
+    return copies
+
+
+class _LoraNode(torch.autograd.Function):
+    """y = x Wᵀ + bias + (x Aᵀ) Bᵀ, where only x, A and B have gradients; the scaling is in B.
+
+    x: (…, inputs), W: (outputs, inputs), A: (rank, inputs), B: (outputs, rank). All are of one dtype.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, low, scaled_high):
         result = linear(x, weight, bias)
         rows = x.reshape(-1, x.shape[-1])
-        low_copy = low.to(x.dtype)
-        scaled_high = torch.mul(high, scaling, out=torch.empty_like(high, dtype=x.dtype))
-        inner = add_low_rank(result, rows, low_copy, scaled_high)
-        ctx.save_for_backward(rows, inner, weight, low_copy, scaled_high)
-        ctx.shape, ctx.scaling, ctx.dtypes = x.shape, scaling, (low.dtype, high.dtype)
+        inner = _add_low_rank(result, rows, low, scaled_high)
+        ctx.save_for_backward(rows, inner, weight, low, scaled_high)
+        ctx.shape = x.shape
         return result
 
     @staticmethod
@@ -112,13 +220,9 @@ class _LoraNode(torch.autograd.Function):
     def backward(ctx, gradient):
         rows, inner, weight, low, scaled_high = ctx.saved_tensors
         gradient = gradient.reshape(-1, gradient.shape[-1])
-        wants_input, _, _, wants_low, wants_high, _ = ctx.needs_input_grad
+        wants_input, _, _, wants_low, wants_high = ctx.needs_input_grad
         of_inner = gradient @ scaled_high
-        of_input = of_low = of_high = None
-        if wants_input:
-            of_input = (gradient @ weight).addmm_(of_inner, low).view(ctx.shape)
-        if wants_low:
-            of_low = (of_inner.T @ rows).to(ctx.dtypes[0])
-        if wants_high:
-            of_high = (gradient.T @ inner).to(ctx.dtypes[1]).mul_(ctx.scaling)
-        return of_input, None, None, of_low, of_high, None
+        of_input = (gradient @ weight).addmm_(of_inner, low).view(ctx.shape) if wants_input else None
+        of_low = of_inner.T @ rows if wants_low else None
+        of_high = gradient.T @ inner if wants_high else None
+        return of_input, None, None, of_low, of_high

@@ -28,6 +28,7 @@ from sft.engine.attention import (
     use_packed_attention,
 )
 from sft.engine.forward import hidden_states_at
+from sft.engine.lora_node import adapters_copied, one_node_layers
 from sft.engine.prefix_tree import GROUP_WASTE, How, Segments, attend_by_segments, group_by_length, segments_of
 from sft.engine.segments import segments_work
 from sft.engine.served import served_by
@@ -145,9 +146,10 @@ def score(
     scores: list[list[torch.Tensor]] = [[] for _ in rows]
     if together:
         base = use_packed_attention(model)
-        for units in _passes(*zip(*(rows[row] for row in together), strict=True), max_tokens):
-            for unit, unit_scores in zip(units, _score_pass(base, units), strict=True):
-                scores[together[unit.row]].append(unit_scores)
+        with torch.no_grad(), adapters_copied(one_node_layers(base)):
+            for units in _passes(*zip(*(rows[row] for row in together), strict=True), max_tokens):
+                for unit, unit_scores in zip(units, _score_pass(base, units), strict=True):
+                    scores[together[unit.row]].append(unit_scores)
     for row in set(range(len(rows))).difference(together):
         scores[row].append(_score_padded(model, *rows[row]))
     return [torch.cat(parts) for parts in scores]

@@ -16,6 +16,7 @@ from sft.console import progress, say_once
 from sft.decoding.decode import Limits, predict
 from sft.decoding.room import Room
 from sft.engine.batches import Batching, EncodedRow, split_rows, to_device
+from sft.engine.lora_node import adapters_copied, one_node_layers
 from sft.engine.loss import supervised_loss
 from sft.tasks.evaluation import at_least, best_calibration, best_threshold, calibrated, metrics_of_predictions
 from sft.tasks.settings import TaskSettings
@@ -136,7 +137,8 @@ class Evaluator:
         model.eval()
         passes = len(split_rows(rows, self._at_most(max_tokens), self.batching))
         losses = self._losses(model, rows, max_tokens, device)
-        loss_sum = sum(progress(losses, "验证损失", "批", total=passes, hidden=self.quiet))
+        with adapters_copied(one_node_layers(model)):
+            loss_sum = sum(progress(losses, "验证损失", "批", total=passes, hidden=self.quiet))
         model.train(was_training)
         return loss_sum
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -15,6 +15,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from sft.console import is_watched
 from sft.engine.batches import EncodedRow, batch_tokens, micro_batches, to_device
+from sft.engine.lora_node import adapters_copied, one_node_layers
 from sft.engine.loss import frozen_head, supervised_loss
 from sft.errors import InputError, RunError, is_out_of_memory, memory_name
 from sft.processes import largest
@@ -57,6 +58,7 @@ class SftTrainer(SavingTrainer):
         self.timed_tokens = 0
         self.timed_since: float | None = None  # the first step begins
         self.adapter = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.lora_layers = one_node_layers(self.model)
         self._say_how_the_head_is_computed()
         self._set_callbacks()
 
@@ -107,7 +109,7 @@ class SftTrainer(SavingTrainer):
             try:
                 for batch in batches:
                     last = batch is batches[-1]  # the processes exchange gradients in the last one
-                    with nullcontext() if last else self.accelerator.no_sync(model):
+                    with nullcontext() if last else self.accelerator.no_sync(model), self._adapters_copied():
                         losses.append(super().training_step(model, batch, num_items_in_batch))
                 break
             except (RuntimeError, MemoryError) as error:
@@ -124,6 +126,15 @@ class SftTrainer(SavingTrainer):
         for loss, batch in zip(losses, batches, strict=True):
             self.stop_on_non_finite.note(loss, batch["lines"])
         return sum(losses)
+
+    def _adapters_copied(self) -> AbstractContextManager:
+        """For the passes of one micro-batch, see `sft.engine.lora_node.adapters_copied`.
+
+        Not where each layer has its whole matrices only while it runs, nor where checkpointing runs a backward pass
+        for each layer: all copies are one node of the graph.
+        """
+        reentrant = (self.args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+        return nullcontext() if is_sharded(self.model) or reentrant else adapters_copied(self.lora_layers)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
         """The cross-entropy of the batch, divided by the supervised tokens of the whole optimizer step. A scalar.
