@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from sft.decoding.vocabulary import Node, Vocabulary
@@ -193,12 +193,13 @@ class Automaton:
         source: the bytes of the text, as an answer writes them.
         begin: the state before the first token.
         most_tokens: see `sft.decoding.rules.Rules`.
+        vocabulary: as given.
     """
 
     most_tokens = None
 
     def __init__(self, text: str, form: AnswerFormat, vocabulary: Vocabulary) -> None:
-        self._form, self._vocabulary = form, vocabulary
+        self._form, self.vocabulary = form, vocabulary
         characters = [escaped(character) for character in text] if _needs_escape(text) else list(map(str.encode, text))
         self.source = b"".join(characters)
         self._starts: list[int] = []  # byte offsets of the characters that can be written
@@ -230,10 +231,25 @@ class Automaton:
             return more and state.places[0] not in self._escaped
         return more and (kind is Text or (kind is Invented and len(state.text) < len(self.source)))
 
-    def allowed(self, state: State, more: bool = True) -> dict[int, State]:
+    def allowed(self, state: State, more: bool = True) -> Mapping[int, State]:
         """See `Rules`."""
-        found: dict[int, State] = {self._vocabulary.end: Nothing(state.entities)} if self.accepts(state) else {}
-        stack: list[tuple[Node, State]] = [(self._vocabulary.root, state)]
+        if type(state) is Text and self._openings is not None:
+            return Openings(self._openings, state, self)
+        return self._walked(state, more)
+
+    @cached_property
+    def _openings(self) -> dict[int, State] | None:
+        """The tokens with which the first entity's text may begin, ascending, with the states after them.
+
+        None if one of them also finishes the entity: what else it holds then depends on what was said before.
+        """
+        found = self._walked(Text(SoFar()), more=True)
+        return None if any(after.entities for after in found.values()) else dict(sorted(found.items()))
+
+    def _walked(self, state: State, more: bool) -> dict[int, State]:
+        """What is allowed, found by walking through the tokens and the source together."""
+        found: dict[int, State] = {self.vocabulary.end: Nothing(state.entities)} if self.accepts(state) else {}
+        stack: list[tuple[Node, State]] = [(self.vocabulary.root, state)]
         while stack:
             node, before = stack.pop()
             for byte, after in self.moves(before, more, node):
@@ -324,12 +340,43 @@ class Automaton:
         if written in self._form.labels:
             finished = so_far._replace(entities=so_far.entities + 1)
             yield CLOSING_QUOTE, Literal(self._form.closing, 1, After(finished))
-        for byte in _next_bytes(self._form.labels, written):
+        for byte in next_bytes(self._form.labels, written):
             yield byte, Label(written + bytes((byte,)), so_far)
 
 
+class Openings(Mapping[int, State]):
+    """The tokens with which an entity's text may begin, ascending, each with the state after it.
+
+    Which tokens these are depends on the source alone. Their states depend on what was said before; each is made when
+    it is asked for, because a text of 500 characters has a thousand of them and an answer takes one.
+
+    Args:
+        first: the same for the first entity.
+        state: before the text.
+    """
+
+    def __init__(self, first: dict[int, State], state: Text, rules: Automaton) -> None:
+        self._first, self._state, self._rules = first, state, rules
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._first)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __contains__(self, token_id: object) -> bool:
+        return token_id in self._first
+
+    def __getitem__(self, token_id: int) -> State:
+        first, so_far = self._first[token_id], self._state.so_far
+        if type(first) is not Run:
+            return self._rules.after(self._state, self._rules.vocabulary.spelling[token_id])
+        split = bisect_left(first.places, so_far.cursor + first.written)
+        return Run(first.places[split:] + first.places[:split], first.written, so_far)
+
+
 @lru_cache(maxsize=1024)
-def _next_bytes(labels: tuple[bytes, ...], written: bytes) -> frozenset[int]:
+def next_bytes(labels: tuple[bytes, ...], written: bytes) -> frozenset[int]:
     """The bytes with which labels go on after ``written``."""
     return frozenset(label[len(written)] for label in labels if label.startswith(written) and label != written)
 

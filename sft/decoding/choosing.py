@@ -8,7 +8,7 @@ choice is no part of a score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from sft.engine.served import served_by
 from sft.engine.transfer import copied_together
 
 CHUNK_LOGITS = 2**24  # logits over the whole vocabulary at once: 64 MB in float32
+NARROW_TOKENS = 32  # where an entity may begin hundreds of tokens are allowed, elsewhere mostly fewer than ten
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Decision:
     """
 
     state: State
-    allowed: dict[int, State]
+    allowed: Mapping[int, State]
     ids: list[int]
     free: bool
     last: bool
@@ -86,29 +87,38 @@ def _say_different_things(ids: Sequence[int], vocabulary: Vocabulary) -> bool:
 class Asked(NamedTuple):
     """What is asked of the logits: made on the CPU before the pass, so that nobody waits for the GPU to tell.
 
-    The decisions that are weighed against the whole vocabulary come first.
+    The decisions come in the order of `in_order`.
 
     Attributes:
-        whole_ids: (weighed decisions, most tokens) the allowed tokens; a shorter row repeats its first token.
+        narrow_ids: (weighed decisions of few tokens, most tokens) the allowed tokens; a shorter row repeats its first.
+        wide_ids: (weighed decisions of many tokens, most tokens) the same.
         free: (weighed decisions, 1) whether any plain text may be chosen, too.
         ids: (ids,) all tokens that some other decision allows, ascending.
         columns: (other decisions, most tokens) the allowed tokens as indices into ``ids``; -1 fills a shorter row.
     """
 
-    whole_ids: torch.Tensor
+    narrow_ids: torch.Tensor
+    wide_ids: torch.Tensor
     free: torch.Tensor
     ids: torch.Tensor
     columns: torch.Tensor
 
 
+def in_order(decision: Decision) -> int:
+    """The key by which decisions are sorted: first those weighed against the whole vocabulary, of few tokens first."""
+    return 2 if not decision.weighed else int(len(decision.ids) > NARROW_TOKENS)
+
+
 def ask(decisions: Sequence[Decision]) -> Asked:
-    """What to ask for some decisions, those first that are weighed against the whole vocabulary."""
+    """What to ask for some decisions, which are sorted by `in_order`."""
     whole = [decision for decision in decisions if decision.weighed]
+    narrow = sum(len(decision.ids) <= NARROW_TOKENS for decision in whole)
     others = [decision.ids for decision in decisions if not decision.weighed]
     ids = sorted({token_id for row in others for token_id in row})
     column = {token_id: index for index, token_id in enumerate(ids)}
     return Asked(
-        _table([decision.ids for decision in whole], None),
+        _table([decision.ids for decision in whole[:narrow]], None),
+        _table([decision.ids for decision in whole[narrow:]], None),
         torch.tensor([[decision.free] for decision in whole], dtype=torch.bool).view(-1, 1),
         torch.tensor(ids, dtype=torch.long),
         _table([[column[token_id] for token_id in row] for row in others], -1),
@@ -137,18 +147,22 @@ class Chooser:
         """Choose from the last hidden states at the places of the decisions. The host waits once, for one small table.
 
         Args:
-            decisions: in the order of `Asked`.
+            decisions: sorted by `in_order`.
             hidden: (decisions, hidden size).
             asked: on the model's device.
         """
         head, rule = self.model.get_output_embeddings(), served_by(self.model).logits
-        weighed = len(asked.free)
+        narrow, weighed = len(asked.narrow_ids), len(asked.free)
         size = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
         found = []
         for start in range(0, weighed, size):
-            part = slice(start, min(start + size, weighed))
-            logits = rule.of(at_least_float32(head(hidden[part])))
-            found.append(self._weigh(logits, asked.whole_ids[part], asked.free[part]))
+            stop = min(start + size, weighed)
+            logits = rule.of(at_least_float32(head(hidden[start:stop])))
+            for ids, begin in ((asked.narrow_ids, 0), (asked.wide_ids, narrow)):
+                first, last = max(start, begin), min(stop, begin + len(ids))
+                if first < last:
+                    part = logits[first - start : last - start]
+                    found.append(self._weigh(part, ids[first - begin : last - begin], asked.free[first:last]))
         if weighed < len(decisions):
             if type(head) is torch.nn.Linear:  # only some of its rows
                 bias = None if head.bias is None else head.bias[asked.ids]
@@ -159,15 +173,16 @@ class Chooser:
         numbers = torch.cat([table.flatten() for table in found]).cpu().tolist()
         end = 0
         for index, decision in enumerate(decisions):
-            whole = index < weighed
-            start, end = end, end + (asked.whole_ids.shape[1] + 3 if whole else asked.columns.shape[1] + 1)
-            (_note_weighed if whole else _note_share)(decision, numbers[start:end])
+            ids = asked.narrow_ids if index < narrow else asked.wide_ids
+            start, end = end, end + (ids.shape[1] + 3 if index < weighed else asked.columns.shape[1] + 1)
+            (_note_weighed if index < weighed else _note_share)(decision, numbers[start:end])
 
     def choose_from(self, decision: Decision, logits: torch.Tensor) -> None:
         """Choose from the (vocabulary,) logits of one decision, in float32 or wider, which are used up."""
         asked = Asked(*copied_together(ask([decision]), logits.device))
         if decision.weighed:
-            _note_weighed(decision, self._weigh(logits[None], asked.whole_ids, asked.free)[0].cpu().tolist())
+            ids = asked.narrow_ids if len(asked.narrow_ids) else asked.wide_ids
+            _note_weighed(decision, self._weigh(logits[None], ids, asked.free)[0].cpu().tolist())
         else:
             _note_share(decision, _share(logits[None, asked.ids], asked.columns)[0].cpu().tolist())
 

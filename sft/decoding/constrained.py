@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.decoding.automaton import Automaton, answer_format
-from sft.decoding.choosing import Asked, Chooser, Decision, ask, decision_at
+from sft.decoding.choosing import Asked, Chooser, Decision, ask, decision_at, in_order
 from sft.decoding.drafts import Drafter, sources_of
 from sft.decoding.rules import Drafts, Rules, Source, State
 from sft.decoding.vocabulary import Vocabulary
@@ -198,7 +198,7 @@ def _advance(chooser: Chooser, cache: Cache, drafts: Drafts, rows: Sequence[Row]
         decisions_of.append(decisions)
     asked_at = zip(places, (decision for decisions in decisions_of for decision in decisions), strict=True)
     unsettled = [(place, decision) for place, decision in asked_at if decision.chosen < 0]
-    unsettled.sort(key=lambda found: not found[1].weighed)  # the order of `Asked`
+    unsettled.sort(key=lambda found: in_order(found[1]))
     unsettled_places, unsettled_decisions = [place for place, _ in unsettled], [decision for _, decision in unsettled]
     hidden, asked = run_and_send(chooser.model, cache, feeds, unsettled_places, ask(unsettled_decisions))
     if unsettled:

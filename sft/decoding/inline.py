@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from sft.decoding.automaton import next_bytes
 from sft.decoding.vocabulary import Node, Vocabulary
 from sft.tasks.entity_lines import NO_ENTITY
 from sft.tasks.entity_marks import BETWEEN, CLOSING, OPENING, escaped
@@ -232,7 +233,7 @@ class InlineRules:
         written, place, entities = state
         if written in self._labels:
             yield CLOSING_BYTE, Copy(place, None, entities + 1)
-        for byte in {label[len(written)] for label in self._labels if label.startswith(written) and label != written}:
+        for byte in next_bytes(self._labels, written):
             yield byte, Label(written + bytes((byte,)), place, entities)
 
 

@@ -38,7 +38,7 @@ class Rules(Protocol):
     def accepts(self, state: State) -> bool:
         """Whether an answer may end here."""
 
-    def allowed(self, state: State, more: bool = True) -> dict[int, State]:
+    def allowed(self, state: State, more: bool = True) -> Mapping[int, State]:
         """Every token that may come next, with the state after it; the terminator where the answer may end.
 
         Never empty before the terminator is chosen. Tokens of `free` text need not be among them.
