@@ -156,6 +156,17 @@ def test_predictions_do_not_change_when_memory_runs_out_at_a_random_pass(way, se
     assert room.divisor in (2, 4)
 
 
+def test_of_a_long_text_only_a_part_is_read_again_when_memory_runs_out_at_its_end(tokenizer, memory):
+    model, limits = tiny_model("qwen2", torch.float64), Limits(400, 6, 2, piece_tokens=20)
+    records = [{"text": "张伟昨天到了上海。菲律宾总统也到了。" * 60}]
+    expected = list(predict(model, tokenizer, NER, records, limits))
+    passes, memory.passes = memory.passes, 0
+    memory.failing = {passes // 2}
+    assert_same(list(predict(model, tokenizer, NER, records, limits)), expected)
+    assert passes > 100
+    assert memory.passes < 1.8 * passes  # half of them by two rows, half by one; all over again by one would be 2.5
+
+
 def assert_same(found: list[dict], expected: list[dict]) -> None:
     """Everything equal, and scores as far as the order of additions lets them be."""
     assert without_scores(found) == without_scores(expected)

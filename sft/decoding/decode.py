@@ -20,7 +20,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from sft.console import say_once
 from sft.decoding import inline, inline_answers
 from sft.decoding.automaton import answer_format, can_write
-from sft.decoding.constrained import Bounds, decode
+from sft.decoding.constrained import Answer, Bounds, decode
 from sft.decoding.pieces import Piece, fit, read_on
 from sft.decoding.room import Room
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
@@ -205,7 +205,28 @@ def _vocabulary_for(tokenizer, task: Task) -> Vocabulary | None:
 def _extract(
     model, vocabulary: Vocabulary, task: Task, pieces: Sequence[Piece], limits: Limits, room: Room
 ) -> Iterator[dict]:
-    """The entities of each piece, from a well-formed answer."""
+    """The entities of each piece, from a well-formed answer.
+
+    The pieces of long texts are many more than their rows. So no more than a window of them run together: what does
+    not fit into memory is then not all to be done again.
+    """
+    for together in in_groups(pieces, rows_per_window(limits)):
+        answers = _answers(model, vocabulary, task, together, limits, room)
+        for piece, answer in zip(together, answers, strict=True):
+            result = task.parse(answer.text, piece.record)
+            for entity in result["entities"]:
+                entity["score"] = answer.scores[entity["line"]]
+            if _is_inline(task):
+                inline_answers.leave_out_overruled(result, answer)
+            for entity in result["entities"]:
+                del entity["line"]
+            yield result | {"answer": answer.text} | ({"cut": True} if answer.cut else {})
+
+
+def _answers(
+    model, vocabulary: Vocabulary, task: Task, pieces: Sequence[Piece], limits: Limits, room: Room
+) -> Sequence[Answer]:
+    """The well-formed answer about each piece; the passes shrink until they fit into memory."""
     texts = [piece.record["text"] for piece in pieces]
     prompts = [piece.prompt_ids for piece in pieces]
     decode_all = inline_answers.decode if _is_inline(task) else decode
@@ -215,15 +236,7 @@ def _extract(
         bounds = Bounds(rows, limits.max_new_tokens, limits.max_tokens and room.of(limits.max_tokens))
         work = partial(decode_all, model, vocabulary, task.labels, texts, prompts, bounds)
         answers = room.tried(work, divisible=rows > 1)
-    for piece, answer in zip(pieces, answers, strict=True):
-        result = task.parse(answer.text, piece.record)
-        for entity in result["entities"]:
-            entity["score"] = answer.scores[entity["line"]]
-        if _is_inline(task):
-            inline_answers.leave_out_overruled(result, answer)
-        for entity in result["entities"]:
-            del entity["line"]
-        yield result | {"answer": answer.text} | ({"cut": True} if answer.cut else {})
+    return answers
 
 
 def _pass_tokens(limits: Limits, room: Room) -> int:
