@@ -80,6 +80,16 @@ def test_rooms_import_only_what_lies_below_them() -> None:
     assert broken_rules() == set()
 
 
+def test_benchmarks_run_from_the_repository_alone() -> None:
+    """pytest finds the modules of ``tests`` by their bare names; ``python -m benchmarks.…`` does not."""
+    only_for_pytest = {path.stem for path in (PACKAGE.parent / "tests").glob("*.py")}
+    for path in (PACKAGE.parent / "benchmarks").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert not names & only_for_pytest, path
+
+
 def test_every_module_is_in_a_room_or_on_the_ground() -> None:
     names = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()} - {"__init__", "__pycache__"}
     assert names <= GROUND | ROOMS.keys()
