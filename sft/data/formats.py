@@ -28,10 +28,9 @@ from sft.data.tables import (
     DELIMITERS,
     column_names,
     column_numbers,
-    delimiter_of,
     first_rows,
     is_data,
-    is_quoted,
+    layout_of,
     separator_line,
     text_and_label,
 )
@@ -214,11 +213,10 @@ def _as_table(source: Source, sample: list[str], options: ReadOptions, gold: boo
     sample = sample[1:] if told else sample
     if not sample:
         raise InputError(f"{source.path}：没有一行数据；请检查文件")
-    delimiter = told or delimiter_of(sample, source.format)
-    layout = TableLayout(delimiter, is_quoted(sample, delimiter), lines_above=int(told is not None))
+    layout = layout_of(sample, source.format, told)._replace(lines_above=int(told is not None))
     taken = () if layout.quoted else ("引号按原文",)
-    if delimiter != ("\t" if source.format == "tsv" else ","):
-        taken += (f"列之间是{'制表符' if delimiter == chr(9) else f' {delimiter} '}",)
+    if layout.delimiter != ("\t" if source.format == "tsv" else ","):
+        taken += (f"列之间是{'制表符' if layout.delimiter == chr(9) else f' {layout.delimiter} '}",)
     rows = first_rows(sample, layout)
     _refuse_look_alikes(source, sample, rows, options)
     return _with_header(replace(source, table=layout, taken=taken), rows, options, gold)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 
 from sft.data.encodings import is_decoded
+from sft.data.quoting import NUMBER, OpenQuote, is_quoted, rows_of_table, usual_row
 from sft.data.source import NumberedRow, TableLayout
 from sft.errors import InputError, RowError
 
 DELIMITERS = (",", "\t", ";", "|")
 _SHOWN_ROWS = 1000  # of the sample, to tell data from a header
-_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
 _SENTENCE = re.compile(r"[。！？!?；;，,]|\.$")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line: what separates the cells
 
@@ -27,37 +26,36 @@ def separator_line(first_line: str) -> str | None:
     return found and found[1]
 
 
-def delimiter_of(sample: Sequence[str], ending: str) -> str:
-    """What separates the cells of a ``.csv`` or ``.tsv``: not always what the name says."""
-    usual = "\t" if ending == "tsv" else ","
-    if usual in sample[0]:
-        return usual
-    return next((other for other in DELIMITERS if _same_count(sample, other)), usual)
+def layout_of(sample: Sequence[str], ending: str, told: str | None = None) -> TableLayout:
+    """How a ``.csv`` or ``.tsv`` is written. What separates its cells is not always what its name says.
+
+    Args:
+        told: what separates them, if the file says so.
+    """
+    usual = told or ("\t" if ending == "tsv" else ",")
+    layout = _layout(sample, usual)
+    if told or usual in sample[0]:
+        return layout
+    others = (_layout(sample, other) for other in DELIMITERS if other in sample[0])
+    return next((other for other in others if _is_even(first_rows(sample, other))), layout)
 
 
-def _same_count(sample: Sequence[str], delimiter: str) -> bool:
-    """Whether every line has the delimiter, and equally often."""
-    count = sample[0].count(delimiter)
-    return count > 0 and all(line.count(delimiter) == count for line in sample)
+def _layout(sample: Sequence[str], delimiter: str) -> TableLayout:
+    return TableLayout(delimiter, is_quoted(sample, delimiter), usual=usual_row(sample, delimiter))
 
 
-def is_quoted(sample: Sequence[str], delimiter: str) -> bool:
-    """Whether a table uses CSV's quoting. Many TSVs do not, and have quotation marks in their texts."""
-    if delimiter != "\t":
-        return True
-    widths = {line.count("\t") for line in sample}
-    try:
-        return len(widths) > 1 or {len(cells) - 1 for cells in csv.reader(sample, "excel-tab", strict=True)} == widths
-    except csv.Error:
-        return False
+def _is_even(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether nearly all rows are as wide as the first, which has several cells."""
+    width = len(rows[0]) if rows else 0
+    return width > 1 and sum(len(row) == width for row in rows) >= 0.9 * len(rows)
 
 
 def first_rows(sample: Iterable[str], layout: TableLayout) -> list[list[str]]:
-    """The cells of the first rows of a sample; a row that cannot be read ends them."""
-    rows: list[list[str]] = []
-    with suppress(csv.Error):  # the reader will say where
-        rows.extend(row for row in islice(csv_reader(iter(sample), layout), _SHOWN_ROWS) if row)
-    return rows
+    """The cells of the first rows of a sample that can be read; none if the very first cannot."""
+    rows: list[list[str] | RowError] = []
+    with suppress(OpenQuote):  # the reader will say where
+        rows.extend(islice((cells for _, _, cells in rows_of_table(sample, layout) if cells), _SHOWN_ROWS))
+    return [] if rows and isinstance(rows[0], RowError) else [cells for cells in rows if type(cells) is list]
 
 
 def is_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
@@ -65,7 +63,7 @@ def is_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
     A column name is not a number and not a sentence, and does not occur again below itself.
     """
-    if any(_NUMBER.fullmatch(cell.strip()) or _SENTENCE.search(cell) or len(cell) > 40 for cell in first):
+    if any(NUMBER.fullmatch(cell.strip()) or _SENTENCE.search(cell) or len(cell) > 40 for cell in first):
         return True
     below = [row for row in rows[1:] if len(row) == len(first)]
     return any(cell.strip() and any(row[column] == cell for row in below) for column, cell in enumerate(first))
@@ -108,13 +106,6 @@ def looks_like_labels(column: Sequence[str]) -> bool:
     return len(values) <= max(20, len(column) // 5)
 
 
-def csv_reader(lines: Iterator[str], layout: TableLayout) -> Iterator[list[str]]:
-    """The cells of each row of a CSV or TSV."""
-    csv.field_size_limit(1 << 30)
-    quoting = csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE
-    return csv.reader(lines, delimiter=layout.delimiter, quoting=quoting, strict=True)
-
-
 def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[NumberedRow]:
     """Each row as a dict by the names of the columns. Blank rows are skipped, and so are empty cells at a row's end.
 
@@ -125,22 +116,16 @@ def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[Numbe
     """
     with path.open(encoding=encoding, newline="", errors="surrogateescape") as file:
         skipped = sum(1 for _ in islice(file, layout.lines_above))
-        reader = csv_reader(file, layout)
-        first = None if layout.names else next(filter(None, reader))
-        names = layout.names or column_names(first)
-        while True:
-            number = skipped + reader.line_num + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if "end of data" in str(error):  # the rest of the file is in this cell: too much to skip as one row
-                    raise InputError(f"{path}:{number}：引号没有闭合，一直到文件末尾；请补上引号") from error
-                yield number, "", RowError("", f"不是合法的 CSV（{error}）")
-                continue
-            if cells:
-                yield number, layout.delimiter.join(cells), _table_row(cells, names, first)
+        rows = ((number, line, cells) for number, line, cells in rows_of_table(file, layout, skipped + 1) if cells)
+        try:
+            first = None if layout.names else next(rows)[2]
+            if isinstance(first, RowError):
+                raise InputError(f"{path}:{skipped + 1}：表头读不出来；请检查引号")
+            names = layout.names or column_names(first)
+            for number, line, cells in rows:
+                yield number, line, cells if isinstance(cells, RowError) else _table_row(cells, names, first)
+        except OpenQuote as error:  # the rest of the file is in this cell: too much to skip as one row
+            raise InputError(f"{path}:{error.number}：引号没有闭合，一直到文件末尾；请补上引号") from error
 
 
 def _table_row(cells: list[str], names: Sequence[str], header: list[str] | None) -> dict | RowError:
