@@ -15,6 +15,7 @@ import transfer_ner_data
 from sft.data.arguments import ReadOptions
 from sft.data.formats import recognise
 from sft.data.inputs import read_file, read_stream
+from sft.data.readers import read_rows
 from sft.errors import InputError, RowError
 
 ROWS = (
@@ -89,6 +90,27 @@ def test_the_header_of_a_table_that_was_put_behind_another_is_no_row(tmp_path, d
     *first, again, text, label, third, fourth = read(written(tmp_path, "rows.csv", table * 2))
     assert first == [text, label, third, fourth] == list(ROWS)
     assert again == ("", "第 6 行：又是一遍表头")
+
+
+@pytest.mark.parametrize("again", ["\ufefftext,label", "text, label", " Text,Label", "text,label,,", '"text","label"'])
+def test_the_header_again_is_known_however_it_is_written(tmp_path, again):
+    path = written(tmp_path, "rows.csv", "\ufeff" + CSV + CSV.replace("text,label", again))
+    assert read(path, encoding="utf-8") == [*ROWS, ("", "第 6 行：又是一遍表头"), *ROWS]
+
+
+def test_files_of_lines_that_were_put_together_have_their_marks_inside(tmp_path):
+    for name, one in {"rows.jsonl": '{"text": "甲", "label": "好"}\n', "rows.txt": "甲\n", "a.csv": "甲,好\n"}.items():
+        path = written(tmp_path, name, f"\ufeff{one}{one}\ufeff{one}")
+        assert [text for text, _ in read(path, **({} if name != "a.csv" else {"text_column": "1"}))] == ["甲"] * 3
+        rows = read_stream(io.BytesIO(f"{one}{one}\ufeff{one}".encode() * 2), "label", ReadOptions(text_column="text"))
+        assert name == "a.csv" or [row["text"] for row in rows] == ["甲"] * 6
+
+
+def test_a_second_header_with_its_columns_in_another_order_is_refused(tmp_path):
+    path = written(tmp_path, "rows.csv", CSV + "label,text\n好,也好\n")
+    assert "第一遍不同" in read(path)[-1][1]
+    with pytest.raises(InputError, match=r"rows\.csv:6：又是一遍表头"):
+        list(read_rows(recognise(path, "label")))
 
 
 def test_a_nameless_column_with_values_is_no_empty_cell(tmp_path):

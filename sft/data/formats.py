@@ -19,7 +19,7 @@ from sft.data.arguments import JSON_FORMATS, ROW_FORMATS, ReadOptions
 from sft.data.brat import describe_brat, is_brat
 from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, USUAL_COLUMNS, Columns
 from sft.data.documents import is_document, read_document
-from sft.data.encodings import file_encoding
+from sft.data.encodings import BYTE_ORDER_MARK, file_encoding
 from sft.data.look_alikes import doubt_about_texts, foreign, has_tag_column, header_below, table_problem
 from sft.data.shapes import column_problem, has_options, notation_of, remarks_on
 from sft.data.sheets import is_sheet, sheet_cells, sheet_header
@@ -90,6 +90,7 @@ def sample_lines(file: Iterable[str]) -> list[str]:
     """About a million characters of the first lines that are not blank. Bytes that do not decode are replaced."""
     lines, size = [], 0
     for line in file:
+        line = line.removeprefix(BYTE_ORDER_MARK)
         if line.strip(" \t\r\n"):
             lines.append(line)
         size += len(line)

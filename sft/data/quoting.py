@@ -13,6 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
+from sft.data.encodings import BYTE_ORDER_MARK
 from sft.data.source import TableLayout, UsualRow
 from sft.errors import RowError
 
@@ -25,7 +26,6 @@ _SOME = 0.3
 _LONG = 10  # lines, from which one in ten need not be a row of its own, and the lines are evidence of their values
 _FEWEST_SINGLE = 0.2  # of the lines, that are rows of one line, for these alone to say what is usual
 _FEW_LINES = 5  # fewer lines that are like rows only by their width, or by a number, may be part of a text
-_BYTE_ORDER_MARK = "\ufeff"
 
 
 class OpenQuote(Exception):
@@ -160,7 +160,7 @@ class _Lines:
     def __next__(self) -> str:
         line = self._waiting.popleft() if self._waiting else next(self._lines)
         if not self.of_row:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
+            line = line.removeprefix(BYTE_ORDER_MARK)
         self.of_row.append(line)
         return line
 

@@ -9,11 +9,11 @@ import codecs
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import IO
 
 from sft.data.brat import read_brat
 from sft.data.documents import read_document
+from sft.data.encodings import BYTE_ORDER_MARK
 from sft.data.json_rows import json_row
 from sft.data.marked import marked_row
 from sft.data.shapes import shape_row
@@ -116,21 +116,19 @@ def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes 
     """The lines of a file or stream with their numbers from 1.
 
     Only LF ends a line, because a text may hold U+2028 and the like. Lines of UTF-8 stay bytes, which orjson reads.
-    ``utf-8-sig`` takes a byte order mark off if there is one.
+    A byte order mark before a line is left out: files that were put together have them inside.
     """
     if encoding.startswith("utf-16"):
-        yield from enumerate(io.TextIOWrapper(file, encoding, newline="\n", errors="surrogatepass"), start=1)
+        lines = io.TextIOWrapper(file, encoding, newline="\n", errors="surrogatepass")
+        yield from enumerate((line.removeprefix(BYTE_ORDER_MARK) for line in lines), start=1)
         return
-    lines = enumerate(file, start=1)
-    if encoding == "utf-8-sig":
-        for number, line in islice(lines, 1):
-            yield number, line.removeprefix(codecs.BOM_UTF8)
     if encoding.startswith("utf-8"):
-        yield from lines
+        for number, line in enumerate(file, start=1):
+            yield number, line.removeprefix(codecs.BOM_UTF8)
         return
-    for number, line in lines:
+    for number, line in enumerate(file, start=1):
         with suppress(UnicodeDecodeError):  # it stays bytes and is rejected later
-            line = line.decode(encoding)
+            line = line.decode(encoding).removeprefix(BYTE_ORDER_MARK)
         yield number, line
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError
 
 from sft.data.source import NumberedRow
-from sft.data.tables import column_names
+from sft.data.tables import column_names, header_again
 from sft.errors import InputError, RowError, one_line
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def read_sheet(path: Path, names: Sequence[str] | None = None) -> Iterator[Numbe
         names: the names of the columns if the sheet has no header.
 
     Raises:
-        InputError: see `sheet_header`.
+        InputError: see `sheet_header` and `header_again`.
     """
     rows = sheet_cells(path)
     first = None if names else next(rows)
@@ -64,8 +64,8 @@ def read_sheet(path: Path, names: Sequence[str] | None = None) -> Iterator[Numbe
     for number, cells in rows:
         if isinstance(cells, RowError):
             yield number, "", cells
-        elif first is not None and cells == first[1]:
-            yield number, ",".join(cells), RowError("", "又是一遍表头")
+        elif first is not None and (again := header_again(cells, first[1], f"{path}:{number}")):
+            yield number, ",".join(cells), again
         elif len(cells) > len(header):
             yield number, ",".join(cells), RowError("", f"有 {len(cells)} 列，表头有 {len(header)} 列")
         else:

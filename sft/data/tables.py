@@ -112,7 +112,7 @@ def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[Numbe
     A row that is the header again, as in tables that were put together, is a `RowError`.
 
     Raises:
-        InputError: a quotation mark is never closed.
+        InputError: a quotation mark is never closed, or the header comes again with its columns in another order.
     """
     with path.open(encoding=encoding, newline="", errors="surrogateescape") as file:
         skipped = sum(1 for _ in islice(file, layout.lines_above))
@@ -123,16 +123,43 @@ def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[Numbe
                 raise InputError(f"{path}:{skipped + 1}：表头读不出来；请检查引号")
             names = layout.names or column_names(first)
             for number, line, cells in rows:
-                yield number, line, cells if isinstance(cells, RowError) else _table_row(cells, names, first)
+                if first and type(cells) is list and (again := header_again(cells, first, f"{path}:{number}")):
+                    cells = again
+                yield number, line, cells if isinstance(cells, RowError) else _table_row(cells, names)
         except OpenQuote as error:  # the rest of the file is in this cell: too much to skip as one row
             raise InputError(f"{path}:{error.number}：引号没有闭合，一直到文件末尾；请补上引号") from error
 
 
-def _table_row(cells: list[str], names: Sequence[str], header: list[str] | None) -> dict | RowError:
+def header_again(cells: Sequence[str], header: Sequence[str], where: str) -> RowError | None:
+    """The error of a row that is the header of a table that was put behind the first one; None for any other row.
+
+    Raises:
+        InputError: its columns are in another order, and so are those of the rows below.
+    """
+    if _as_name(cells[0]) not in map(_as_name, header):
+        return None
+    names, first = _names_in(cells), _names_in(header)
+    if names == first:
+        return RowError("", "又是一遍表头")
+    if sorted(names) == sorted(first) and len(set(names)) == len(names) > 1:
+        raise InputError(f"{where}：又是一遍表头，可是列的顺序和第一遍不同；请分成两个文件，或统一列的顺序")
+    return None
+
+
+def _names_in(cells: Sequence[str]) -> list[str]:
+    names = list(map(_as_name, cells))
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _as_name(cell: str) -> str:
+    return cell.strip().lower()
+
+
+def _table_row(cells: list[str], names: Sequence[str]) -> dict | RowError:
     if not all(map(is_decoded, cells)):
         return RowError("", "有解不开的字节（文件若是 GBK，请加 --encoding gb18030）")
-    if cells == header:
-        return RowError("", "又是一遍表头")
     while len(cells) > len(names) and not cells[-1].strip():
         cells = cells[:-1]
     if len(cells) == len(names):
