@@ -106,6 +106,29 @@ def test_files_of_lines_that_were_put_together_have_their_marks_inside(tmp_path)
         assert name == "a.csv" or [row["text"] for row in rows] == ["甲"] * 6
 
 
+@pytest.mark.parametrize("value", ["#REF!", "#NAME?", "#N/A", "#DIV/0!", "#VALUE!"])
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_the_error_values_of_a_spreadsheet_are_neither_texts_nor_labels(tmp_path, value, delimiter):
+    content = f"id,text,label\n1,{value},好\n2,乙,{value}\n{value},丙,好\n4,{value} 出错了,差\n".replace(
+        ",", delimiter
+    )
+    path = written(tmp_path, "rows.csv", content)
+    bad, unlabelled, other, about = [row for _, _, row in read_rows(recognise(path, "label"))]
+    assert (bad.field, bad.reason) == ("text", f"单元格是错误值 {value}")
+    assert unlabelled["text"] == "乙"
+    assert unlabelled["output"] is None or unlabelled["output"].reason == bad.reason
+    assert (other["text"], about["text"]) == ("丙", f"{value} 出错了"), "in a column that is not used, or in a text"
+
+
+@pytest.mark.parametrize("value", ["nan", "NaN", "<NA>", "NaT"])
+def test_what_pandas_writes_for_a_missing_text_is_no_text_and_short_texts_are_some(tmp_path, value):
+    short = ["None", "null", "nan 是什么", "NA", "无", "Nan", "#1", "0"]
+    content = "text,label\n" + "".join(f"{text},好\n" for text in (value, *short))
+    first, *others = read(written(tmp_path, "rows.csv", content))
+    assert "空值" in first[1]
+    assert [text for text, _ in others] == short
+
+
 def test_a_second_header_with_its_columns_in_another_order_is_refused(tmp_path):
     path = written(tmp_path, "rows.csv", CSV + "label,text\n好,也好\n")
     assert "第一遍不同" in read(path)[-1][1]

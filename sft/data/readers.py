@@ -16,10 +16,10 @@ from sft.data.documents import read_document
 from sft.data.encodings import BYTE_ORDER_MARK
 from sft.data.json_rows import json_row
 from sft.data.marked import marked_row
-from sft.data.shapes import shape_row
+from sft.data.shapes import GOLD_FIELDS, shape_row
 from sft.data.sheets import read_sheet
 from sft.data.source import NumberedRow, Source
-from sft.data.tables import read_table
+from sft.data.tables import read_table, without_error_values
 from sft.data.tagged import read_tagged
 from sft.errors import InputError, RowError
 
@@ -80,10 +80,12 @@ def in_shape(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRo
 
 
 def _shape_rows(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRow]:
+    is_table = source.container in ("table", "sheet")
     for number, line, row in rows:
         if type(row) is dict:
             try:
                 row = shape_row(row, source.answers, source.columns)
+                row = without_error_values(row, GOLD_FIELDS[source.answers]) if is_table else row
             except RowError as error:
                 row = error
         yield number, line, row

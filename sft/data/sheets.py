@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError
 
 from sft.data.source import NumberedRow
-from sft.data.tables import column_names, header_again
+from sft.data.tables import ERROR_CELL, column_names, header_again
 from sft.errors import InputError, RowError, one_line
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def sheet_cells(path: Path) -> Iterator[tuple[int, list[str] | RowError]]:
                 cells.pop()
             error = next((cell for cell in row if cell.data_type == "e"), None)
             if error is not None:
-                yield number, RowError(error.column_letter, f"单元格是错误值 {error.value}")
+                yield number, RowError(error.column_letter, f"{ERROR_CELL} {error.value}")
             elif any(cell.strip() for cell in cells):
                 yield number, cells
 

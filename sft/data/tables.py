@@ -10,12 +10,18 @@ from itertools import islice
 from pathlib import Path
 
 from sft.data.encodings import is_decoded
+from sft.data.label_values import MISSING
 from sft.data.quoting import NUMBER, OpenQuote, is_quoted, rows_of_table, usual_row
 from sft.data.source import NumberedRow, TableLayout
 from sft.errors import InputError, RowError
 
 DELIMITERS = (",", "\t", ";", "|")
+ERROR_CELL = "单元格是错误值"
 _SHOWN_ROWS = 1000  # of the sample, to tell data from a header
+# What a spreadsheet shows in place of a value that it cannot calculate.
+_ERROR_VALUE = re.compile(
+    r"#(NULL|DIV/0|VALUE|REF|NUM|CALC|SPILL|FIELD|BLOCKED|CONNECT|BUSY|UNKNOWN|ERROR)!|#N/A|#NAME\?|#GETTING_DATA"
+)
 _SENTENCE = re.compile(r"[。！？!?；;，,]|\.$")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line: what separates the cells
 
@@ -67,6 +73,26 @@ def is_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
         return True
     below = [row for row in rows[1:] if len(row) == len(first)]
     return any(cell.strip() and any(row[column] == cell for row in below) for column, cell in enumerate(first))
+
+
+def without_error_values(row: dict, gold_field: str) -> dict:
+    """A row of a table in its task's original shape, whose label is a `RowError` if it is a spreadsheet's error value.
+
+    Raises:
+        RowError: the text is such a value, or what pandas writes for a missing one.
+    """
+    if problem := cell_problem(row["text"]):
+        raise RowError("text", problem)
+    if row["text"] in MISSING:  # None is not among them: it may be what somebody answered
+        raise RowError("text", f"单元格是 {row['text']}，是 pandas 写出的空值")
+    problem = cell_problem(row.get(gold_field))
+    return row | {gold_field: RowError(gold_field, problem)} if problem else row
+
+
+def cell_problem(value: object) -> str:
+    """What is wrong with a cell that has a spreadsheet's error value; ``""`` if it has none."""
+    is_error = type(value) is str and value[:1] == "#" and _ERROR_VALUE.fullmatch(value.rstrip())
+    return f"{ERROR_CELL} {value.strip()}" if is_error else ""
 
 
 def column_names(header: Sequence[str]) -> list[str]:
