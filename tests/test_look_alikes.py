@@ -49,8 +49,8 @@ def read(path: Path, **options: str) -> list[tuple[str, str | None]]:
         ("<!DOCTYPE html>\n<html><body>404</body></html>\n", "重新下载"),
         ("#FORMAT=WebAnno TSV 3.2\n\n#Text=赵一\n1-1\t0-1\t赵\t_\n", "CoNLL 2002"),
         ("| text | label |\n|---|:-:|\n| 房间好 | 好 |\n", "另存为 CSV"),
-        (f"酒店评论,\n{CSV}", "删掉它上面的行"),
-        (f"# 导出于 2024\n{CSV}", "删掉它上面的行"),
+        (f"酒店评论,2024\n{CSV}", "删掉它上面的行"),
+        (f"# 导出于 2024,赵一\n{CSV}", "删掉它上面的行"),
         (TAGGED, ".conll"),
         ("字,序号\n" + TAGGED, ".conll"),
     ],
@@ -141,6 +141,47 @@ def test_a_nameless_column_with_values_is_no_empty_cell(tmp_path):
         ("", "第 2 行：有 3 列，表头有 2 列"),
         ("乙", "差"),
     ]
+
+
+@pytest.mark.parametrize(
+    "title", ["酒店评论,", "酒店评论", "# 导出于 2024", "酒店评论\n\n2024 年", '"酒店评论\n2024"']
+)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.txt"])
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_title_above_the_header_is_left_out_and_named(tmp_path, title, name, delimiter):
+    path = written(tmp_path, name, f"{title}\n{CSV}".replace(",", delimiter))
+    assert read(path) == list(ROWS)
+    assert "行没有用：" in recognise(path, "label").describe()
+
+
+UNUSUAL = CSV.replace("text,label", "客户留言,问题类别")
+NAMED = {"text_column": "客户留言", "label_column": "问题类别"}
+NUMBERED = {"text_column": "1", "label_column": "2"}
+
+
+@pytest.mark.parametrize("title", ["2024年客服数据\n", "2024年客服数据,\n导出人：赵一,\n"])
+def test_what_is_advised_for_a_title_above_unusual_names_works(tmp_path, title):
+    path = written(tmp_path, "rows.csv", title + UNUSUAL)
+    with pytest.raises(InputError, match=r"有 '客户留言、问题类别'.*--text_column") as told:
+        recognise(path, "label")
+    assert "没有 --text_column" not in str(told.value)
+    for options in (NAMED, NUMBERED):
+        assert read(path, **options) == list(ROWS)
+
+
+def test_the_names_that_the_user_gives_say_which_row_is_the_header(tmp_path):
+    path = written(tmp_path, "rows.csv", f"客服数据,2024\n导出人,赵一\n{UNUSUAL}")
+    assert read(path, **NAMED) == list(ROWS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["房间好,\n早餐差,差\n位置好,好\n隔音差,差\n房间大,好\n", "text\n甲,乙\n丙,丁\n"],
+    ids=["a first row without a label", "a text with commas"],
+)
+def test_a_first_row_with_one_cell_is_not_always_a_title(tmp_path, content):
+    source = recognise(written(tmp_path, "rows.csv", content), "label", ReadOptions(text_column="1"), gold=False)
+    assert "没有用" not in source.describe()
 
 
 TWO_READINGS = {

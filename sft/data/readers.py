@@ -61,7 +61,7 @@ def rows_as_written(source: Source) -> Iterator[NumberedRow]:
         case "table":
             return read_table(source.path, source.encoding, source.table)
         case "sheet":
-            return read_sheet(source.path, source.table.names)
+            return read_sheet(source.path, source.table.names, source.table.titles)
         case "brat":
             return read_brat(source.path, source.encoding)
         case "document":

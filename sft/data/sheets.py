@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError
@@ -38,27 +39,31 @@ def is_sheet(path: Path) -> bool:
     return path.suffix.lower() in _ENDINGS
 
 
-def sheet_header(path: Path) -> list[str]:
+def sheet_header(path: Path, titles: int = 0) -> list[str]:
     """The names of the columns: the first row that has data. A column without a name is called by its number.
+
+    Args:
+        titles: how many rows that have data stand above it.
 
     Raises:
         InputError: two columns have the same name; else see `sheet_cells`.
     """
-    return _names(path, *next(sheet_cells(path)))
+    return _names(path, *next(islice(sheet_cells(path), titles, None)))
 
 
-def read_sheet(path: Path, names: Sequence[str] | None = None) -> Iterator[NumberedRow]:
+def read_sheet(path: Path, names: Sequence[str] | None = None, titles: int = 0) -> Iterator[NumberedRow]:
     """Each row as a dict by the names of the columns, with its number in the sheet. Empty rows are skipped.
 
     A row with more cells than there are columns, or with an error such as ``#N/A`` in a cell, is a `RowError`.
 
     Args:
         names: the names of the columns if the sheet has no header.
+        titles: how many rows that have data stand above the header.
 
     Raises:
         InputError: see `sheet_header` and `header_again`.
     """
-    rows = sheet_cells(path)
+    rows = islice(sheet_cells(path), titles, None)
     first = None if names else next(rows)
     header = names or _names(path, *first)
     for number, cells in rows:

@@ -39,6 +39,7 @@ class TableLayout(NamedTuple):
         quoted: whether quotation marks enclose cells; if not, they are ordinary characters.
         names: the names of the columns if the file has no header: ``1``, ``2``, …
         lines_above: how many lines stand above the header or the first row: Excel's ``sep=;``.
+        titles: how many rows that are not blank stand above the header.
         usual: of a CSV or TSV with more than one column.
     """
 
@@ -46,6 +47,7 @@ class TableLayout(NamedTuple):
     quoted: bool = True
     names: tuple[str, ...] | None = None
     lines_above: int = 0
+    titles: int = 0
     usual: UsualRow | None = None
 
 

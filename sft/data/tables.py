@@ -9,6 +9,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS
 from sft.data.encodings import is_decoded
 from sft.data.label_values import MISSING
 from sft.data.quoting import NUMBER, OpenQuote, is_quoted, rows_of_table, usual_row
@@ -17,6 +18,7 @@ from sft.errors import InputError, RowError
 
 DELIMITERS = (",", "\t", ";", "|")
 ERROR_CELL = "单元格是错误值"
+HEADER_LINES = 4  # where a header may be, below a title, a date, a blank line
 _SHOWN_ROWS = 1000  # of the sample, to tell data from a header
 # What a spreadsheet shows in place of a value that it cannot calculate.
 _ERROR_VALUE = re.compile(
@@ -42,7 +44,7 @@ def layout_of(sample: Sequence[str], ending: str, told: str | None = None) -> Ta
     layout = _layout(sample, usual)
     if told or usual in sample[0]:
         return layout
-    others = (_layout(sample, other) for other in DELIMITERS if other in sample[0])
+    others = (_layout(sample, other) for other in DELIMITERS if other in "".join(sample[:HEADER_LINES]))
     return next((other for other in others if _is_even(first_rows(sample, other))), layout)
 
 
@@ -51,7 +53,9 @@ def _layout(sample: Sequence[str], delimiter: str) -> TableLayout:
 
 
 def _is_even(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether nearly all rows are as wide as the first, which has several cells."""
+    """Whether nearly all rows are as wide as the first, which has several cells, or as a header below a title."""
+    titles = titles_above(rows)
+    rows = rows[titles:] if titles and has_text_name(rows[titles]) else rows
     width = len(rows[0]) if rows else 0
     return width > 1 and sum(len(row) == width for row in rows) >= 0.9 * len(rows)
 
@@ -93,6 +97,39 @@ def cell_problem(value: object) -> str:
     """What is wrong with a cell that has a spreadsheet's error value; ``""`` if it has none."""
     is_error = type(value) is str and value[:1] == "#" and _ERROR_VALUE.fullmatch(value.rstrip())
     return f"{ERROR_CELL} {value.strip()}" if is_error else ""
+
+
+def titles_above(rows: Sequence[Sequence[str]], named: Iterable[str | None] = ()) -> int:
+    """How many rows stand above the header of a table: titles, or what is above the names that the user gives.
+
+    A title is alone in its row, while the header and nearly all rows below it have several cells.
+    """
+    names = {name for name in named if name and not name.isdecimal()}
+    for at, row in enumerate(rows[:HEADER_LINES] if names else ()):
+        if names <= set(row):
+            return at
+    titles = next((at for at, row in enumerate(rows[:HEADER_LINES]) if not _is_title(row)), 0)
+    if not titles:
+        return 0
+    header, below = rows[titles], rows[titles + 1 :]
+    if sum(_filled(row) > 1 for row in below) < max(1, 0.9 * len(below)) or _filled(header) < 2:
+        return 0
+    return 0 if is_data(header, [header] if has_text_name(header) else [header, *below]) else titles
+
+
+def _is_title(row: Sequence[str]) -> bool:
+    return (
+        _filled(row) == 1 and bool(row[0].strip()) and _as_name(row[0]) not in (*ALL_TEXT_COLUMNS, *ALL_LABEL_COLUMNS)
+    )
+
+
+def _filled(row: Sequence[str]) -> int:
+    return sum(bool(cell.strip()) for cell in row)
+
+
+def has_text_name(cells: Iterable[str]) -> bool:
+    """Whether a cell is a usual name for the column of the text."""
+    return any(cell.strip().strip('"').lower() in ALL_TEXT_COLUMNS for cell in cells)
 
 
 def column_names(header: Sequence[str]) -> list[str]:
@@ -142,7 +179,8 @@ def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[Numbe
     """
     with path.open(encoding=encoding, newline="", errors="surrogateescape") as file:
         skipped = sum(1 for _ in islice(file, layout.lines_above))
-        rows = ((number, line, cells) for number, line, cells in rows_of_table(file, layout, skipped + 1) if cells)
+        filled = (row for row in rows_of_table(file, layout, skipped + 1) if row[2])
+        rows = islice(filled, layout.titles, None)
         try:
             first = None if layout.names else next(rows)[2]
             if isinstance(first, RowError):
