@@ -15,6 +15,7 @@ import transfer_ner_data
 from sft.data.arguments import ReadOptions
 from sft.data.formats import recognise
 from sft.data.inputs import read_file, read_stream
+from sft.data.readers import read_rows
 from sft.errors import InputError, RowError
 
 ROWS = (
@@ -48,8 +49,8 @@ def read(path: Path, **options: str) -> list[tuple[str, str | None]]:
         ("<!DOCTYPE html>\n<html><body>404</body></html>\n", "重新下载"),
         ("#FORMAT=WebAnno TSV 3.2\n\n#Text=赵一\n1-1\t0-1\t赵\t_\n", "CoNLL 2002"),
         ("| text | label |\n|---|:-:|\n| 房间好 | 好 |\n", "另存为 CSV"),
-        (f"酒店评论,\n{CSV}", "删掉它上面的行"),
-        (f"# 导出于 2024\n{CSV}", "删掉它上面的行"),
+        (f"酒店评论,2024\n{CSV}", "删掉它上面的行"),
+        (f"# 导出于 2024,赵一\n{CSV}", "删掉它上面的行"),
         (TAGGED, ".conll"),
         ("字,序号\n" + TAGGED, ".conll"),
     ],
@@ -91,11 +92,96 @@ def test_the_header_of_a_table_that_was_put_behind_another_is_no_row(tmp_path, d
     assert again == ("", "第 6 行：又是一遍表头")
 
 
+@pytest.mark.parametrize("again", ["\ufefftext,label", "text, label", " Text,Label", "text,label,,", '"text","label"'])
+def test_the_header_again_is_known_however_it_is_written(tmp_path, again):
+    path = written(tmp_path, "rows.csv", "\ufeff" + CSV + CSV.replace("text,label", again))
+    assert read(path, encoding="utf-8") == [*ROWS, ("", "第 6 行：又是一遍表头"), *ROWS]
+
+
+def test_files_of_lines_that_were_put_together_have_their_marks_inside(tmp_path):
+    for name, one in {"rows.jsonl": '{"text": "甲", "label": "好"}\n', "rows.txt": "甲\n", "a.csv": "甲,好\n"}.items():
+        path = written(tmp_path, name, f"\ufeff{one}{one}\ufeff{one}")
+        assert [text for text, _ in read(path, **({} if name != "a.csv" else {"text_column": "1"}))] == ["甲"] * 3
+        rows = read_stream(io.BytesIO(f"{one}{one}\ufeff{one}".encode() * 2), "label", ReadOptions(text_column="text"))
+        assert name == "a.csv" or [row["text"] for row in rows] == ["甲"] * 6
+
+
+@pytest.mark.parametrize("value", ["#REF!", "#NAME?", "#N/A", "#DIV/0!", "#VALUE!"])
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_the_error_values_of_a_spreadsheet_are_neither_texts_nor_labels(tmp_path, value, delimiter):
+    content = f"id,text,label\n1,{value},好\n2,乙,{value}\n{value},丙,好\n4,{value} 出错了,差\n".replace(
+        ",", delimiter
+    )
+    path = written(tmp_path, "rows.csv", content)
+    bad, unlabelled, other, about = [row for _, _, row in read_rows(recognise(path, "label"))]
+    assert (bad.field, bad.reason) == ("text", f"单元格是错误值 {value}")
+    assert unlabelled["text"] == "乙"
+    assert unlabelled["output"] is None or unlabelled["output"].reason == bad.reason
+    assert (other["text"], about["text"]) == ("丙", f"{value} 出错了"), "in a column that is not used, or in a text"
+
+
+@pytest.mark.parametrize("value", ["nan", "NaN", "<NA>", "NaT"])
+def test_what_pandas_writes_for_a_missing_text_is_no_text_and_short_texts_are_some(tmp_path, value):
+    short = ["None", "null", "nan 是什么", "NA", "无", "Nan", "#1", "0"]
+    content = "text,label\n" + "".join(f"{text},好\n" for text in (value, *short))
+    first, *others = read(written(tmp_path, "rows.csv", content))
+    assert "空值" in first[1]
+    assert [text for text, _ in others] == short
+
+
+def test_a_second_header_with_its_columns_in_another_order_is_refused(tmp_path):
+    path = written(tmp_path, "rows.csv", CSV + "label,text\n好,也好\n")
+    assert "第一遍不同" in read(path)[-1][1]
+    with pytest.raises(InputError, match=r"rows\.csv:6：又是一遍表头"):
+        list(read_rows(recognise(path, "label")))
+
+
 def test_a_nameless_column_with_values_is_no_empty_cell(tmp_path):
     assert read(written(tmp_path, "rows.csv", "text,label,\n甲,好,多\n乙,差,\n")) == [
         ("", "第 2 行：有 3 列，表头有 2 列"),
         ("乙", "差"),
     ]
+
+
+@pytest.mark.parametrize(
+    "title", ["酒店评论,", "酒店评论", "# 导出于 2024", "酒店评论\n\n2024 年", '"酒店评论\n2024"']
+)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.txt"])
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_a_title_above_the_header_is_left_out_and_named(tmp_path, title, name, delimiter):
+    path = written(tmp_path, name, f"{title}\n{CSV}".replace(",", delimiter))
+    assert read(path) == list(ROWS)
+    assert "行没有用：" in recognise(path, "label").describe()
+
+
+UNUSUAL = CSV.replace("text,label", "客户留言,问题类别")
+NAMED = {"text_column": "客户留言", "label_column": "问题类别"}
+NUMBERED = {"text_column": "1", "label_column": "2"}
+
+
+@pytest.mark.parametrize("title", ["2024年客服数据\n", "2024年客服数据,\n导出人：赵一,\n"])
+def test_what_is_advised_for_a_title_above_unusual_names_works(tmp_path, title):
+    path = written(tmp_path, "rows.csv", title + UNUSUAL)
+    with pytest.raises(InputError, match=r"有 '客户留言、问题类别'.*--text_column") as told:
+        recognise(path, "label")
+    assert "没有 --text_column" not in str(told.value)
+    for options in (NAMED, NUMBERED):
+        assert read(path, **options) == list(ROWS)
+
+
+def test_the_names_that_the_user_gives_say_which_row_is_the_header(tmp_path):
+    path = written(tmp_path, "rows.csv", f"客服数据,2024\n导出人,赵一\n{UNUSUAL}")
+    assert read(path, **NAMED) == list(ROWS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["房间好,\n早餐差,差\n位置好,好\n隔音差,差\n房间大,好\n", "text\n甲,乙\n丙,丁\n"],
+    ids=["a first row without a label", "a text with commas"],
+)
+def test_a_first_row_with_one_cell_is_not_always_a_title(tmp_path, content):
+    source = recognise(written(tmp_path, "rows.csv", content), "label", ReadOptions(text_column="1"), gold=False)
+    assert "没有用" not in source.describe()
 
 
 TWO_READINGS = {

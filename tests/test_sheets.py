@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sft.data.arguments import ReadOptions
 from sft.data.formats import recognise
+from sft.data.readers import read_rows
 from sft.data.sheets import is_sheet, read_sheet, sheet_cells, sheet_header
 from sft.errors import InputError, RowError
 
@@ -204,9 +206,33 @@ def test_warnings_about_what_is_not_read_stay_away(tmp_path, recwarn):
     assert not recwarn.list
 
 
-def test_a_title_above_the_header_is_told_and_the_header_again_is_no_row(tmp_path):
-    with pytest.raises(InputError, match="删掉它上面的行"):
-        recognise(workbook(tmp_path / "a.xlsx", [["酒店评论 2024"], ["文本", "标签"], ["房间好", "好"]]), "label")
-    path = workbook(tmp_path / "b.xlsx", [["文本", "标签"], ["房间好", "好"], ["文本", "标签"], ["早餐差", "差"]])
+def test_the_header_again_is_no_row(tmp_path):
+    path = workbook(tmp_path / "b.xlsx", [["文本", "标签"], ["房间好", "好"], ["文本 ", "标签"], ["早餐差", "差"]])
     rows = [str(row) if isinstance(row, RowError) else row["文本"] for _, row in rows_of(path)]
     assert rows == ["房间好", "又是一遍表头", "早餐差"]
+
+
+@pytest.mark.parametrize("titles", [[["客服数据 2024"]], [["客服数据"], [], ["导出人：赵一", None]]])
+@pytest.mark.parametrize("header", [["文本", "标签"], ["客户留言", "问题类别"], ["客户留言", "问题类别", None]])
+def test_a_title_above_the_header_is_left_out_and_what_is_advised_works(tmp_path, titles, header):
+    table = [header, *([f"退货{n}", "售后"] for n in range(3)), ["发货", "物流"]]
+    path = workbook(tmp_path / "a.xlsx", [*titles, *table])
+    ways = [("1", "2"), tuple(header[:2])]
+    if header[0] == "文本":
+        ways.append((None, None))
+    else:
+        with pytest.raises(InputError, match="有 '客户留言、问题类别'"):
+            recognise(path, "label")
+    for text, label in ways:
+        source = recognise(path, "label", ReadOptions(text_column=text, label_column=label))
+        assert "行没有用：客服数据" in source.describe()
+        rows = [(number, row["text"], row["output"]) for number, _, row in read_rows(source)]
+        first = len(titles) + 2
+        assert rows == [(first + at, *row) for at, row in enumerate(map(tuple, table[1:]))]
+
+
+def test_of_a_row_with_the_names_of_the_user_nothing_above_counts(tmp_path):
+    rows = [["单位", "甲"], ["客户留言", "问题类别"], ["退货", "售后"]]
+    path = workbook(tmp_path / "a.xlsx", rows)
+    source = recognise(path, "label", ReadOptions(text_column="客户留言", label_column="问题类别"))
+    assert [row["text"] for _, _, row in read_rows(source)] == ["退货"]

@@ -11,6 +11,7 @@ from sft.data.plausibility import Reading, readings
 from sft.errors import InputError
 
 SAMPLE_BYTES = 1 << 20
+BYTE_ORDER_MARK = "\ufeff"  # decoded
 _EVIDENCE_BYTES = 1 << 16  # enough for any judgement, and judged in 20 milliseconds
 _MARGIN_BITS = 12.0  # the likelier reading must be 4,000 times as likely, else the user is asked
 _FOR_UTF8_BITS = 4.0

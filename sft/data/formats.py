@@ -19,21 +19,23 @@ from sft.data.arguments import JSON_FORMATS, ROW_FORMATS, ReadOptions
 from sft.data.brat import describe_brat, is_brat
 from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, USUAL_COLUMNS, Columns
 from sft.data.documents import is_document, read_document
-from sft.data.encodings import file_encoding
+from sft.data.encodings import BYTE_ORDER_MARK, file_encoding
 from sft.data.look_alikes import doubt_about_texts, foreign, has_tag_column, header_below, table_problem
 from sft.data.shapes import column_problem, has_options, notation_of, remarks_on
 from sft.data.sheets import is_sheet, sheet_cells, sheet_header
 from sft.data.source import Source, TableLayout
 from sft.data.tables import (
     DELIMITERS,
+    HEADER_LINES,
     column_names,
     column_numbers,
-    delimiter_of,
     first_rows,
+    has_text_name,
     is_data,
-    is_quoted,
+    layout_of,
     separator_line,
     text_and_label,
+    titles_above,
 )
 from sft.data.tagged_layout import tagging_of
 from sft.data.tagging import Tagging
@@ -45,7 +47,6 @@ JSON_ENDINGS = ("json", "jsonl")
 TABLE_ENDINGS = ("csv", "tsv")
 _SAMPLE_CHARACTERS = 1 << 20
 _SAMPLE_ROWS = 1000
-_HEADER_LINES = 4  # where a header may be, below a title and the like
 
 
 def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, gold: bool = True) -> Source:
@@ -91,6 +92,7 @@ def sample_lines(file: Iterable[str]) -> list[str]:
     """About a million characters of the first lines that are not blank. Bytes that do not decode are replaced."""
     lines, size = [], 0
     for line in file:
+        line = line.removeprefix(BYTE_ORDER_MARK)
         if line.strip(" \t\r\n"):
             lines.append(line)
         size += len(line)
@@ -187,9 +189,9 @@ def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | N
     if separator_line(sample[0]):
         return "csv"
     for delimiter in DELIMITERS:
-        first = [[cell.strip().strip('"') for cell in line.split(delimiter)] for line in sample[:_HEADER_LINES]]
+        first = [[cell.strip().strip('"') for cell in line.split(delimiter)] for line in sample[:HEADER_LINES]]
         header = first[0]
-        if len(header) > 1 and _has_usual_name(header) and not is_data(header, [header]):
+        if len(header) > 1 and has_text_name(header) and not is_data(header, [header]):
             return "tsv" if delimiter == "\t" else "csv"
         if header_below(first):
             return "tsv" if delimiter == "\t" else "csv"  # which says that there is something above the header
@@ -202,10 +204,6 @@ def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | N
     return None
 
 
-def _has_usual_name(header: Iterable[str]) -> bool:
-    return any(cell.strip().lower() in ALL_TEXT_COLUMNS for cell in header)
-
-
 # ---- Tables ----
 
 
@@ -214,14 +212,13 @@ def _as_table(source: Source, sample: list[str], options: ReadOptions, gold: boo
     sample = sample[1:] if told else sample
     if not sample:
         raise InputError(f"{source.path}：没有一行数据；请检查文件")
-    delimiter = told or delimiter_of(sample, source.format)
-    layout = TableLayout(delimiter, is_quoted(sample, delimiter), lines_above=int(told is not None))
+    layout = layout_of(sample, source.format, told)._replace(lines_above=int(told is not None))
     taken = () if layout.quoted else ("引号按原文",)
-    if delimiter != ("\t" if source.format == "tsv" else ","):
-        taken += (f"列之间是{'制表符' if delimiter == chr(9) else f' {delimiter} '}",)
-    rows = first_rows(sample, layout)
+    if layout.delimiter != ("\t" if source.format == "tsv" else ","):
+        taken += (f"列之间是{'制表符' if layout.delimiter == chr(9) else f' {layout.delimiter} '}",)
+    source, rows = _below_titles(replace(source, table=layout, taken=taken), first_rows(sample, layout), options)
     _refuse_look_alikes(source, sample, rows, options)
-    return _with_header(replace(source, table=layout, taken=taken), rows, options, gold)
+    return _with_header(source, rows, options, gold)
 
 
 def _as_sheet(source: Source, options: ReadOptions, gold: bool) -> Source:
@@ -229,10 +226,21 @@ def _as_sheet(source: Source, options: ReadOptions, gold: bool) -> Source:
     rows = list(islice(cells, _SAMPLE_ROWS))
     width = max(map(len, rows), default=0)  # of a row, the cells after the last one with a value are missing
     rows = [row + [""] * (width - len(row)) for row in rows]
+    source, rows = _below_titles(replace(source, table=TableLayout()), rows, options)
     if rows and not all(rows[0]):
-        rows[0] = sheet_header(source.path)
+        rows[0] = sheet_header(source.path, source.table.titles)
     _refuse_look_alikes(source, (), rows, options)
-    return _with_header(replace(source, table=TableLayout()), rows, options, gold)
+    return _with_header(source, rows, options, gold)
+
+
+def _below_titles(source: Source, rows: list[list[str]], options: ReadOptions) -> tuple[Source, list[list[str]]]:
+    """The source and its first rows without what stands above the header."""
+    titles = titles_above(rows, (options.text_column, options.label_column))
+    if not titles:
+        return source, rows
+    shown = "、".join(next(filter(str.strip, row), "") for row in rows[:titles])
+    taken = (*source.taken, f"表头上面的 {titles} 行没有用：{one_line(shown)[:40]}")
+    return replace(source, table=source.table._replace(titles=titles), taken=taken), rows[titles:]
 
 
 def _refuse_look_alikes(
@@ -254,7 +262,8 @@ def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, go
         raise InputError(f"{source.path}:1：表头读不出来；请检查引号")
     header = rows[0]
     numbers = column_numbers(len(header))
-    options = _with_names(options, header, numbers)
+    has_header = source.table.titles > 0 or any(map(_is_usual_name, header))
+    options = _with_names(options, header, numbers) if has_header else options
     if _lacks_header(header, rows, options, numbers):
         columns = _columns_by_number(source.path, rows, options, gold)
         taken = (*source.taken, _describe_numbers(columns))
@@ -267,8 +276,8 @@ def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, go
 
 
 def _with_names(options: ReadOptions, header: list[str], numbers: Sequence[str]) -> ReadOptions:
-    """The options with the names of columns instead of their numbers, if the table has a header for certain."""
-    if not any(map(_is_usual_name, header)) or is_data(header, [header]):
+    """The options with the names of columns instead of their numbers, unless the header is data."""
+    if is_data(header, [header]):
         return options
     names = dict(zip(numbers, header, strict=True))
     text, label = (names.get(str(column), column) for column in (options.text_column, options.label_column))

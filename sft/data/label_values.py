@@ -12,7 +12,7 @@ from sft.tasks.entity_lines import NO_ENTITY, read_entity
 from sft.text import read_literal
 
 _OPENING = ("[", "{")
-_MISSING = ("nan", "NaN", "<NA>", "#N/A", "NaT")  # as pandas and Excel write an empty cell
+MISSING = ("nan", "NaN", "<NA>", "#N/A", "NaT")  # as pandas and Excel write an empty cell
 _FRACTION = re.compile(r"[-+]?(\d+)\.(\d+)")
 
 
@@ -51,14 +51,14 @@ def label_value(value: object, field: str) -> str | None:
 
 def is_plain_label(value: object) -> bool:
     """Whether a value is a label just as it is written: a string of one line that is no number, list or object."""
-    if type(value) is not str or value[:1] in _OPENING or value in _MISSING or "\n" in value:
+    if type(value) is not str or value[:1] in _OPENING or value in MISSING or "\n" in value:
         return False
     return value.strip() != NO_ENTITY and not ("." in value and _FRACTION.fullmatch(value.strip()))
 
 
 def _in_string(value: str, field: str) -> object:
     """What a string that is no plain label says."""
-    if value in _MISSING:
+    if value in MISSING:
         return None
     if value.strip() == NO_ENTITY:
         raise OtherTask("output", f"答案是“{NO_ENTITY}”，这一行是实体识别的数据，不是文本分类的；请换数据或任务")

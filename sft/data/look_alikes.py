@@ -11,9 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from sft.data.columns import ALL_TEXT_COLUMNS
 from sft.data.json_rows import json_row
-from sft.data.tables import is_data, looks_like_labels, text_and_label
+from sft.data.tables import HEADER_LINES, has_text_name, is_data, looks_like_labels, text_and_label
 from sft.data.tagged_layout import tagging_of
 from sft.data.tagging import token_and_tag
 
@@ -28,7 +27,6 @@ _FOREIGN = (  # how a file begins, and what it is
 _MARKDOWN_RULE = re.compile(r"\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*")
 _TAG = re.compile(r"[OoBIEMS]|[BIEMSLU][-_]\S+")
 _TAG_COLUMN = "像带标记的文件（每行一个字和它的标记），列之间却不是空格或制表符；请换过来，句子之间空一行，存成 .conll"
-_FEW_LINES = 4  # a title, a date, a blank line: what may stand above a header
 _OTHER_DELIMITERS = (",", ";", "|", "\x01")
 _LINES_FORMAT = "每行是一段文本请加 --format lines"
 
@@ -58,10 +56,10 @@ def table_problem(sample: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def header_below(rows: Sequence[Sequence[str]]) -> Sequence[str] | None:
     """The row below the first that looks like the header, while the first does not; None if there is none."""
-    if not rows or _has_text_name(rows[0]):
+    if not rows or has_text_name(rows[0]):
         return None
     return next(
-        (row for row in rows[1:_FEW_LINES] if len(row) > 1 and _has_text_name(row) and not is_data(row, [row])), None
+        (row for row in rows[1:HEADER_LINES] if len(row) > 1 and has_text_name(row) and not is_data(row, [row])), None
     )
 
 
@@ -76,10 +74,6 @@ def has_tag_column(rows: Sequence[Sequence[str]]) -> bool:
     return False
 
 
-def _has_text_name(cells: Sequence[str]) -> bool:
-    return any(cell.strip().strip('"').lower() in ALL_TEXT_COLUMNS for cell in cells)
-
-
 def doubt_about_texts(sample: Sequence[str]) -> str:
     """What lines to predict could be besides texts, as a question to the user; ``""`` if nothing else.
 
@@ -89,7 +83,7 @@ def doubt_about_texts(sample: Sequence[str]) -> str:
     lines = [line for line in sample if line[0] not in "#{"]  # neither comments nor JSON
     if len(lines) < 2:
         return ""
-    if _has_text_name([lines[0].strip()]):
+    if has_text_name([lines[0].strip()]):
         return f"第 1 行 {lines[0].strip()!r} 像表头；是表格请加 --format tsv，{_LINES_FORMAT}"
     tabs, count = Counter(line.count("\t") for line in lines).most_common(1)[0]
     if tabs and count >= 0.8 * len(lines):

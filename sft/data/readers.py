@@ -9,17 +9,17 @@ import codecs
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import IO
 
 from sft.data.brat import read_brat
 from sft.data.documents import read_document
+from sft.data.encodings import BYTE_ORDER_MARK
 from sft.data.json_rows import json_row
 from sft.data.marked import marked_row
-from sft.data.shapes import shape_row
+from sft.data.shapes import GOLD_FIELDS, shape_row
 from sft.data.sheets import read_sheet
 from sft.data.source import NumberedRow, Source
-from sft.data.tables import read_table
+from sft.data.tables import read_table, without_error_values
 from sft.data.tagged import read_tagged
 from sft.errors import InputError, RowError
 
@@ -61,7 +61,7 @@ def rows_as_written(source: Source) -> Iterator[NumberedRow]:
         case "table":
             return read_table(source.path, source.encoding, source.table)
         case "sheet":
-            return read_sheet(source.path, source.table.names)
+            return read_sheet(source.path, source.table.names, source.table.titles)
         case "brat":
             return read_brat(source.path, source.encoding)
         case "document":
@@ -80,10 +80,12 @@ def in_shape(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRo
 
 
 def _shape_rows(rows: Iterator[NumberedRow], source: Source) -> Iterator[NumberedRow]:
+    is_table = source.container in ("table", "sheet")
     for number, line, row in rows:
         if type(row) is dict:
             try:
                 row = shape_row(row, source.answers, source.columns)
+                row = without_error_values(row, GOLD_FIELDS[source.answers]) if is_table else row
             except RowError as error:
                 row = error
         yield number, line, row
@@ -116,21 +118,19 @@ def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes 
     """The lines of a file or stream with their numbers from 1.
 
     Only LF ends a line, because a text may hold U+2028 and the like. Lines of UTF-8 stay bytes, which orjson reads.
-    ``utf-8-sig`` takes a byte order mark off if there is one.
+    A byte order mark before a line is left out: files that were put together have them inside.
     """
     if encoding.startswith("utf-16"):
-        yield from enumerate(io.TextIOWrapper(file, encoding, newline="\n", errors="surrogatepass"), start=1)
+        lines = io.TextIOWrapper(file, encoding, newline="\n", errors="surrogatepass")
+        yield from enumerate((line.removeprefix(BYTE_ORDER_MARK) for line in lines), start=1)
         return
-    lines = enumerate(file, start=1)
-    if encoding == "utf-8-sig":
-        for number, line in islice(lines, 1):
-            yield number, line.removeprefix(codecs.BOM_UTF8)
     if encoding.startswith("utf-8"):
-        yield from lines
+        for number, line in enumerate(file, start=1):
+            yield number, line.removeprefix(codecs.BOM_UTF8)
         return
-    for number, line in lines:
+    for number, line in enumerate(file, start=1):
         with suppress(UnicodeDecodeError):  # it stays bytes and is rejected later
-            line = line.decode(encoding)
+            line = line.decode(encoding).removeprefix(BYTE_ORDER_MARK)
         yield number, line
 
 

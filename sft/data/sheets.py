@@ -16,12 +16,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree.ElementTree import ParseError
 
 from sft.data.source import NumberedRow
-from sft.data.tables import column_names
+from sft.data.tables import ERROR_CELL, column_names, header_again
 from sft.errors import InputError, RowError, one_line
 
 if TYPE_CHECKING:
@@ -38,34 +39,38 @@ def is_sheet(path: Path) -> bool:
     return path.suffix.lower() in _ENDINGS
 
 
-def sheet_header(path: Path) -> list[str]:
+def sheet_header(path: Path, titles: int = 0) -> list[str]:
     """The names of the columns: the first row that has data. A column without a name is called by its number.
+
+    Args:
+        titles: how many rows that have data stand above it.
 
     Raises:
         InputError: two columns have the same name; else see `sheet_cells`.
     """
-    return _names(path, *next(sheet_cells(path)))
+    return _names(path, *next(islice(sheet_cells(path), titles, None)))
 
 
-def read_sheet(path: Path, names: Sequence[str] | None = None) -> Iterator[NumberedRow]:
+def read_sheet(path: Path, names: Sequence[str] | None = None, titles: int = 0) -> Iterator[NumberedRow]:
     """Each row as a dict by the names of the columns, with its number in the sheet. Empty rows are skipped.
 
     A row with more cells than there are columns, or with an error such as ``#N/A`` in a cell, is a `RowError`.
 
     Args:
         names: the names of the columns if the sheet has no header.
+        titles: how many rows that have data stand above the header.
 
     Raises:
-        InputError: see `sheet_header`.
+        InputError: see `sheet_header` and `header_again`.
     """
-    rows = sheet_cells(path)
+    rows = islice(sheet_cells(path), titles, None)
     first = None if names else next(rows)
     header = names or _names(path, *first)
     for number, cells in rows:
         if isinstance(cells, RowError):
             yield number, "", cells
-        elif first is not None and cells == first[1]:
-            yield number, ",".join(cells), RowError("", "又是一遍表头")
+        elif first is not None and (again := header_again(cells, first[1], f"{path}:{number}")):
+            yield number, ",".join(cells), again
         elif len(cells) > len(header):
             yield number, ",".join(cells), RowError("", f"有 {len(cells)} 列，表头有 {len(header)} 列")
         else:
@@ -96,7 +101,7 @@ def sheet_cells(path: Path) -> Iterator[tuple[int, list[str] | RowError]]:
                 cells.pop()
             error = next((cell for cell in row if cell.data_type == "e"), None)
             if error is not None:
-                yield number, RowError(error.column_letter, f"单元格是错误值 {error.value}")
+                yield number, RowError(error.column_letter, f"{ERROR_CELL} {error.value}")
             elif any(cell.strip() for cell in cells):
                 yield number, cells
 

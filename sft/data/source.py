@@ -17,6 +17,20 @@ NumberedRow = tuple[int, bytes | str, dict | RowError]  # line number from 1, th
 Container = Literal["lines", "json_lines", "document", "table", "sheet", "tagged", "marked", "brat"]
 
 
+class UsualRow(NamedTuple):
+    """What the rows of a table have in common, by which a line is known to be one.
+
+    Attributes:
+        width: how many cells it has.
+        column: the column that tells most: its values occur again and again, or are numbers. None if there is none.
+        values: those that occur; None for any number.
+    """
+
+    width: int
+    column: int | None = None
+    values: frozenset[str] | None = None
+
+
 class TableLayout(NamedTuple):
     """How a CSV or TSV is written.
 
@@ -25,12 +39,16 @@ class TableLayout(NamedTuple):
         quoted: whether quotation marks enclose cells; if not, they are ordinary characters.
         names: the names of the columns if the file has no header: ``1``, ``2``, …
         lines_above: how many lines stand above the header or the first row: Excel's ``sep=;``.
+        titles: how many rows that are not blank stand above the header.
+        usual: of a CSV or TSV with more than one column.
     """
 
     delimiter: str = ","
     quoted: bool = True
     names: tuple[str, ...] | None = None
     lines_above: int = 0
+    titles: int = 0
+    usual: UsualRow | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,13 +9,21 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS
 from sft.data.encodings import is_decoded
+from sft.data.label_values import MISSING
+from sft.data.quoting import NUMBER, OpenQuote, is_quoted, rows_of_table, usual_row
 from sft.data.source import NumberedRow, TableLayout
 from sft.errors import InputError, RowError
 
 DELIMITERS = (",", "\t", ";", "|")
+ERROR_CELL = "单元格是错误值"
+HEADER_LINES = 4  # where a header may be, below a title, a date, a blank line
 _SHOWN_ROWS = 1000  # of the sample, to tell data from a header
-_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+# What a spreadsheet shows in place of a value that it cannot calculate.
+_ERROR_VALUE = re.compile(
+    r"#(NULL|DIV/0|VALUE|REF|NUM|CALC|SPILL|FIELD|BLOCKED|CONNECT|BUSY|UNKNOWN|ERROR)!|#N/A|#NAME\?|#GETTING_DATA"
+)
 _SENTENCE = re.compile(r"[。！？!?；;，,]|\.$")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line: what separates the cells
 
@@ -27,37 +34,38 @@ def separator_line(first_line: str) -> str | None:
     return found and found[1]
 
 
-def delimiter_of(sample: Sequence[str], ending: str) -> str:
-    """What separates the cells of a ``.csv`` or ``.tsv``: not always what the name says."""
-    usual = "\t" if ending == "tsv" else ","
-    if usual in sample[0]:
-        return usual
-    return next((other for other in DELIMITERS if _same_count(sample, other)), usual)
+def layout_of(sample: Sequence[str], ending: str, told: str | None = None) -> TableLayout:
+    """How a ``.csv`` or ``.tsv`` is written. What separates its cells is not always what its name says.
+
+    Args:
+        told: what separates them, if the file says so.
+    """
+    usual = told or ("\t" if ending == "tsv" else ",")
+    layout = _layout(sample, usual)
+    if told or usual in sample[0]:
+        return layout
+    others = (_layout(sample, other) for other in DELIMITERS if other in "".join(sample[:HEADER_LINES]))
+    return next((other for other in others if _is_even(first_rows(sample, other))), layout)
 
 
-def _same_count(sample: Sequence[str], delimiter: str) -> bool:
-    """Whether every line has the delimiter, and equally often."""
-    count = sample[0].count(delimiter)
-    return count > 0 and all(line.count(delimiter) == count for line in sample)
+def _layout(sample: Sequence[str], delimiter: str) -> TableLayout:
+    return TableLayout(delimiter, is_quoted(sample, delimiter), usual=usual_row(sample, delimiter))
 
 
-def is_quoted(sample: Sequence[str], delimiter: str) -> bool:
-    """Whether a table uses CSV's quoting. Many TSVs do not, and have quotation marks in their texts."""
-    if delimiter != "\t":
-        return True
-    widths = {line.count("\t") for line in sample}
-    try:
-        return len(widths) > 1 or {len(cells) - 1 for cells in csv.reader(sample, "excel-tab", strict=True)} == widths
-    except csv.Error:
-        return False
+def _is_even(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether nearly all rows are as wide as the first, which has several cells, or as a header below a title."""
+    titles = titles_above(rows)
+    rows = rows[titles:] if titles and has_text_name(rows[titles]) else rows
+    width = len(rows[0]) if rows else 0
+    return width > 1 and sum(len(row) == width for row in rows) >= 0.9 * len(rows)
 
 
 def first_rows(sample: Iterable[str], layout: TableLayout) -> list[list[str]]:
-    """The cells of the first rows of a sample; a row that cannot be read ends them."""
-    rows: list[list[str]] = []
-    with suppress(csv.Error):  # the reader will say where
-        rows.extend(row for row in islice(csv_reader(iter(sample), layout), _SHOWN_ROWS) if row)
-    return rows
+    """The cells of the first rows of a sample that can be read; none if the very first cannot."""
+    rows: list[list[str] | RowError] = []
+    with suppress(OpenQuote):  # the reader will say where
+        rows.extend(islice((cells for _, _, cells in rows_of_table(sample, layout) if cells), _SHOWN_ROWS))
+    return [] if rows and isinstance(rows[0], RowError) else [cells for cells in rows if type(cells) is list]
 
 
 def is_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
@@ -65,10 +73,63 @@ def is_data(first: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
     A column name is not a number and not a sentence, and does not occur again below itself.
     """
-    if any(_NUMBER.fullmatch(cell.strip()) or _SENTENCE.search(cell) or len(cell) > 40 for cell in first):
+    if any(NUMBER.fullmatch(cell.strip()) or _SENTENCE.search(cell) or len(cell) > 40 for cell in first):
         return True
     below = [row for row in rows[1:] if len(row) == len(first)]
     return any(cell.strip() and any(row[column] == cell for row in below) for column, cell in enumerate(first))
+
+
+def without_error_values(row: dict, gold_field: str) -> dict:
+    """A row of a table in its task's original shape, whose label is a `RowError` if it is a spreadsheet's error value.
+
+    Raises:
+        RowError: the text is such a value, or what pandas writes for a missing one.
+    """
+    if problem := cell_problem(row["text"]):
+        raise RowError("text", problem)
+    if row["text"] in MISSING:  # None is not among them: it may be what somebody answered
+        raise RowError("text", f"单元格是 {row['text']}，是 pandas 写出的空值")
+    problem = cell_problem(row.get(gold_field))
+    return row | {gold_field: RowError(gold_field, problem)} if problem else row
+
+
+def cell_problem(value: object) -> str:
+    """What is wrong with a cell that has a spreadsheet's error value; ``""`` if it has none."""
+    is_error = type(value) is str and value[:1] == "#" and _ERROR_VALUE.fullmatch(value.rstrip())
+    return f"{ERROR_CELL} {value.strip()}" if is_error else ""
+
+
+def titles_above(rows: Sequence[Sequence[str]], named: Iterable[str | None] = ()) -> int:
+    """How many rows stand above the header of a table: titles, or what is above the names that the user gives.
+
+    A title is alone in its row, while the header and nearly all rows below it have several cells.
+    """
+    names = {name for name in named if name and not name.isdecimal()}
+    for at, row in enumerate(rows[:HEADER_LINES] if names else ()):
+        if names <= set(row):
+            return at
+    titles = next((at for at, row in enumerate(rows[:HEADER_LINES]) if not _is_title(row)), 0)
+    if not titles:
+        return 0
+    header, below = rows[titles], rows[titles + 1 :]
+    if sum(_filled(row) > 1 for row in below) < max(1, 0.9 * len(below)) or _filled(header) < 2:
+        return 0
+    return 0 if is_data(header, [header] if has_text_name(header) else [header, *below]) else titles
+
+
+def _is_title(row: Sequence[str]) -> bool:
+    return (
+        _filled(row) == 1 and bool(row[0].strip()) and _as_name(row[0]) not in (*ALL_TEXT_COLUMNS, *ALL_LABEL_COLUMNS)
+    )
+
+
+def _filled(row: Sequence[str]) -> int:
+    return sum(bool(cell.strip()) for cell in row)
+
+
+def has_text_name(cells: Iterable[str]) -> bool:
+    """Whether a cell is a usual name for the column of the text."""
+    return any(cell.strip().strip('"').lower() in ALL_TEXT_COLUMNS for cell in cells)
 
 
 def column_names(header: Sequence[str]) -> list[str]:
@@ -108,46 +169,61 @@ def looks_like_labels(column: Sequence[str]) -> bool:
     return len(values) <= max(20, len(column) // 5)
 
 
-def csv_reader(lines: Iterator[str], layout: TableLayout) -> Iterator[list[str]]:
-    """The cells of each row of a CSV or TSV."""
-    csv.field_size_limit(1 << 30)
-    quoting = csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE
-    return csv.reader(lines, delimiter=layout.delimiter, quoting=quoting, strict=True)
-
-
 def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[NumberedRow]:
     """Each row as a dict by the names of the columns. Blank rows are skipped, and so are empty cells at a row's end.
 
     A row that is the header again, as in tables that were put together, is a `RowError`.
 
     Raises:
-        InputError: a quotation mark is never closed.
+        InputError: a quotation mark is never closed, or the header comes again with its columns in another order.
     """
     with path.open(encoding=encoding, newline="", errors="surrogateescape") as file:
         skipped = sum(1 for _ in islice(file, layout.lines_above))
-        reader = csv_reader(file, layout)
-        first = None if layout.names else next(filter(None, reader))
-        names = layout.names or column_names(first)
-        while True:
-            number = skipped + reader.line_num + 1
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if "end of data" in str(error):  # the rest of the file is in this cell: too much to skip as one row
-                    raise InputError(f"{path}:{number}：引号没有闭合，一直到文件末尾；请补上引号") from error
-                yield number, "", RowError("", f"不是合法的 CSV（{error}）")
-                continue
-            if cells:
-                yield number, layout.delimiter.join(cells), _table_row(cells, names, first)
+        filled = (row for row in rows_of_table(file, layout, skipped + 1) if row[2])
+        rows = islice(filled, layout.titles, None)
+        try:
+            first = None if layout.names else next(rows)[2]
+            if isinstance(first, RowError):
+                raise InputError(f"{path}:{skipped + 1}：表头读不出来；请检查引号")
+            names = layout.names or column_names(first)
+            for number, line, cells in rows:
+                if first and type(cells) is list and (again := header_again(cells, first, f"{path}:{number}")):
+                    cells = again
+                yield number, line, cells if isinstance(cells, RowError) else _table_row(cells, names)
+        except OpenQuote as error:  # the rest of the file is in this cell: too much to skip as one row
+            raise InputError(f"{path}:{error.number}：引号没有闭合，一直到文件末尾；请补上引号") from error
 
 
-def _table_row(cells: list[str], names: Sequence[str], header: list[str] | None) -> dict | RowError:
+def header_again(cells: Sequence[str], header: Sequence[str], where: str) -> RowError | None:
+    """The error of a row that is the header of a table that was put behind the first one; None for any other row.
+
+    Raises:
+        InputError: its columns are in another order, and so are those of the rows below.
+    """
+    if _as_name(cells[0]) not in map(_as_name, header):
+        return None
+    names, first = _names_in(cells), _names_in(header)
+    if names == first:
+        return RowError("", "又是一遍表头")
+    if sorted(names) == sorted(first) and len(set(names)) == len(names) > 1:
+        raise InputError(f"{where}：又是一遍表头，可是列的顺序和第一遍不同；请分成两个文件，或统一列的顺序")
+    return None
+
+
+def _names_in(cells: Sequence[str]) -> list[str]:
+    names = list(map(_as_name, cells))
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _as_name(cell: str) -> str:
+    return cell.strip().lower()
+
+
+def _table_row(cells: list[str], names: Sequence[str]) -> dict | RowError:
     if not all(map(is_decoded, cells)):
         return RowError("", "有解不开的字节（文件若是 GBK，请加 --encoding gb18030）")
-    if cells == header:
-        return RowError("", "又是一遍表头")
     while len(cells) > len(names) and not cells[-1].strip():
         cells = cells[:-1]
     if len(cells) == len(names):
