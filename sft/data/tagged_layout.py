@@ -143,7 +143,7 @@ def _token_a_line(body: list[str], named: _Named, *, told: bool) -> Tagging | No
         return None
     layout, reading = found
     layout = _with_text_column(body, layout) if named.text is None else named.into(layout, cells)
-    layout = replace(layout, scheme=reading.scheme, label_first=reading.label_first)
+    layout = _with_tags(layout, reading)
     pairs = [token_and_tag(line, layout) for line in body[:_EVIDENCE_LINES]]
     tokens = [token for token, _ in pairs]
     if not told and not _are_tokens(tokens, [layout.read_tag(tag) or ("?", "") for _, tag in pairs], reading):
@@ -153,6 +153,10 @@ def _token_a_line(body: list[str], named: _Named, *, told: bool) -> Tagging | No
     if layout.first_index is not None:
         tokens = [token.rstrip(DIGITS) for token in tokens]
     return _with_join_rule(tokens, layout)
+
+
+def _with_tags(layout: Tagging, reading: Reading) -> Tagging:
+    return replace(layout, scheme=reading.scheme, label_first=reading.label_first, glued=reading.glued)
 
 
 def _width(body: Sequence[str]) -> tuple[int, float]:
@@ -301,7 +305,7 @@ def _sentence_a_line(body: list[str], named: _Named) -> Tagging | None:
         reading = reading_of(Counter(chain.from_iterable(tags)))
         if reading and _are_mostly_several(tags):
             layout = replace(usual, tag_column=tag_column, tag_separator=separator)
-            layout = replace(layout, scheme=reading.scheme, label_first=reading.label_first)
+            layout = _with_tags(layout, reading)
             text_columns = [column for column in range(columns) if column != tag_column]
             if named.text is not None:
                 text_columns = [named.into(layout, cells).text_column]
@@ -339,6 +343,6 @@ def _pairs_on_a_line(body: list[str]) -> Tagging | None:
         pairs = [item.rpartition(separator) for row in items for item in row]
         reading = reading_of(Counter(tag if found else "" for _, found, tag in pairs))
         if _are_mostly_several(items) and reading and reading.labels and reading.scheme != "IO":
-            layout = Tagging(reading.scheme, reading.label_first, sentence_a_line=True, pair_separator=separator)
+            layout = _with_tags(Tagging(sentence_a_line=True, pair_separator=separator), reading)
             return _with_join_rule([token or " " for token, _, _ in pairs], layout)
     return None
