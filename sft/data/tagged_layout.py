@@ -21,6 +21,7 @@ from sft.data.tagging import (
     Reading,
     Tagging,
     columns_of,
+    divides_at,
     is_blank_between,
     reading_of,
     take_off_index,
@@ -52,6 +53,7 @@ _HEADER_NAMES = frozenset([*_TEXT_NAMES, *_TAG_NAMES, "pos", "id", "index", "序
 _CHUNKS = frozenset(["NP", "VP", "PP", "ADVP", "SBAR", "ADJP", "PRT", "CONJP", "INTJ", "LST", "UCP"])  # of CoNLL-2003
 _SEPARATORS = ("\x02", " ", ",")  # in a cell with a whole sentence
 _EVIDENCE_LINES = 20_000
+_SHORTEST_MEAN_SENTENCE = 3  # tokens; words of Chinese have two characters on average
 _MOST_COLUMNS = 50
 
 
@@ -144,6 +146,7 @@ def _token_a_line(body: list[str], named: _Named, *, told: bool) -> Tagging | No
     layout, reading = found
     layout = _with_text_column(body, layout) if named.text is None else named.into(layout, cells)
     layout = _with_tags(layout, reading)
+    layout = _with_divider(body[:_EVIDENCE_LINES], layout) if layout.numbered else layout
     pairs = [token_and_tag(line, layout) for line in body[:_EVIDENCE_LINES]]
     tokens = [token for token, _ in pairs]
     if not told and not _are_tokens(tokens, [layout.read_tag(tag) or ("?", "") for _, tag in pairs], reading):
@@ -205,8 +208,10 @@ def _with_text_column(body: Sequence[str], layout: Tagging) -> Tagging:
     second_cjk = sum(bool(_CJK.search(token)) for _, token in rows)
     if len(numbers) >= 0.95 * len(rows):
         # They count tokens, or sentences, which come in order.
-        if _run_share(numbers) >= 0.95 or numbers == sorted(numbers):
-            return replace(second, numbered=True)
+        if numbers == sorted(numbers):
+            return replace(second, numbered=True, divides="changes" if len(set(numbers)) < len(numbers) else "")
+        if _run_share(numbers) >= 0.95:
+            return replace(second, numbered=True, divides="restarts")
         doubt = "第 1 列都是数：是序号请加 --text_column 2，是文本请加 --text_column 1"
         return replace(layout, doubt=layout.doubt or doubt)
     if not first_cjk and second_cjk > 0.5 * len(rows):
@@ -220,6 +225,19 @@ def _run_share(numbers: Sequence[int]) -> float:
     goes_on = sum(after == before + 1 for before, after in pairwise(numbers))
     begins = sum(after in (0, 1) and after != before + 1 for before, after in pairwise(numbers))
     return (goes_on + begins + 1) / len(numbers) if goes_on else 0.0
+
+
+def _with_divider(body: Sequence[str], layout: Tagging) -> Tagging:
+    """The layout without ``divides`` if what the number would divide are no sentences.
+
+    Sentences are longer than words, and no name goes on from one to the next.
+    """
+    numbers = [token_and_tag(line, replace(layout, text_column=0))[0] for line in body]
+    tags = [layout.read_tag(token_and_tag(line, layout)[1]) or ("O", "") for line in body]
+    begins = [at for at in range(1, len(body)) if divides_at(numbers[at - 1], numbers[at], layout.divides)]
+    cut = sum(tags[at][0] in "IE" and tags[at - 1] in (("B", tags[at][1]), ("I", tags[at][1])) for at in begins)
+    are_sentences = begins and len(body) >= _SHORTEST_MEAN_SENTENCE * (len(begins) + 1) and 50 * cut <= len(begins)
+    return layout if are_sentences else replace(layout, divides="")
 
 
 def _are_tokens(tokens: list[str], tags: list[tuple[str, str]], reading: Reading) -> bool:

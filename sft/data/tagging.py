@@ -36,6 +36,7 @@ DIGITS = "0123456789"
 LATIN = "0-9A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02c1\u0370-\u03ff\u0400-\u052f\u1e00-\u1fff"
 _WORD_ENDS = re.compile(rf"[{LATIN}][\u0021-\u2e7f]*$")
 _WORD_BEGINS = re.compile(rf"[\u0021-\u2e7f]*?[{LATIN}]")
+_DIVIDES = {"": "不用", "changes": "变了就另起一句", "restarts": "从头数就另起一句"}
 _EDGE_CHARACTERS = 50  # of a token, enough to see what stands at its edge
 _JOINED_ON = re.compile(r"['’][A-Za-z]|n['’]t$")  # 's, 're, n't
 
@@ -51,6 +52,8 @@ class Tagging:
         text_column, tag_column: from 0; ``tag_column`` may be -1, the last.
         columns: how many columns most lines have.
         numbered: whether the column before the text is a running number.
+        divides: where that number begins a sentence: ``changes``, as one sentence has one number, or ``restarts`` from
+            0 or 1, as it counts tokens; ``""`` if only blank lines do.
         first_index: the first number of a word if a number is glued to each character (``科0 技1``), else None.
         header: whether the first line names the columns.
         comments: whether lines that begin with ``#`` and have no tag, before a sentence, are comments.
@@ -70,6 +73,7 @@ class Tagging:
     tag_column: int = -1
     columns: int = 2
     numbered: bool = False
+    divides: str = ""
     first_index: int | None = None
     header: bool = False
     comments: bool = False
@@ -96,7 +100,7 @@ class Tagging:
             "每行一句": self.sentence_a_line,
             f"标记在 {self.pair_separator} 后面": self.pair_separator != "",
             "第 1 行是表头": self.header,
-            f"第 {self.text_column} 列是序号，不用": self.numbered,
+            f"第 {self.text_column} 列是序号，{_DIVIDES[self.divides]}": self.numbered,
             f"第 {self.text_column + 1} 列是文本": self.text_column > 0 and not self.numbered,
             f"第 {self.tag_column + 1} 列是标记": self.tag_column not in (-1, self.columns - 1),
             "字后面的数字是序号，去掉": self.first_index is not None,
@@ -254,6 +258,18 @@ def tokens_of(cell: str, count: int, tagging: Tagging) -> list[str]:
         stripped = cell.strip(separator).split(separator)
         tokens = stripped if len(stripped) == count else tokens
     return [token or " " for token in tokens]
+
+
+# ---- A running number before each token ----
+
+
+def divides_at(before: str, number: str, divides: str) -> bool:
+    """Whether a sentence begins at a token, given the numbers before the last token and before this one."""
+    if not (before.isdecimal() and number.isdecimal()):
+        return False
+    if divides == "restarts":
+        return int(number) in (0, 1) and int(number) != int(before) + 1
+    return divides == "changes" and number != before
 
 
 # ---- A number glued to each character ----
