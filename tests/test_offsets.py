@@ -6,8 +6,10 @@ import json
 
 import pytest
 
+from sft.data.inputs import read_file
 from sft.data.shapes import shape_row
 from sft.errors import RowError
+from sft.prediction.rows import to_record
 from sft.tasks.ner import Ner
 from tests.test_labels import Folder
 
@@ -134,3 +136,92 @@ class TestUnits:
         rows += rows_with(text, {"start": start, "end": end, "label": "X"}, count=2)
         code, said = folder.convert("ner", lines(rows), name="raw.jsonl")
         assert code == 0 and folder.report()["rejected"] == 2 and doubt in said and "看不出" in said
+
+
+class TestEnds:
+    """Whether ends are inclusive, in a file without the entities' texts: the whole file shows it."""
+
+    @staticmethod
+    def one(notation: str, start: int, end: int) -> tuple[str, object]:
+        """The column of an entity and how it is written."""
+        return {
+            "span": ("entities", {"start": start, "end": end, "label": "LOC"}),
+            "doccano": ("label", [start, end, "LOC"]),
+            "plain": ("entities", {"start_idx": start, "end_idx": end, "entity_label": "LOC"}),
+            "place": ("entities", {"span": [start, end], "type": "LOC"}),
+        }[notation]
+
+    def rows(self, notation: str, count: int = 9) -> list[dict]:
+        field, entity = self.one(notation, 5, 6)
+        return rows_with("第*天我去北京出差", entity, field, count)
+
+    def row(self, notation: str, text: str, start: int, end: int) -> dict:
+        field, entity = self.one(notation, start, end)
+        return {"text": text, field: [entity]}
+
+    @pytest.mark.parametrize("notation", ["span", "doccano", "plain", "place"])
+    def test_an_entity_whose_start_is_its_end_shows_inclusive_ends_for_all(self, folder, notation):
+        rows = [*self.rows(notation), self.row(notation, "他在京工作", 2, 2)]
+        code, said = folder.convert("ner", lines(rows), name="raw.jsonl")
+        assert code == 0 and "终点按含最后一个字读（如第 10 行）" in said and folder.report()["rejected"] == 0
+        assert found(folder) == {(5, "北京"), (2, "京")}
+
+    def test_a_table_shows_it_too(self, folder):
+        cells = [f'第{n}天我去北京出差,"[[5, 6, ""LOC""]]"\n' for n in range(9)] + ['他在京工作,"[[2, 2, ""LOC""]]"\n']
+        code, said = folder.convert("ner", "text,entities\n" + "".join(cells))
+        assert code == 0 and "含最后一个字" in said and found(folder) == {(5, "北京"), (2, "京")}
+
+    def test_prediction_reads_the_file_as_conversion_does(self, tmp_path):
+        path = tmp_path / "raw.jsonl"
+        path.write_text(lines([*self.rows("span"), self.row("span", "他在京工作", 2, 2)]), encoding="utf-8")
+        task = Ner.with_labels(["LOC"])
+        records = [to_record(row, task) for row in read_file(path, "entities")]
+        assert [record["entities"][0]["text"] for record in records] == ["北京"] * 9 + ["京"]
+
+    def test_it_may_stand_far_down_in_the_file(self, folder):
+        rows = [{"text": f"{n}天我去北京出差", "label": [[7, 8, "LOC"]]} for n in range(1000, 3000)]
+        rows.append(self.row("doccano", "他在京工作", 2, 2))
+        code, said = folder.convert("ner", lines(rows), name="raw.jsonl")
+        assert code == 0 and "（如第 2001 行）" in said and found(folder) == {(7, "北京"), (2, "京")}
+
+    @pytest.mark.parametrize(
+        "exclusive", [("我爱北京", 2, 4), ("在北京，", 1, 3)], ids=["at the end", "before a comma"]
+    )
+    def test_rows_that_contradict_each_other_are_refused(self, folder, exclusive):
+        rows = [*self.rows("span"), self.row("span", "他在京工作", 2, 2), self.row("span", *exclusive)]
+        code, said = folder.convert("ner", lines(rows), name="raw.jsonl")
+        assert code == 2 and "第 10 行的起止相同" in said and "第 11 行的终点" in said and "加上原文" in said
+
+    def test_a_slip_among_exclusive_ends_is_a_slip(self, folder):
+        rows = [
+            {"text": f"第{n}天去北京", "label": [[4 if n < 10 else 5, 6 if n < 10 else 7, "LOC"]]} for n in range(30)
+        ]
+        rows.append(self.row("doccano", "他在京工作", 2, 2))
+        code, said = folder.convert("ner", lines(rows), name="raw.jsonl")
+        assert code == 0 and "含最后一个字" not in said and folder.report()["rejected"] == 1
+        assert {text for _, text in found(folder)} == {"北京"}
+
+    def test_the_test_file_is_read_like_the_training_file(self, folder):
+        (folder.path / "other.jsonl").write_text(lines(self.rows("span")), encoding="utf-8")
+        rows = [self.row("span", f"他在京工作{n}", 2, 2) for n in range(9)]
+        test = ["--input_test_file", str(folder.path / "other.jsonl")]
+        code, said = folder.convert("ner", lines(rows), *test, name="raw.jsonl")
+        assert code == 0 and "终点和 raw.jsonl 一样含最后一个字" in said and found(folder) == {(2, "京"), (5, "北京")}
+
+
+class TestEmojiInTheWholeFile:
+    """Names that are known from other rows show whether an emoji counts as two."""
+
+    PLAIN = rows_with("我在深圳*", [2, 4, "X"], "label")
+
+    @pytest.mark.parametrize(("start", "end", "said_so"), [(6, 8, "按 UTF-16 读"), (4, 6, "位置按字数读")])
+    def test_known_names_settle_it(self, folder, start, end, said_so):
+        rows = self.PLAIN + rows_with("😂👍人在深圳真热*", [start, end, "X"], "label")
+        code, said = folder.convert("ner", lines(rows), name="raw.jsonl")
+        assert code == 0 and said_so in said and "若是按" not in said
+        assert found(folder) == {(2, "深圳"), (4, "深圳")}
+
+    def test_offsets_outside_of_the_text_settle_it(self, folder):
+        rows = rows_with("*😂👍人在深圳", [7, 9, "X"], "label")
+        code, said = folder.convert("ner", lines(rows), name="raw.jsonl")
+        assert code == 0 and "按 UTF-16 读" in said and found(folder) == {(5, "深圳")}

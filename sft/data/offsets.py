@@ -41,9 +41,9 @@ class Mention(NamedTuple):
     label: object
     pairs: tuple[tuple[int, int], ...] = ()
 
-    def has_only_offsets(self, text: str) -> bool:
-        """Whether it has offsets in the text, or at its end, and no text of its own."""
-        return self.surface is None and type(self.start) is type(self.end) is int and 0 <= self.start < len(text)
+    def has_only_offsets(self) -> bool:
+        """Whether it has offsets that could be right, and no text of its own."""
+        return self.surface is None and type(self.start) is type(self.end) is int and self.start >= 0
 
 
 def settled(mentions: list[Mention], text: str, notes: list[str], offsets: str = "") -> list[Mention]:
@@ -112,11 +112,11 @@ def _settled_by_file(mentions: list[Mention], text: str, notes: list[str], offse
         mentions = with_inclusive_ends(mentions)
     elif offsets == UTF16:
         mentions = from_utf16(mentions, text)
-    last = max((mention.end for mention in mentions if mention.has_only_offsets(text)), default=0)
+    last = max((mention.end for mention in mentions if mention.has_only_offsets()), default=0)
     wide = offsets not in (UTF16, CODE_POINTS) and is_after_wide(text, last)
     crlf = 0 <= text.find("\r\n") < last
     blank = any(
-        mention.has_only_offsets(text) and has_blank_edge(text[mention.start : mention.end]) for mention in mentions
+        mention.has_only_offsets() and has_blank_edge(text[mention.start : mention.end]) for mention in mentions
     )
     if blank and (wide or crlf):
         raise doubtful(UTF16_DOUBT if wide else _CRLF_DOUBT)
