@@ -19,8 +19,8 @@ from sft.errors import RowError
 # What the whole file shows of offsets without texts. "" if nothing.
 INCLUSIVE, UTF16, CODE_POINTS = "inclusive", "utf16", "code_points"
 
-UTF16_DOUBT = "文本里有表情符号一类的字，标注却没有原文（text），看不出位置是按字数还是按 UTF-16 数的"
-_CRLF_DOUBT = "文本里有 CRLF 换行，标注却没有原文（text），看不出换行算一个字还是两个"
+UTF16_DOUBT = "文本里有表情符号一类的字，标注却没有原文（text），看不出位置是按字数还是按 UTF-16 数的；请给出原文"
+_CRLF_DOUBT = "文本里有 CRLF 换行，标注却没有原文（text），看不出换行算一个字还是两个；请给出原文"
 _WIDE_NOTE = "位置前面有表情符号一类的字，又没有实体的原文：表情符号算一个字；若是按 UTF-16 数的（算两个），请给出原文"
 _CRLF_NOTE = "位置前面有 CRLF 换行，又没有实体的原文：CRLF 算两个字；若算一个，请先把换行换成 LF"
 _BLANK_NOTE = "实体的头尾是空格或换行，位置可能不对，请核对"
@@ -151,7 +151,7 @@ def number_pairs(item: dict, named: frozenset[str]) -> tuple[tuple[int, int], ..
     """
     pairs, single = [], []
     for name, value in item.items():
-        if name in named or _NO_PLACE.search(name):
+        if name in named or _NO_PLACE.search(str(name)):
             continue
         values = list(value.values()) if type(value) is dict else value if type(value) is list else [value]
         if not all(type(number) is int for number in values):
