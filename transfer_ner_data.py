@@ -62,11 +62,13 @@ def convert(arguments: argparse.Namespace) -> None:
     from sft.data.conversion import convert_files, next_command, summary
     from sft.data.formats import recognise
     from sft.data.instructions import with_instructions
+    from sft.data.offset_evidence import with_same_offsets
     from sft.data.recipes import ner_recipe
     from sft.tasks.ner import Ner
 
     options, conversion = ReadOptions.from_arguments(arguments), Conversion.from_arguments(arguments)
     sources = [recognise(path, Ner.answers, options) for path in input_files(arguments) if path]
+    sources = with_same_offsets(sources)
     recipe = ner_recipe(sources, arguments.labels, arguments.other_labels, arguments.answer_format)
     recipe = with_instructions(recipe, arguments.system_prompt, arguments.label_descriptions)
     report = convert_files(recipe, sources, conversion)

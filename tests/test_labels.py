@@ -308,6 +308,43 @@ class TestNested:
         assert code == 0 and "实体重叠（嵌套 nested） 1 行" in said
 
 
+class TestRepeated:
+    """An entity that is written twice is one entity; the same characters with two labels are a mistake."""
+
+    ONCE = '{"start": 0, "end": 2, "label": "PER"}'
+
+    def rows(self, *entities: str) -> str:
+        return "".join(f'{{"text": "张三走了{n}", "entities": [{", ".join(entities)}]}}\n' for n in range(9))
+
+    @pytest.mark.parametrize("between", ["", '{"start": 2, "end": 3, "label": "V"}'], ids=["alone", "with another"])
+    def test_is_taken_once_and_counted(self, folder, between):
+        written = [self.ONCE, *filter(None, [between]), self.ONCE]
+        code, said = folder.convert("ner", self.rows(*written), name="raw.jsonl")
+        assert code == 0 and f"只留一个：9 行（如 {folder.path / 'raw.jsonl'}:1）" in said
+        assert all(
+            [e["text"] for e in row["entities"]] == ["张三", *["走"][: bool(between)]] for row in folder.records()
+        )
+
+    def test_is_taken_once_in_brat_too(self, folder):
+        (folder.path / "raw.txt").write_text("张三走了\n李四来了\n王五\n", encoding="utf-8")
+        marks = [
+            f"T{n}\tPER {at} {at + 2}\t{name}\n"
+            for n, (at, name) in enumerate([(0, "张三"), (0, "张三"), (5, "李四")])
+        ]
+        (folder.path / "raw.ann").write_text("".join(marks), encoding="utf-8")
+        code, said = folder.convert("ner", folder.path / "raw.txt")
+        assert code == 0 and "只留一个：1 行" in said and folder.report()["labels"] == {"PER": 2}
+
+    def test_with_two_labels_it_is_refused_and_the_advice_fits(self, folder):
+        rows = self.rows(self.ONCE, self.ONCE.replace("PER", "PERSON"))
+        code, said = folder.convert("ner", rows, "--labels", "PER=人名,PERSON=人", name="raw.jsonl")
+        assert code == 2 and "同一个实体有两个标签 9 行" in said and "请先只留一个" in said and "最外层" not in said
+
+    def test_a_row_that_repeats_nothing_is_not_counted(self, folder):
+        code, said = folder.convert("ner", self.rows(self.ONCE), name="raw.jsonl")
+        assert code == 0 and "只留一个" not in said and folder.report()["notes"] == []
+
+
 class TestKinds:
     def test_particulars_do_not_make_another_kind(self):
         assert RowError("a", "第 3 个 'x' 不对").kind == RowError("a", "第 17 个 'yy' 不对").kind

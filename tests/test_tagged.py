@@ -71,6 +71,26 @@ LAYOUTS = {
     "running number first": ("1\t青\tB-LOC\n2\t湖\tI-LOC\n3\t很\tO\n4\t旧\tO\n", "第 1 列是序号，不用", PLACE),
     "running number, blanks": ("1 青 B-LOC\n2 湖 I-LOC\n3 很 O\n4 旧 O\n", "第 1 列是序号，不用", PLACE),
     "number of the sentence first": ("7\t青\tB-LOC\n7\t湖\tI-LOC\n7\t很\tO\n7\t旧\tO\n", "第 1 列是序号", PLACE),
+    "number of the sentence, no blank lines": (
+        "".join(f"{n}\t{c}\t{t}\n" for n, (c, t) in zip("000001111", zip("青湖很旧。赵一来了", [
+            "B-LOC", "I-LOC", "O", "O", "O", "B-PER", "I-PER", "O", "O"], strict=True), strict=True)),
+        "第 1 列是序号，变了就另起一句", [("青湖很旧。", [(0, 2, "LOC")]), ("赵一来了", [(0, 2, "PER")])]),
+    "number of the token, no blank lines": (
+        "1\t青\tB-LOC\n2\t湖\tI-LOC\n3\t很\tO\n4\t旧\tO\n1\t赵\tB-PER\n2\t一\tI-PER\n3\t在\tO\n4\t这\tO\n",
+        "第 1 列是序号，从头数就另起一句", [("青湖很旧", [(0, 2, "LOC")]), ("赵一在这", [(0, 2, "PER")])]),
+    "number of a word's character": (
+        "0\t我\tO\n0\t在\tO\n0\t红\tB-LOC\n1\t山\tI-LOC\n0\t路\tI-LOC\n0\t等\tO\n0\t你\tO\n1\t们\tO\n",
+        "第 1 列是序号，不用", [("我在红山路等你们", [(2, 5, "LOC")])]),
+    "number of a paragraph, with names over its end": (
+        "".join(f"{n}\t{c}\t{t}\n" for n, (c, t) in zip("00001111", zip("我去红山路等你们", [
+            "O", "O", "B-LOC", "I-LOC", "I-LOC", "O", "O", "O"], strict=True), strict=True)),
+        "第 1 列是序号，不用", [("我去红山路等你们", [(2, 5, "LOC")])]),
+    "files put together, each with a byte order mark": (
+        column("青 湖 很 旧", "B-LOC I-LOC O O") + "\ufeff" + column("青 湖 很 旧", "B-LOC I-LOC O O"),
+        "BIO", [*PLACE, *PLACE]),
+    "a byte order mark that is a token": (
+        column("我 去", "O O") + "\ufeff\tO\n" + column("青 湖 很 旧", "B-LOC I-LOC O O"),
+        "BIO", [("我去\ufeff青湖很旧", [(3, 5, "LOC")])]),
     "tag first": (column("B-LOC I-LOC O O", "青 湖 很 旧"), "第 1 列是标记", PLACE),
     "tag in the middle": ("青 B-LOC NR\n湖 I-LOC NR\n很 O AD\n旧 O VA\n", "第 2 列是标记", PLACE),
     "header": ("token\ttag\n" + column("青 湖 很 旧", "B-LOC I-LOC O O"), "第 1 行是表头", PLACE),
@@ -78,6 +98,18 @@ LAYOUTS = {
     "underscore": (column("青 湖 很 旧", "B_LOC I_LOC O O"), "BIO", PLACE),
     "label first": (column("青 湖 很 旧", "LOC-B LOC-I O O"), "标签写在前面", PLACE),
     "no prefix": (column("青 湖 很 旧", "LOC LOC O O"), "IO", PLACE),
+    "no hyphen": (column("张 三 在 青 湖", "B人名 I人名 O BLOC ILOC"), "没有连字符，BLOC 照 B-LOC",
+                  [("张三在青湖", [(0, 2, "人名"), (3, 5, "LOC")])]),
+    "a dot for the hyphen": (column("青 湖 很 旧", "B.LOC I.LOC O O"), "没有连字符", PLACE),
+    "no hyphen, label first": (column("青 湖 很 旧", "地名B 地名I O O"), "没有连字符，LOCB 照 LOC-B",
+                               [("青湖很旧", [(0, 2, "地名")])]),
+    "no hyphen, BMES": (column("中 国 国 籍 ， 沪", "BCONT MCONT MCONT ECONT O SLOC"), "BMES",
+                        [("中国国籍，沪", [(0, 4, "CONT"), (5, 6, "LOC")])]),
+    "no hyphen, a sentence a line": ("青 湖 很 旧\tBLOC ILOC O O\n今 天\tO O\n", "没有连字符",
+                                     [*PLACE, ("今天", [])]),
+    "labels that begin like roles": (
+        column("青 湖 很 旧 书 也 是", "BRIDGE BRIDGE O O ITEM O O"), "IO",
+        [("青湖很旧书也是", [(0, 2, "BRIDGE"), (4, 5, "ITEM")])]),
     "BMEWO": (column("青 湖 很 沪 中 科 院", "B-LOC E-LOC O W-LOC B-ORG M-ORG E-ORG"), "BMEWO",
               [("青湖很沪中科院", [(0, 2, "LOC"), (3, 4, "LOC"), (4, 7, "ORG")])]),
     "BMES": (column("中 国 国 籍 ， 沪", "B-CONT M-CONT M-CONT E-CONT O S-LOC"), "BMES",

@@ -36,11 +36,15 @@ class Columns(NamedTuple):
     """The columns that the user names; None takes those with the usual names.
 
     A name with dots leads into nested objects: ``meta.accusation``.
+
+    Attributes:
+        offsets: what the whole file shows of the offsets in the column of entities; see `sft.data.offsets`.
     """
 
     text: str | None = None
     label: str | None = None
     options: str | None = None
+    offsets: str = ""
 
 
 class Written(NamedTuple):

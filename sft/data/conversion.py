@@ -139,6 +139,8 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
         )
         more = f"；…… 共 {len(reasons)} 种原因" if len(reasons) > SHOWN else ""
         yield f"拒绝的行：{shown}{more}；全部行号和原因在 {rejected_path(conversion.output_file)}"
+    for note in report["notes"]:
+        yield f"{note['reason']}：{note['rows']:,} 行（如 {note['example']}）"
     if report["composed"]:
         yield f"NFC 规范化改动了 {report['composed']:,} 行的文本，标注的位置随之移动"
     if report["repeated"]:

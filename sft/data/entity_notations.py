@@ -1,24 +1,22 @@
 """Entities in any notation that tools and people write, as CCFBDCI has them. Imports no torch.
 
-Offsets: an entity's own text decides what they mean. All entities of a row must agree with their texts in one way: end
-exclusive, end inclusive (CMeEE), or in UTF-16 units (tools written in JavaScript). Without texts an end is exclusive,
-except where the names of the fields leave it open. Entities without offsets are placed in the order they are written:
-the leftmost occurrence after the previous entity, else the leftmost that is free.
+What offsets mean is in `sft.data.offsets`. Entities without offsets are placed in the order they are written: the
+leftmost occurrence after the previous entity, else the leftmost that is free.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import orjson
 
+from sft.data.offsets import Mention, number_pairs, settled, with_offsets_of_pairs
 from sft.data.token_rows import entities_in_text, tags_in
 from sft.errors import RowError
 from sft.tasks.entity_lines import NO_ENTITY, occurrence
 from sft.tasks.entity_marks import entities_in_copy
+from sft.tasks.ner import REPEATED
 from sft.text import read_literal, shown
 
 START_NAMES = (
@@ -28,12 +26,30 @@ START_NAMES = (
     "start_pos",
     "start_index",
     "startOffset",
+    "start_char",  # spaCy, Stanza
+    "char_start",
+    "startChar",
+    "start_position",
+    "begin_offset",
     "begin",
     "from",
     "offset",
 )
-END_NAMES = ("end_idx", "end", "end_offset", "end_pos", "end_index", "endOffset", "stop", "to")
-PLACE_NAMES = ("span", "position", "offsets", "pos", "loc", "range", "indices")  # [start, end]
+END_NAMES = (
+    "end_idx",
+    "end",
+    "end_offset",
+    "end_pos",
+    "end_index",
+    "endOffset",
+    "end_char",
+    "char_end",
+    "endChar",
+    "end_position",
+    "stop",
+    "to",
+)
+PLACE_NAMES = ("span", "char_span", "position", "offsets", "pos", "loc", "range", "indices")  # [start, end]
 SURFACE_NAMES = ("entity_text", "text", "surface", "mention", "word", "span", "entity", "name", "value")
 LABEL_NAMES = (
     "entity_label",
@@ -51,18 +67,12 @@ _NONE = re.compile(
 )
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 _PLAIN_FIELDS = {"start_idx", "end_idx", "entity_label"}
+_NO_NUMBERS = frozenset((*SURFACE_NAMES, *LABEL_NAMES)) - {*PLACE_NAMES}
+_EMPTY_NOTE = "实体的格子是空的，当作没有实体；没标过的行请先去掉"
+_PAIRS_NOTE = "实体里的数字认不出是不是位置，没有用；原文出现不止一次的，放在最左边"
 
 
-class Mention(NamedTuple):
-    """An entity as it is written. Without offsets ``start`` and ``end`` are None; without its text, ``surface``."""
-
-    start: object
-    end: object
-    surface: object
-    label: object
-
-
-def raw_entities(value: object, text: object, field: str) -> object:
+def raw_entities(value: object, text: object, field: str, notes: list[str], offsets: str = "") -> object:
     """Entities in any notation, as CCFBDCI has them.
 
     None stays None.
@@ -72,6 +82,8 @@ def raw_entities(value: object, text: object, field: str) -> object:
             marks in it (`sft.tasks.entity_marks`).
         text: the text of the row.
         field: where ``value`` is, for error messages.
+        notes: takes what there is to say of the row.
+        offsets: what the whole file shows of offsets without texts; see `sft.data.offsets`.
 
     Raises:
         RowError: an entity is in no known notation, its offsets could mean two things, or it is not in the text.
@@ -79,22 +91,35 @@ def raw_entities(value: object, text: object, field: str) -> object:
     if type(text) is str and (tags := tags_in(value)):
         return entities_in_text(tags, text, field)
     if type(value) is str:
+        if not value.strip():
+            notes.append(_EMPTY_NOTE)
         if type(text) is str and (marked := entities_in_copy(value, text)):
-            return [_as_raw(Mention(*found)) for found in marked]
+            return [_as_raw(Mention(*found), text) for found in marked]
         value = entities_in_string(value, field)
     if type(text) is not str or value is None or value == []:
         return value
-    if not isinstance(value, list | dict):
-        raise RowError(field, f"应是实体的列表，实际是 {shown(value)}；若是分类的数据，请换任务")
     if type(value) is list and are_plain_entities(value, text):
         return value
-    mentions = list(_mentions(value, text, field))
+    mentions = mentions_in(value, text, field)
     placed = [mention.start is not None or mention.end is not None for mention in mentions]
     if not any(placed):
-        return _place(mentions, text, field, in_order=type(value) is list)
+        if (found := with_offsets_of_pairs(mentions, text)) is None:
+            return _place(mentions, text, notes, field, in_order=type(value) is list)
+        mentions, placed = found, [True]
     if not all(placed):
         raise RowError(field, "有的实体有起止位置，有的没有")
-    return [_as_raw(mention) for mention in _settled(mentions, text)]
+    return [_as_raw(mention, text) for mention in settled(mentions, text, notes, offsets)]
+
+
+def mentions_in(value: object, text: str, field: str) -> list[Mention]:
+    """The entities of a list or an object as they are written.
+
+    Raises:
+        RowError: an entity is in no known notation.
+    """
+    if not isinstance(value, list | dict):
+        raise RowError(field, f"应是实体的列表，实际是 {shown(value)}；若是分类的数据，请换任务")
+    return list(_mentions(value, text, field))
 
 
 def entities_in_string(value: str, field: str) -> object:
@@ -142,12 +167,14 @@ def entity_notation(value: object) -> str | None:
 
 
 def are_plain_entities(items: list, text: str) -> bool:
-    """Whether entities are already as CCFBDCI has them, and say nothing against their offsets."""
+    """Whether entities are already as CCFBDCI has them, and their texts say nothing against their offsets."""
     for item in items:
         if type(item) is not dict or not item.keys() >= _PLAIN_FIELDS:
             return False
         surface, start, end = item.get("entity_text"), item["start_idx"], item["end_idx"]
-        if surface is None or type(start) is not int or type(end) is not int:
+        if surface is None:
+            return False
+        if type(start) is not int or type(end) is not int:
             continue
         if end > len(text) or text[start:end] != surface:
             return False
@@ -188,6 +215,8 @@ def _in_fields(item: dict, field: str, group: str | None = None) -> Mention:
     Raises:
         RowError: two fields could be the same thing and differ, or it is open whether the end is inclusive.
     """
+    if group is None and item.keys() >= _PLAIN_FIELDS:
+        return Mention(item["start_idx"], item["end_idx"], item.get("entity_text"), item["entity_label"])
     start, end = _one_of(item, START_NAMES, field), _one_of(item, END_NAMES, field)
     for name in PLACE_NAMES if start is None and end is None else ():
         if type(item.get(name)) is list and len(item[name]) == 2:
@@ -210,7 +239,8 @@ def _in_fields(item: dict, field: str, group: str | None = None) -> Mention:
         raise RowError(
             "end_idx", "看不出 end_idx 含不含最后一个字；请给出实体原文（entity），或改用 start、end（不含最后一个字）"
         )
-    return Mention(start, end, surface, label)
+    pairs = number_pairs(item, _NO_NUMBERS) if start is None and end is None else ()
+    return Mention(start, end, surface, label, pairs)
 
 
 def _one_of(item: dict, names: Sequence[str], field: str) -> object:
@@ -272,60 +302,16 @@ def _cluener(label: str, surface: str, places: object, field: str) -> Iterator[M
         yield Mention(place[0], place[1] + 1, surface, label)
 
 
-# ---- Offsets ----
+# ---- Without offsets ----
 
 
-def _settled(mentions: list[Mention], text: str) -> list[Mention]:
-    """The mentions with exclusive ends in code points, as their texts show.
-
-    If the texts agree with no reading, the offsets stay, and the task reports the first that is wrong.
-    """
-    if _agree(mentions, text):
-        return mentions
-    readings = [[mention._replace(end=_shifted(mention.end, 1)) for mention in mentions]]
-    if max(text, default="") > "\uffff":
-        readings.append(_from_utf16(mentions, text))
-    # At most one fits: with an inclusive end a span is shorter than its text, in UTF-16 it is not.
-    return next((reading for reading in readings if _agree(reading, text)), mentions)
-
-
-def _shifted(offset: object, by: int) -> object:
-    return offset + by if type(offset) is int else offset
-
-
-def _agree(mentions: Sequence[Mention], text: str) -> bool:
-    return all(mention.surface is None or _is_at(mention, text) for mention in mentions)
-
-
-def _is_at(mention: Mention, text: str) -> bool:
-    start, end, surface, _ = mention
-    if type(start) is not int or type(end) is not int or type(surface) is not str or not 0 <= start < end <= len(text):
-        return False
-    return text[start:end] == surface or _composed(text[start:end]) == _composed(surface)
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _from_utf16(mentions: Sequence[Mention], text: str) -> list[Mention]:
-    """The mentions with offsets in UTF-16 units turned into code points; an offset inside a character becomes -1."""
-    code_points, units = {0: 0}, 0
-    for index, character in enumerate(text, start=1):
-        units += 2 if character > "\uffff" else 1
-        code_points[units] = index
-    return [
-        mention._replace(start=code_points.get(mention.start, -1), end=code_points.get(mention.end, -1))
-        if type(mention.start) is type(mention.end) is int
-        else mention
-        for mention in mentions
-    ]
-
-
-def _place(mentions: Sequence[Mention], text: str, field: str, *, in_order: bool) -> list[dict]:
+def _place(mentions: Sequence[Mention], text: str, notes: list[str], field: str, *, in_order: bool) -> list[dict]:
     """The places of entities without offsets, as `sft.tasks.ner.Ner.parse` finds them.
 
+    What is written once more than it occurs is taken once.
+
     Args:
+        notes: takes what there is to say of the row.
         in_order: whether they are written in the order of the text. Entities grouped by label are not: each gets its
             leftmost free occurrence.
 
@@ -339,18 +325,23 @@ def _place(mentions: Sequence[Mention], text: str, field: str, *, in_order: bool
         if type(surface) is not str or not surface:
             raise RowError(field, "实体既没有起止位置，也没有原文")
         start = occurrence(surface, text, cursor, taken)
+        if start is None and any((text[item["start"] : item["end"]], item["label"]) == mention[2:4] for item in taken):
+            notes.append(REPEATED)
+            continue
         if start is None:
             reason = "没有空着的位置了（重叠或重复）" if surface in text else "不在文本里"
             raise RowError("entity_text", f"{shown(surface)} {reason}")
         end = start + len(surface)
         cursor = max(cursor, end)
         taken.append({"start": start, "end": end, "label": mention.label})
-    return [
-        _as_raw(Mention(item["start"], item["end"], text[item["start"] : item["end"]], item["label"]))
-        for item in taken
-    ]
+    if any(mention.pairs and text.count(mention.surface) > 1 for mention in mentions):
+        notes.append(_PAIRS_NOTE)
+    return [_as_raw(Mention(item["start"], item["end"], None, item["label"]), text) for item in taken]
 
 
-def _as_raw(mention: Mention) -> dict:
-    raw = {"start_idx": mention.start, "end_idx": mention.end, "entity_label": mention.label}
-    return raw if mention.surface is None else raw | {"entity_text": mention.surface}
+def _as_raw(mention: Mention, text: str) -> dict:
+    start, end, surface, label, _ = mention
+    if surface is None and type(start) is type(end) is int and 0 <= start < end <= len(text):
+        surface = text[start:end]  # so that nobody doubts these offsets again
+    raw = {"start_idx": start, "end_idx": end, "entity_label": label}
+    return raw if surface is None else raw | {"entity_text": surface}

@@ -21,6 +21,7 @@ from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, USUAL_COLUMNS,
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import BYTE_ORDER_MARK, file_encoding
 from sft.data.look_alikes import doubt_about_texts, foreign, has_tag_column, header_below, table_problem
+from sft.data.offset_evidence import with_offsets
 from sft.data.shapes import column_problem, has_options, notation_of, remarks_on
 from sft.data.sheets import is_sheet, sheet_cells, sheet_header
 from sft.data.source import Source, TableLayout
@@ -69,7 +70,7 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
         source = Source(path, answers, "brat", "brat", options.encoding)  # each file may have its own
         return replace(source, taken=(describe_brat(path, options.encoding),))
     if options.format in ("auto", "xlsx") and is_sheet(path):
-        return _as_sheet(Source(path, answers, "xlsx", "sheet", "utf-8"), options, gold)
+        return with_offsets(_as_sheet(Source(path, answers, "xlsx", "sheet", "utf-8"), options, gold), gold=gold)
     if options.format in ("brat", "xlsx"):
         what = "brat（旁边没有 .ann，或不是 .ann）" if options.format == "brat" else "Excel 文件（.xlsx）"
         raise InputError(f"{path}：不是 {what}；请去掉 --format {options.format}")
@@ -79,7 +80,8 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
     if not sample:  # the file may hold only a byte order mark
         raise InputError(f"{path}：文件是空的；请检查下载是否完整")
     source = recognise_sample(Source(path, answers, "", "lines", encoding), sample, options, gold=gold)
-    return _as_document(source, options, gold) if source.container == "document" else source
+    source = _as_document(source, options, gold) if source.container == "document" else source
+    return with_offsets(source, gold=gold)
 
 
 def other_task(path: Path, format: str, answers: str) -> InputError:

@@ -45,6 +45,7 @@ class Recipe:
             labels, and bytes that differ from those of any other annotation of the same text.
         complete: the fields of a record once the labels are known; used only if ``task`` is None.
         dropped: counts, by label, of what ``convert`` has left out because the user does not want that label.
+        noted: what there is to say of the row that ``convert`` has converted last; rows are counted by it.
     """
 
     task: Task | None
@@ -53,6 +54,7 @@ class Recipe:
     gold: Callable[[dict], Gold]
     complete: Callable[[Task, dict], dict] = _unchanged
     dropped: Counter[str] = field(default_factory=Counter)
+    noted: list[str] = field(default_factory=list)
 
 
 def classification_recipe(sources: Iterable[Source], labels: str | None, other_labels: str = "error") -> Recipe:
@@ -126,6 +128,7 @@ def ner_recipe(
         names = CCFBDCI_LABELS
     lookup = None if names is None else {name: name for name in names.values()} | names
     dropped: Counter[str] = Counter()
+    noted: list[str] = []
 
     def unwanted(label: str) -> bool:
         if not label or label in lookup:
@@ -134,9 +137,8 @@ def ner_recipe(
         return True
 
     def convert(raw: dict) -> dict:
-        if other_labels == "drop":
-            return Ner.convert(raw, lookup, unwanted)
-        return Ner.convert(raw, lookup)
+        noted[:] = raw.get("notes", ())
+        return Ner.convert(raw, lookup, unwanted if other_labels == "drop" else None, noted.append)
 
     with_labels = partial(Ner.with_labels, answer_format=answer_format)
     return Recipe(
@@ -145,6 +147,7 @@ def ner_recipe(
         convert=convert,
         gold=entity_gold,
         dropped=dropped,
+        noted=noted,
     )
 
 

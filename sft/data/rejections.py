@@ -1,4 +1,4 @@
-"""Rejected rows counted by reason, and the refusal of a file of which too little is left. Imports no torch."""
+"""Rows counted by reason, and the refusal of a file of which too little is left. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,36 +9,43 @@ from pathlib import Path
 from sft.errors import InputError, RowError
 from sft.tasks.classification import MULTI_LABEL
 from sft.tasks.names import SEPARATORS, parts_of
-from sft.tasks.ner import NESTED
+from sft.tasks.ner import NESTED, TWO_LABELS
 
 SHOWN = 5  # reasons in a message
 _MOST_KINDS = 200  # different reasons that are kept apart
 _OTHER = "其他原因"
 
 
-class Rejections:
-    """How many rows were rejected for each reason, with the line of the first."""
+class RowKinds:
+    """How many rows there are of each kind, with the line of the first."""
 
     def __init__(self) -> None:
         self._rows: dict[str, int] = {}
         self._first_lines: dict[str, int] = {}
 
-    def add(self, error: RowError, line: int) -> None:
-        """Count a row that ``error`` rejects, on ``line`` of the file."""
-        kind = MULTI_LABEL if "multi-label" in error.reason else _printable(error.kind)
+    def count(self, kind: str, line: int) -> None:
+        """Count a row of a kind, on ``line`` of the file."""
         if kind not in self._rows and len(self._rows) >= _MOST_KINDS:
             kind = _OTHER
         self._rows[kind] = self._rows.get(kind, 0) + 1
         self._first_lines.setdefault(kind, line)
 
     def rows(self, kind: str) -> int:
-        """How many rows were rejected for this reason."""
+        """How many rows there are of a kind."""
         return self._rows.get(kind, 0)
 
     def by_frequency(self) -> list[tuple[str, int, int]]:
-        """``(reason, rows, first line)``, the most frequent first."""
+        """``(kind, rows, first line)``, the most frequent first."""
         ordered = sorted(self._rows, key=lambda kind: -self._rows[kind])
         return [(kind, self._rows[kind], self._first_lines[kind]) for kind in ordered]
+
+
+class Rejections(RowKinds):
+    """How many rows were rejected for each reason."""
+
+    def add(self, error: RowError, line: int) -> None:
+        """Count a row that ``error`` rejects, on ``line`` of the file."""
+        self.count(MULTI_LABEL if "multi-label" in error.reason else _printable(error.kind), line)
 
     def describe(self) -> str:
         """The most frequent reasons, in one line."""
@@ -55,6 +62,8 @@ class Rejections:
             return "请把标签加进 --labels；只想要其中几种，就加 --other_labels drop"
         if most_frequent == NESTED:
             return "本工具只做互不重叠的实体，请先只留最外层或最内层"
+        if most_frequent == TWO_LABELS:
+            return "一个实体只能有一个标签，请先只留一个"
         return "请先改正，或检查 --format、--text_column、--label_column"
 
 

@@ -48,7 +48,7 @@ def shape_row(row: dict, answers: str, columns: Columns = USUAL_COLUMNS) -> dict
     """A row in the original shape of its task. The row is not changed; a row in this shape comes back as it is.
 
     Gold that the row does not have is None. In place of gold that is there but cannot be read is the `RowError` that
-    says why: conversion rejects such a row, prediction predicts it.
+    says why: conversion rejects such a row, prediction predicts it. ``notes``, if there, say how the gold was read.
 
     Args:
         answers: what the task's answers are, ``label`` or ``entities`` (``task.answers``).
@@ -65,16 +65,16 @@ def shape_row(row: dict, answers: str, columns: Columns = USUAL_COLUMNS) -> dict
             return {"text": text, "entities": value}
     reader = whole_row_reader(row, columns)
     written = (reader or plain_row)(row, answers, columns)
-    shape = {**written.kept, "text": written.text}
+    shape, notes = {**written.kept, "text": written.text}, []
     if answers == "label":
         shape["category"] = written.options
     try:
-        shape[GOLD_FIELDS[answers]] = _gold(written, answers)
+        shape[GOLD_FIELDS[answers]] = _gold(written, answers, notes, columns.offsets)
     except OtherTask:
         raise
     except RowError as error:
         shape[GOLD_FIELDS[answers]] = type(error)(error.field, error.reason, error.kind)
-    return shape
+    return {**shape, "notes": notes} if notes else shape
 
 
 @lru_cache(maxsize=1000)
@@ -88,13 +88,13 @@ def _is_original(fields: tuple[str, ...], answers: str) -> bool:
     return sorted(labels) == ["category", "output"] and "options" not in fields
 
 
-def _gold(written: Written, answers: str) -> object:
+def _gold(written: Written, answers: str, notes: list[str], offsets: str) -> object:
     if written.problem is not None:
         raise written.problem
     if isinstance(written.gold, RowError):  # it was shaped before
         return written.gold
     if answers == "entities":
-        return raw_entities(written.gold, written.text, written.field)
+        return raw_entities(written.gold, written.text, written.field, notes, offsets)
     return label_value(written.gold, written.field)
 
 

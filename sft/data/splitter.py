@@ -21,7 +21,7 @@ from sft.data.arguments import Conversion
 from sft.data.readers import read_rows
 from sft.data.recipes import Recipe
 from sft.data.records import make_record
-from sft.data.rejections import Rejections, joined_labels, multi_label_file, refuse_multi_label
+from sft.data.rejections import Rejections, RowKinds, joined_labels, multi_label_file, refuse_multi_label
 from sft.data.source import Source
 from sft.errors import InputError, LeftOut, RowError
 from sft.tasks.task import Task
@@ -61,6 +61,7 @@ class Account:
     composed: int = 0  # rows whose text NFC changed
     first_bad_row: str = ""  # where it is and why, for a message
     rejections: Rejections = field(default_factory=Rejections)
+    notes: RowKinds = field(default_factory=RowKinds)  # what there is to say of converted rows
     labels: frozenset[str] = frozenset()  # those of the converted rows
 
     def figures(self) -> dict[str, int]:
@@ -132,6 +133,8 @@ class Splitter:
             except RowError as error:
                 self._reject(account, number, line, error)
                 continue
+            for note in self.recipe.noted:
+                account.notes.count(note, number)
             if fields["text"] is not raw["text"]:
                 account.composed += 1
 
@@ -323,7 +326,8 @@ class Splitter:
             "task": task.name,
             **{name: sum(figure[name] for figure in figures) for name in figures[0]},
             "rejected_fields": dict(self.rejected_fields.most_common()),
-            "rejected_reasons": self._reasons(),
+            "rejected_reasons": self._kinds("rejections"),
+            "notes": self._kinds("notes"),
             "left_out_reasons": dict(self.left_out_reasons.most_common()),
             "dropped_labels": dict(self.recipe.dropped.most_common()),
             "labels_without_rows": [label for label in task.labels if not self.labels[label]],
@@ -339,10 +343,10 @@ class Splitter:
             ],
         }
 
-    def _reasons(self) -> list[dict]:
+    def _kinds(self, counted: str) -> list[dict]:
         reasons: dict[str, dict] = {}
         for account in self.accounts:
-            for kind, rows, line in account.rejections.by_frequency():
+            for kind, rows, line in vars(account)[counted].by_frequency():
                 reason = reasons.setdefault(
                     kind, {"reason": kind, "rows": 0, "example": f"{account.source.path}:{line}"}
                 )

@@ -13,7 +13,16 @@ from typing import NamedTuple
 from sft.data.encodings import is_decoded
 from sft.data.source import NumberedRow, Source
 from sft.data.tagged_layout import is_comment
-from sft.data.tagging import BLANKS, Tagging, is_blank_between, take_off_index, token_and_tag, tokens_of
+from sft.data.tagging import (
+    BLANKS,
+    Tagging,
+    columns_of,
+    divides_at,
+    is_blank_between,
+    take_off_index,
+    token_and_tag,
+    tokens_of,
+)
 from sft.errors import InputError, RowError
 
 _MOST_SENTENCE_LINES = 100_000
@@ -39,7 +48,7 @@ def read_tagged(source: Source) -> Iterator[NumberedRow]:
         raise InputError(f"{source.path}：{tagging.doubt if tagging else '看不出标记在哪一列'}")
     read_tag = _TagReader(tagging)
     with source.path.open(encoding=source.encoding, newline="\n", errors="surrogateescape") as file:
-        numbered = enumerate(file, start=1)
+        numbered = _divided(enumerate(file, start=1), tagging)
         sentences = _line_by_line(numbered, tagging) if tagging.sentence_a_line else _sentences(numbered, source)
         for lines in sentences:
             try:
@@ -47,6 +56,23 @@ def read_tagged(source: Source) -> Iterator[NumberedRow]:
             except RowError as error:
                 row = error
             yield lines[0][0], "".join([line for _, line in lines]), row
+
+
+def _divided(numbered: Iterator[tuple[int, str]], tagging: Tagging) -> Iterator[tuple[int, str]]:
+    """The lines, with a blank one where a running number, or the byte order mark of a further file, says so.
+
+    A byte order mark alone in its column is a token.
+    """
+    before = ""
+    for number, line in numbered:
+        if line[0] == "\ufeff" and line[1:2] not in (" ", "\t"):
+            yield number, "\n"
+            line = line[1:]
+        if tagging.divides:
+            last, before = before, columns_of(line.lstrip(BLANKS))[0]
+            if divides_at(last, before, tagging.divides):
+                yield number, "\n"
+        yield number, line
 
 
 def _line_by_line(numbered: Iterable[tuple[int, str]], tagging: Tagging) -> Iterator[_Lines]:

@@ -21,6 +21,7 @@ from sft.data.tagging import (
     Reading,
     Tagging,
     columns_of,
+    divides_at,
     is_blank_between,
     reading_of,
     take_off_index,
@@ -52,6 +53,7 @@ _HEADER_NAMES = frozenset([*_TEXT_NAMES, *_TAG_NAMES, "pos", "id", "index", "序
 _CHUNKS = frozenset(["NP", "VP", "PP", "ADVP", "SBAR", "ADJP", "PRT", "CONJP", "INTJ", "LST", "UCP"])  # of CoNLL-2003
 _SEPARATORS = ("\x02", " ", ",")  # in a cell with a whole sentence
 _EVIDENCE_LINES = 20_000
+_SHORTEST_MEAN_SENTENCE = 3  # tokens; words of Chinese have two characters on average
 _MOST_COLUMNS = 50
 
 
@@ -143,7 +145,8 @@ def _token_a_line(body: list[str], named: _Named, *, told: bool) -> Tagging | No
         return None
     layout, reading = found
     layout = _with_text_column(body, layout) if named.text is None else named.into(layout, cells)
-    layout = replace(layout, scheme=reading.scheme, label_first=reading.label_first)
+    layout = _with_tags(layout, reading)
+    layout = _with_divider(body[:_EVIDENCE_LINES], layout) if layout.numbered else layout
     pairs = [token_and_tag(line, layout) for line in body[:_EVIDENCE_LINES]]
     tokens = [token for token, _ in pairs]
     if not told and not _are_tokens(tokens, [layout.read_tag(tag) or ("?", "") for _, tag in pairs], reading):
@@ -153,6 +156,10 @@ def _token_a_line(body: list[str], named: _Named, *, told: bool) -> Tagging | No
     if layout.first_index is not None:
         tokens = [token.rstrip(DIGITS) for token in tokens]
     return _with_join_rule(tokens, layout)
+
+
+def _with_tags(layout: Tagging, reading: Reading) -> Tagging:
+    return replace(layout, scheme=reading.scheme, label_first=reading.label_first, glued=reading.glued)
 
 
 def _width(body: Sequence[str]) -> tuple[int, float]:
@@ -201,8 +208,10 @@ def _with_text_column(body: Sequence[str], layout: Tagging) -> Tagging:
     second_cjk = sum(bool(_CJK.search(token)) for _, token in rows)
     if len(numbers) >= 0.95 * len(rows):
         # They count tokens, or sentences, which come in order.
-        if _run_share(numbers) >= 0.95 or numbers == sorted(numbers):
-            return replace(second, numbered=True)
+        if numbers == sorted(numbers):
+            return replace(second, numbered=True, divides="changes" if len(set(numbers)) < len(numbers) else "")
+        if _run_share(numbers) >= 0.95:
+            return replace(second, numbered=True, divides="restarts")
         doubt = "第 1 列都是数：是序号请加 --text_column 2，是文本请加 --text_column 1"
         return replace(layout, doubt=layout.doubt or doubt)
     if not first_cjk and second_cjk > 0.5 * len(rows):
@@ -216,6 +225,19 @@ def _run_share(numbers: Sequence[int]) -> float:
     goes_on = sum(after == before + 1 for before, after in pairwise(numbers))
     begins = sum(after in (0, 1) and after != before + 1 for before, after in pairwise(numbers))
     return (goes_on + begins + 1) / len(numbers) if goes_on else 0.0
+
+
+def _with_divider(body: Sequence[str], layout: Tagging) -> Tagging:
+    """The layout without ``divides`` if what the number would divide are no sentences.
+
+    Sentences are longer than words, and no name goes on from one to the next.
+    """
+    numbers = [token_and_tag(line, replace(layout, text_column=0))[0] for line in body]
+    tags = [layout.read_tag(token_and_tag(line, layout)[1]) or ("O", "") for line in body]
+    begins = [at for at in range(1, len(body)) if divides_at(numbers[at - 1], numbers[at], layout.divides)]
+    cut = sum(tags[at][0] in "IE" and tags[at - 1] in (("B", tags[at][1]), ("I", tags[at][1])) for at in begins)
+    are_sentences = begins and len(body) >= _SHORTEST_MEAN_SENTENCE * (len(begins) + 1) and 50 * cut <= len(begins)
+    return layout if are_sentences else replace(layout, divides="")
 
 
 def _are_tokens(tokens: list[str], tags: list[tuple[str, str]], reading: Reading) -> bool:
@@ -301,7 +323,7 @@ def _sentence_a_line(body: list[str], named: _Named) -> Tagging | None:
         reading = reading_of(Counter(chain.from_iterable(tags)))
         if reading and _are_mostly_several(tags):
             layout = replace(usual, tag_column=tag_column, tag_separator=separator)
-            layout = replace(layout, scheme=reading.scheme, label_first=reading.label_first)
+            layout = _with_tags(layout, reading)
             text_columns = [column for column in range(columns) if column != tag_column]
             if named.text is not None:
                 text_columns = [named.into(layout, cells).text_column]
@@ -339,6 +361,6 @@ def _pairs_on_a_line(body: list[str]) -> Tagging | None:
         pairs = [item.rpartition(separator) for row in items for item in row]
         reading = reading_of(Counter(tag if found else "" for _, found, tag in pairs))
         if _are_mostly_several(items) and reading and reading.labels and reading.scheme != "IO":
-            layout = Tagging(reading.scheme, reading.label_first, sentence_a_line=True, pair_separator=separator)
+            layout = _with_tags(Tagging(sentence_a_line=True, pair_separator=separator), reading)
             return _with_join_rule([token or " " for token, _, _ in pairs], layout)
     return None

@@ -6,7 +6,8 @@ Tagged files are CoNLL and everything of its kind: `sft.data.tagged_layout` find
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,11 +29,14 @@ _LENIENT = ("BIO", "IOE", "IO")
 _ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 _ROLE_FIRST = re.compile(r"([BIEMSLUW])[-_](.+)", re.IGNORECASE)  # B-LOC
 _LABEL_FIRST = re.compile(r"(.+)[-_]([BIEMSLUW])", re.IGNORECASE)  # LOC-B
+_GLUED_ROLE_FIRST = re.compile(r"([BIEMSLUW])[.:：]?([^\W\d].*)")  # BLOC, B.LOC
+_GLUED_LABEL_FIRST = re.compile(r"([^\W\d].*?)[.:：]?([BIEMSLUW])")  # LOCB
 DIGITS = "0123456789"
 # Letters and digits of the scripts that write blanks between words; not of CJK, which begins at U+2E80.
 LATIN = "0-9A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02c1\u0370-\u03ff\u0400-\u052f\u1e00-\u1fff"
 _WORD_ENDS = re.compile(rf"[{LATIN}][\u0021-\u2e7f]*$")
 _WORD_BEGINS = re.compile(rf"[\u0021-\u2e7f]*?[{LATIN}]")
+_DIVIDES = {"": "不用", "changes": "变了就另起一句", "restarts": "从头数就另起一句"}
 _EDGE_CHARACTERS = 50  # of a token, enough to see what stands at its edge
 _JOINED_ON = re.compile(r"['’][A-Za-z]|n['’]t$")  # 's, 're, n't
 
@@ -44,9 +48,12 @@ class Tagging:
     Attributes:
         scheme: one of `SCHEMES`.
         label_first: whether tags are written ``LOC-B`` and not ``B-LOC``.
+        glued: whether there is no hyphen in them, as in ``BLOC`` and ``B.LOC``.
         text_column, tag_column: from 0; ``tag_column`` may be -1, the last.
         columns: how many columns most lines have.
         numbered: whether the column before the text is a running number.
+        divides: where that number begins a sentence: ``changes``, as one sentence has one number, or ``restarts`` from
+            0 or 1, as it counts tokens; ``""`` if only blank lines do.
         first_index: the first number of a word if a number is glued to each character (``科0 技1``), else None.
         header: whether the first line names the columns.
         comments: whether lines that begin with ``#`` and have no tag, before a sentence, are comments.
@@ -61,10 +68,12 @@ class Tagging:
 
     scheme: str = "BIO"
     label_first: bool = False
+    glued: bool = False
     text_column: int = 0
     tag_column: int = -1
     columns: int = 2
     numbered: bool = False
+    divides: str = ""
     first_index: int | None = None
     header: bool = False
     comments: bool = False
@@ -87,10 +96,11 @@ class Tagging:
         parts = {
             "标记没有前缀，相邻的同一标签算一个实体": self.scheme == "IO",
             "标签写在前面": self.label_first,
+            f"标记里没有连字符，{'LOCB 照 LOC-B' if self.label_first else 'BLOC 照 B-LOC'} 读": self.glued,
             "每行一句": self.sentence_a_line,
             f"标记在 {self.pair_separator} 后面": self.pair_separator != "",
             "第 1 行是表头": self.header,
-            f"第 {self.text_column} 列是序号，不用": self.numbered,
+            f"第 {self.text_column} 列是序号，{_DIVIDES[self.divides]}": self.numbered,
             f"第 {self.text_column + 1} 列是文本": self.text_column > 0 and not self.numbered,
             f"第 {self.tag_column + 1} 列是标记": self.tag_column not in (-1, self.columns - 1),
             "字后面的数字是序号，去掉": self.first_index is not None,
@@ -105,13 +115,14 @@ class Tagging:
             return "O", ""
         if self.scheme == "IO":
             return ("I", tag) if is_label(tag) else None
-        letter, label = split_tag(tag, label_first=self.label_first)
+        letter, label = split_tag(tag, label_first=self.label_first, glued=self.glued)
         return (_ROLES[letter], label) if letter in SCHEMES[self.scheme] and is_label(label) else None
 
 
-def split_tag(tag: str, *, label_first: bool) -> tuple[str, str]:
+def split_tag(tag: str, *, label_first: bool, glued: bool = False) -> tuple[str, str]:
     """The letter of a tag, upper case, and its label: ``b-LOC`` → ``("B", "LOC")``; ``("?", "")`` for another tag."""
-    match = (_LABEL_FIRST if label_first else _ROLE_FIRST).fullmatch(tag)
+    role_first, label_before = (_GLUED_ROLE_FIRST, _GLUED_LABEL_FIRST) if glued else (_ROLE_FIRST, _LABEL_FIRST)
+    match = (label_before if label_first else role_first).fullmatch(tag)
     if match is None:
         return "?", ""
     letter, label = match.groups()[:: -1 if label_first else 1]
@@ -127,11 +138,12 @@ def is_label(label: str) -> bool:
 
 
 class Reading(NamedTuple):
-    """How the tags of a column read. ``labels`` is empty if all are O."""
+    """How the tags of a column read. ``labels`` is empty if all are O; of ``glued`` see `Tagging`."""
 
     scheme: str
     label_first: bool
     labels: frozenset[str]
+    glued: bool = False
 
 
 def reading_of(tags: Counter[str], *, share: float = 0.9) -> Reading | None:
@@ -159,11 +171,31 @@ def reading_of(tags: Counter[str], *, share: float = 0.9) -> Reading | None:
     if readings:
         *_, label_first, letters, labels = min(readings, key=lambda reading: reading[:4])
         return Reading(_scheme(letters), label_first, labels)
+    if outside and (reading := _glued_reading(marked)):
+        return reading if outside + sum(marked.values()) > share * total else None
     plain = {tag: count for tag, count in marked.items() if _PLAIN_LABEL.fullmatch(tag)}
     if any(LETTER_AND_LABEL.fullmatch(tag) for tag in plain) or outside < 0.2 * total:
         return None
     few = len(plain) <= min(_MOST_LABELS, max(1, total // 3))
     return Reading("IO", False, frozenset(plain)) if few and outside + sum(plain.values()) > share * total else None
+
+
+def _glued_reading(marked: Mapping[str, int]) -> Reading | None:
+    """How tags without a hyphen read, such as ``BPER`` and ``IPER``; None if they are plain labels.
+
+    A label that stands behind B and behind I (or M, E) as well is no chance: most of the tags must have such a label.
+    """
+    for label_first in (False, True):
+        letters, letters_of = Counter[str](), defaultdict[str, Counter[str]](Counter)
+        for tag, count in marked.items():
+            letter, label = split_tag(tag, label_first=label_first, glued=True)
+            letters[letter] += count
+            letters_of[label][letter] += count
+        del letters["?"]
+        paired = [of_label for of_label in letters_of.values() if of_label["B"] and of_label.keys() & set("IME")]
+        if 2 * sum(of_label.total() for of_label in paired) > sum(marked.values()):
+            return Reading(_scheme(letters), label_first, frozenset(letters_of) - {""}, glued=True)
+    return None
 
 
 def _scheme(letters: Counter[str]) -> str:
@@ -226,6 +258,18 @@ def tokens_of(cell: str, count: int, tagging: Tagging) -> list[str]:
         stripped = cell.strip(separator).split(separator)
         tokens = stripped if len(stripped) == count else tokens
     return [token or " " for token in tokens]
+
+
+# ---- A running number before each token ----
+
+
+def divides_at(before: str, number: str, divides: str) -> bool:
+    """Whether a sentence begins at a token, given the numbers before the last token and before this one."""
+    if not (before.isdecimal() and number.isdecimal()):
+        return False
+    if divides == "restarts":
+        return int(number) in (0, 1) and int(number) != int(before) + 1
+    return divides == "changes" and number != before
 
 
 # ---- A number glued to each character ----

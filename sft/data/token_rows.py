@@ -97,7 +97,7 @@ def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
     if starts is None:
         return Written(text, None, token_column, problem=RowError(token_column, "与 text 对不上"))
     try:
-        return Written(text, _entities_of(tags, tokens, starts, tag_column), tag_column)
+        return Written(text, _with_texts(_entities_of(tags, tokens, starts, tag_column), text), tag_column)
     except RowError as error:
         return Written(text, None, tag_column, problem=error)
 
@@ -123,8 +123,12 @@ def entities_in_text(tags: Sequence[str], text: str, field: str) -> list[dict]:
     """
     for tokens in (list(text), text.split()):
         if len(tokens) == len(tags):
-            return entities_of_tags(tags, tokens, places_in_text(tokens, text), field)
+            return _with_texts(entities_of_tags(tags, tokens, places_in_text(tokens, text), field), text)
     raise RowError(field, f"有 {len(tags)} 个标记，文本有 {len(text)} 个字，应当一样多")
+
+
+def _with_texts(entities: list[dict], text: str) -> list[dict]:
+    return [entity | {"entity_text": text[entity["start_idx"] : entity["end_idx"]]} for entity in entities]
 
 
 def text_of_tokens(tokens: Sequence[str]) -> tuple[str, list[int]]:

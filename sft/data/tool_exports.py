@@ -19,6 +19,7 @@ from sft.data.columns import (
     plain_row,
     value_at,
 )
+from sft.data.offsets import UTF16_DOUBT, doubtful, is_after_wide
 from sft.errors import LeftOut, RowError
 
 # ---- Label Studio ----
@@ -112,12 +113,9 @@ def _label_studio_gold(annotation: dict, text: object, answers: str, columns: Co
     if not spans and any(region.get("type") == "choices" for region in regions):
         raise RowError("result", "只标了类别（choices），没有实体（labels）")
     # Old versions counted UTF-16 units, newer ones count code points. Without its text a span could be either.
-    if type(text) is str and max(text, default="") > "\uffff":
-        first = next(index for index, character in enumerate(text) if character > "\uffff")
-        if any(span.get("text") is None and type(span.get("end")) is int and span["end"] > first for span in spans):
-            raise RowError(
-                "start", "文本里有表情符号一类的字，标注却没有原文（text），看不出位置是按字数还是按 UTF-16 数的"
-            )
+    ends = [span["end"] for span in spans if span.get("text") is None and type(span.get("end")) is int]
+    if type(text) is str and ends and is_after_wide(text, max(ends)):
+        raise doubtful(UTF16_DOUBT)
     return sorted(spans, key=lambda span: (str(span.get("start")).zfill(12), str(span.get("end")).zfill(12)))
 
 

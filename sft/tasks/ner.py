@@ -21,6 +21,8 @@ from sft.text import clean_text, shifted_offsets
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
 NESTED = "实体重叠（嵌套 nested）"  # the kind of error of a row with overlapping entities
+TWO_LABELS = "同一个实体有两个标签"  # the same, of one whose entities are the same characters
+REPEATED = "写了不止一遍的实体只留一个"  # what is to be said of a row
 PROBLEMS = ("invalid", "unknown_label", "invented", "repeated", "out_of_order")  # see `Ner.parse`
 JSON, INLINE = ANSWER_FORMATS = ("json", "inline")  # `sft.tasks.entity_lines`, `sft.tasks.entity_marks`
 
@@ -102,12 +104,18 @@ class Ner:
         }
 
     @staticmethod
-    def convert(raw: dict, names: Mapping[str, str] | None = None, drop: Callable[[str], bool] | None = None) -> dict:
+    def convert(
+        raw: dict,
+        names: Mapping[str, str] | None = None,
+        drop: Callable[[str], bool] | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> dict:
         """The fields of a record from a raw row ``{"text", "entities": [{"start_idx", "end_idx", ...}]}``.
 
         Args:
             names: raw label → the name that the model writes; None to keep the labels as they are.
             drop: says whether to leave out the entities of a label, which are not looked at any further then.
+            note: is told what was put right.
 
         Raises:
             RowError: the row cannot be used.
@@ -130,9 +138,10 @@ class Ner:
                 start, end = offsets[entity["start"]][0], offsets[entity["end"]][1]
                 entity |= {"start": start, "end": end, "text": text[start:end]}
         entities.sort(key=lambda entity: entity["start"])
-        for left, right in pairwise(entities):
-            if right["start"] < left["end"]:
-                raise RowError("entities", f"实体 {left['text']!r} 与 {right['text']!r} 重叠（嵌套 nested）", NESTED)
+        if any(right["start"] < left["end"] for left, right in pairwise(entities)):
+            entities = _without_repeats(entities)
+            if note is not None:
+                note(REPEATED)
         return {"text": text, "entities": entities}
 
     def known_fields(self, row: dict) -> dict:
@@ -352,6 +361,22 @@ def _convert_entity(item: object, text: str, names: Mapping[str, str] | None) ->
             raise RowError("entity_label", reason, f"标签 {label!r} 不在 --labels 里")
         label = names[label]
     return {"start": start, "end": end, "text": surface, "label": label}
+
+
+def _without_repeats(entities: Iterable[dict]) -> list[dict]:
+    """Entities, sorted, without those that are there already.
+
+    Raises:
+        RowError: other entities overlap.
+    """
+    kept = list({(entity["start"], entity["end"], entity["label"]): entity for entity in entities}.values())
+    for left, right in pairwise(kept):
+        if (left["start"], left["end"]) == (right["start"], right["end"]):
+            reason = f"实体 {left['text']!r} 有两个标签（{left['label']}、{right['label']}）；只能有一个"
+            raise RowError("entities", reason, TWO_LABELS)
+        if right["start"] < left["end"]:
+            raise RowError("entities", f"实体 {left['text']!r} 与 {right['text']!r} 重叠（嵌套 nested）", NESTED)
+    return kept
 
 
 def _compare_surface(given: object, surface: str, text: str, start: int, end: int) -> None:
