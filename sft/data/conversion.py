@@ -16,12 +16,13 @@ from typing import IO
 import orjson
 
 from sft.console import ConversionProgress
+from sft.data.accounts import TEST, TRAIN
 from sft.data.arguments import Conversion
 from sft.data.recipes import Recipe
 from sft.data.records import conversion_report_path, make_record
 from sft.data.rejections import SHOWN
 from sft.data.source import Source
-from sft.data.splitter import TEST, TRAIN, Splitter
+from sft.data.splitter import Splitter
 from sft.errors import InputError
 from sft.files import is_device, json_bytes, refuse_folder, same_file, whole_file
 from sft.tasks.settings import converted_settings, settings_path

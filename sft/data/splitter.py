@@ -6,10 +6,8 @@ grows by less than 100 bytes a row.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -17,17 +15,16 @@ from typing import IO, NoReturn
 
 import orjson
 
+from sft.data.accounts import SIDES, TEST, TRAIN, Account, Stratum
 from sft.data.arguments import Conversion
 from sft.data.readers import read_rows
 from sft.data.recipes import Recipe
 from sft.data.records import make_record
-from sft.data.rejections import Rejections, joined_labels, multi_label_file, refuse_multi_label
+from sft.data.rejections import joined_labels, multi_label_file, refuse_multi_label
 from sft.data.source import Source
 from sft.errors import InputError, LeftOut, RowError
 from sft.tasks.task import Task
 
-SIDES = ("train", "test")
-TRAIN, TEST = 0, 1
 MAX_LABELS = 1000
 MAX_LABEL_CHARACTERS = 20_000  # of all labels together, where every prompt names all of them
 MAX_BAD_SHARE = 0.2
@@ -44,29 +41,6 @@ _SIDE_BITS = 1  # the lowest bit of a gold key is the side
 _SIDE_MASK = 1
 
 Progress = Callable[[Path, int], None]  # called now and then with the file and the lines read so far
-
-
-@dataclass
-class Account:
-    """What became of the rows of one file: read = converted + rejected + merged + leaked + left_out."""
-
-    source: Source
-    read: int = 0
-    converted: int = 0
-    rejected: int = 0
-    merged: int = 0  # repeated rows (same text, same gold) that are dropped
-    leaked: int = 0  # train rows that are dropped because the official test file has their text
-    left_out: int = 0  # rows that are not wanted: the user wants other labels, or the annotator rejected them
-    repeated: int = 0  # repeated rows of an official test file; they are kept
-    composed: int = 0  # rows whose text NFC changed
-    first_bad_row: str = ""  # where it is and why, for a message
-    rejections: Rejections = field(default_factory=Rejections)
-    labels: frozenset[str] = frozenset()  # those of the converted rows
-
-    def figures(self) -> dict[str, int]:
-        """The counts by name."""
-        names = ("read", "converted", "rejected", "merged", "leaked", "left_out", "repeated", "composed")
-        return {name: vars(self)[name] for name in names}
 
 
 class Splitter:
@@ -348,33 +322,6 @@ class Splitter:
                 )
                 reason["rows"] += rows
         return sorted(reasons.values(), key=lambda reason: -reason["rows"])
-
-
-class Stratum:
-    """Rows whose share the split keeps: all with one label, for example.
-
-    Its different texts are counted in windows of 1/ratio. In each window, a hash of seed, stratum and window picks one
-    text for test. So one pass gives the exact share in any order of the file, and no random state is touched.
-    """
-
-    def __init__(self, name: str, ratio: Fraction, seed: int) -> None:
-        self.name, self.ratio, self.seed = name, ratio, seed
-        self.rows = [0, 0]
-        self.texts = 0
-        self.window = -1
-        self.window_end = 0
-        self.picked = 0
-
-    def draw_side(self) -> int:
-        """The side of the next new text."""
-        index = self.texts
-        self.texts += 1
-        if index == self.window_end:
-            self.window += 1
-            self.window_end = -(-(self.window + 1) * self.ratio.denominator // self.ratio.numerator)  # rounded up
-            drawn = hashlib.blake2b(f"{self.seed}\0{self.name}\0{self.window}".encode(), digest_size=8).digest()
-            self.picked = index + int.from_bytes(drawn) % (self.window_end - index)
-        return TEST if index == self.picked else TRAIN
 
 
 @lru_cache(maxsize=4096)
