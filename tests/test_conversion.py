@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
+from unicodedata import normalize
 
 import orjson
 import pytest
@@ -30,6 +31,7 @@ from sft.data.records import read_task_records
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
 from sft.tasks.settings import FORMAT_VERSION, settings_path, user_turn
+from sft.text import compared
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -51,10 +53,11 @@ def convert(main, folder: Path, raw: bytes | Path, *flags: str, test: bytes | Pa
     train, test_rows = records(folder, "train"), records(folder, "test")
     assert report["read"] == report["converted"] + report["rejected"] + report["merged"] + report["leaked"]
     assert report["converted"] == len(train) + len(test_rows)
-    assert not {row["text"] for row in train} & {row["text"] for row in test_rows}
+    train_texts, test_texts = ({compared(row["text"]) for row in side} for side in (train, test_rows))
+    assert not train_texts & test_texts
     assert report["texts_on_both_sides"] == 0
-    assert report["texts"]["train"] == len({row["text"] for row in train})
-    assert report["texts"]["test"] == len({row["text"] for row in test_rows})
+    assert report["texts"]["train"] == len(train_texts)
+    assert report["texts"]["test"] == len(test_texts)
     return report
 
 
@@ -99,9 +102,10 @@ def test_every_row_is_accounted_for(rows, ratio, seed):
             f"--test_ratio={ratio}",
             f"--seed={seed}",
         )
-        bad = sum(row["output"] == "丙" or not row["text"].strip() for row in rows)
+        bad = sum(row["output"] == "丙" or not compared(row["text"]) for row in rows)
         assert (report["read"], report["rejected"]) == (60 + len(rows), bad)
-        distinct = {(row["text"], row["output"]) for row in rows if row["output"] != "丙" and row["text"].strip()}
+        texts = [(compared(normalize("NFC", row["text"])), row["output"]) for row in rows]
+        distinct = {(text, label) for text, label in texts if label != "丙" and text}
         assert report["converted"] == 60 + len(distinct)
 
 
@@ -289,6 +293,64 @@ def test_nfc_is_counted_and_merges_what_becomes_equal(tmp_path):
     rows.append({"text": "Café", "category": ["a", "b"], "output": "a"})
     report = convert(transfer_classification_data.main, tmp_path, lines(rows))
     assert (report["composed"], report["merged"]) == (1, 1)
+
+
+UNSEEN = [" {}", "{}　", "\ufeff{}", "{}\u200b", "{}\u2060 ", "\u200e{}\u200f", "\xa0\u200b {}\t"]
+
+
+@pytest.mark.parametrize("form", UNSEEN)
+def test_texts_that_look_the_same_are_one_text(form, tmp_path, capsys):
+    rows = articles(50)
+    unseen = [{**row, "text": form.format(row["text"])} for row in rows]
+    report = convert(transfer_classification_data.main, tmp_path, lines([*rows, *unseen, *rows]))
+    assert (report["converted"], report["merged"], report["alike"]) == (50, 100, 50)
+    assert "有 50 行只在首尾的空白或看不见的字符" in capsys.readouterr().err
+    report = convert(transfer_classification_data.main, tmp_path, lines([*unseen, *rows]))
+    assert (report["merged"], report["alike"]) == (50, 50)
+    written = {row["text"] for side in ("train", "test") for row in records(tmp_path, side)}
+    assert written == {row["text"] for row in unseen}, "the first form is written as it is"
+
+
+def test_training_rows_that_look_like_official_test_rows_are_dropped(tmp_path, capsys):
+    rows = articles(50)
+    unseen = [{**row, "text": f"{row['text'][:1]}\u200b{row['text'][1:]} "} for row in rows[:5]]
+    report = convert(transfer_classification_data.main, tmp_path, lines(rows), test=lines(unseen))
+    assert (report["leaked"], report["alike"], report["repeated"]) == (5, 5, 0)
+    assert "有 5 行只在" in capsys.readouterr().err
+    assert [row["text"] for row in records(tmp_path, "test")] == [row["text"] for row in unseen]
+
+
+def test_the_same_looking_text_with_another_label_is_a_conflict_on_one_side(tmp_path):
+    rows = articles(50)
+    other = [
+        {**row, "text": f"{row['text']} ", "output": "军事" if row["output"] != "军事" else "体育"} for row in rows
+    ]
+    report = convert(transfer_classification_data.main, tmp_path, lines(rows + other[:9]))
+    assert (report["conflicts"], report["merged"], report["alike"], report["converted"]) == (9, 0, 0, 59)
+
+
+def test_entities_of_texts_that_look_the_same_are_the_same_wherever_they_stand(tmp_path):
+    """What nobody sees moves the offsets, and the offsets that are written count it."""
+    rows = [
+        {"text": f"第{n}次到北京", "label": [[len(f"第{n}次到"), len(f"第{n}次到") + 2, "城市"]]} for n in range(50)
+    ]
+    unseen = [
+        {"text": f" \u200b{row['text'][:-1]}\ufeff{row['text'][-1]} ", "label": [[s + 2, e + 3, x]]}
+        for row in rows
+        for s, e, x in row["label"]
+    ]
+    report = convert(transfer_ner_data.main, tmp_path, lines(unseen + rows))
+    assert (report["merged"], report["conflicts"], report["alike"]) == (50, 0, 50)
+    for row in records(tmp_path, "train"):
+        assert [row["text"][e["start"] : e["end"]] for e in row["entities"]] == ["北\ufeff京"]
+    other = [{**row, "label": [[0, 2, "城市"]]} for row in rows[:9]]
+    assert convert(transfer_ner_data.main, tmp_path, lines(unseen + other))["conflicts"] == 9
+
+
+def test_joined_emoji_are_another_text_than_the_same_apart(tmp_path):
+    rows = [{"text": f"{n}👨\u200d👩", "label": "甲" if n % 2 else "乙"} for n in range(9)]
+    apart = [{**row, "text": row["text"].replace("\u200d", "")} for row in rows]
+    assert convert(transfer_classification_data.main, tmp_path, lines(rows + apart))["merged"] == 0
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):

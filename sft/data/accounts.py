@@ -23,6 +23,7 @@ class Account:
     rejected: int = 0
     merged: int = 0  # repeated rows (same text, same gold) that are dropped
     leaked: int = 0  # train rows that are dropped because the official test file has their text
+    alike: int = 0  # of the merged and leaked rows, those whose text only looks like the one that is kept
     left_out: int = 0  # rows that are not wanted: the user wants other labels, or the annotator rejected them
     repeated: int = 0  # repeated rows of an official test file; they are kept
     composed: int = 0  # rows whose text NFC changed
@@ -32,7 +33,7 @@ class Account:
 
     def figures(self) -> dict[str, int]:
         """The counts by name."""
-        names = ("read", "converted", "rejected", "merged", "leaked", "left_out", "repeated", "composed")
+        names = ("read", "converted", "rejected", "merged", "leaked", "alike", "left_out", "repeated", "composed")
         return {name: vars(self)[name] for name in names}
 
 

@@ -127,6 +127,8 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
         f"读入 {report['read']:,} = 转换 {report['converted']:,} + 拒绝 {report['rejected']:,}"
         f" + 合并重复 {report['merged']:,}{leaked}{left_out}"
     )
+    if report["alike"]:
+        yield f"重复的行里有 {report['alike']:,} 行只在首尾的空白或看不见的字符（如零宽空格）上不同"
     if report["left_out_reasons"]:
         yield "没有要的行：" + _listed(f"{reason} {rows:,}" for reason, rows in report["left_out_reasons"].items())
     if report["dropped_labels"]:

@@ -23,6 +23,7 @@ from sft.tasks.names import parts_of
 from sft.tasks.ner import CCFBDCI_LABELS, JSON, Ner
 from sft.tasks.options import clean_label
 from sft.tasks.task import Task
+from sft.text import compared, visible
 
 Gold = tuple[str, Sequence[str], bytes]  # the stratum, the labels, the annotation as bytes
 
@@ -42,7 +43,8 @@ class Recipe:
         convert: turns a raw row in its original shape (see `sft.data.shapes`) into the fields of a record; raises
             `RowError` if it cannot be used. Field ``text`` is required. None leaves the row out, as the user asked.
         gold: gives of a record's fields the name of its stratum (the split keeps the share of each stratum), its
-            labels, and bytes that differ from those of any other annotation of the same text.
+            labels, and bytes that differ from those of any other annotation of the same text (see
+            `sft.text.compared`).
         complete: the fields of a record once the labels are known; used only if ``task`` is None.
         dropped: counts, by label, of what ``convert`` has left out because the user does not want that label.
     """
@@ -172,7 +174,16 @@ def entity_gold(fields: dict) -> Gold:
     entities = fields["entities"]
     if not entities:
         return "无实体", (), b"[]"
-    return "有实体", [entity["label"] for entity in entities], orjson.dumps(entities)
+    labels, text = [entity["label"] for entity in entities], fields["text"]
+    if compared(text) != text:
+        entities = [_compared_entity(entity, text) for entity in entities]
+    return "有实体", labels, orjson.dumps(entities)
+
+
+def _compared_entity(entity: dict, text: str) -> dict:
+    """The entity with its place in `compared` of the text."""
+    start, end = (len(visible(text[: entity[edge]]).lstrip()) for edge in ("start", "end"))
+    return entity | {"start": start, "end": end, "text": compared(entity["text"])}
 
 
 def _with_options(fields: dict, options: Sequence[str]) -> dict:
