@@ -150,6 +150,10 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
         yield f"同一文本标注不同的有 {report['conflicts']:,} 行，都保留了，如"
         for example in report["conflict_examples"][:3]:
             yield f"  {example['file']}:{example['line']}：{example['text'][:30]} → {example['gold'][:80]}"
+    if report["corrected_labels"]:
+        yield "标签里去掉了看不见的字符或末尾的分隔符：" + _listed(
+            f"{found['label']!r:.60} → {found['now']} {found['count']:,}" for found in report["corrected_labels"]
+        )
     yield "标签：" + _listed(f"{label} {count:,}" for label, count in report["labels"].items())
     if report["labels_without_rows"]:
         yield f"--labels 里的 {_listed(report['labels_without_rows'])} 在数据里一次也没有出现，请检查写法"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sft.errors import InputError, RowError
 from sft.tasks.classification import MULTI_LABEL
-from sft.tasks.names import SEPARATORS, parts_of
+from sft.tasks.names import IN_NAMES, SEPARATORS, parts_of
 from sft.tasks.ner import NESTED
 
 SHOWN = 5  # reasons in a message
@@ -89,7 +89,7 @@ def joined_labels(rows_by_label: Mapping[str, int]) -> list[str]:
         alike = [label for label in candidates if _separator(label) == separator]
         places = _places([parts_of(label) for label in alike])
         known = {part for part in places if part in rows_by_label}
-        certain = separator not in ("/", " ")  # these two also stand inside ordinary names
+        certain = separator not in IN_NAMES
         if certain:
             known |= {part for part, at in places.items() if len(at) > 1}
         if (certain and known) or any(known.issuperset(parts_of(label)) for label in alike):

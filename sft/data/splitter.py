@@ -23,6 +23,7 @@ from sft.data.records import make_record
 from sft.data.rejections import joined_labels, multi_label_file, refuse_multi_label
 from sft.data.source import Source
 from sft.errors import InputError, LeftOut, RowError
+from sft.tasks.options import clean_label
 from sft.tasks.task import Task
 from sft.text import compared
 
@@ -309,6 +310,10 @@ class Splitter:
             "rejected_reasons": self._reasons(),
             "left_out_reasons": dict(self.left_out_reasons.most_common()),
             "dropped_labels": dict(self.recipe.dropped.most_common()),
+            "corrected_labels": [
+                {"label": label, "now": clean_label(label), "count": count}
+                for label, count in self.recipe.corrected.most_common()
+            ],
             "labels_without_rows": [label for label in task.labels if not self.labels[label]],
             "conflicts": self.conflicts,
             "conflict_examples": self.conflict_examples,
