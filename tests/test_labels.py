@@ -407,6 +407,27 @@ class TestKinds:
         assert RowError("a", "第 3 个 'x' 不对").kind == RowError("a", "第 17 个 'yy' 不对").kind
         assert RowError("a", "不对").kind != RowError("b", "不对").kind
 
+    def test_what_is_advised_is_shown_whole(self, folder):
+        """The 18030 of an encoding is no particular of a row."""
+        rows = [json.dumps({"text": f"第{n}条", "label": "甲乙"[n % 2]}, ensure_ascii=False) for n in range(12)]
+        raw = folder.path / "raw.jsonl"
+        raw.write_bytes("\n".join(rows).encode() + b"\n" + rows[0].replace("第0", "第一").encode("gb18030"))
+        code, said = folder.convert("cls", raw)
+        assert code == 0 and "请加 --encoding gb18030" in said and "…" not in said
+        assert "个字节解不开" in said
+
+    def test_reasons_that_differ_in_particulars_are_shown_by_the_first(self, folder):
+        code, said = folder.convert("ner", table(["甲", "乙"] * 6))
+        assert code == 2 and "实际是 '甲' 等 12 行（如第 2 行）" in said
+        code, said = folder.convert("ner", table(["甲"] * 12))
+        assert code == 2 and "实际是 '甲' 12 行（如第 2 行）" in said
+        code, said = folder.convert("cls", table(["甲", "乙"] * 6) + '一条,"甲"乙\n')
+        assert code == 0 and "行（如 " in said and "…" not in said
+
+    @pytest.mark.parametrize("name", ["gb18030", "utf-8", "utf-16", "shift_jis_2004", "cp1252", "x2"])
+    def test_a_number_in_a_name_is_no_particular(self, name):
+        assert name in RowError("", f"第 3 行，请加 --encoding {name}").kind
+
 
 class TestPlaces:
     @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def shape_row(row: dict, answers: str, columns: Columns = USUAL_COLUMNS) -> dict
     except OtherTask:
         raise
     except RowError as error:
-        shape[GOLD_FIELDS[answers]] = type(error)(error.field, error.reason, error.kind)
+        shape[GOLD_FIELDS[answers]] = type(error)(error.field, error.reason, error.given_kind)
     return shape
 
 

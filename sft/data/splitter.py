@@ -330,11 +330,10 @@ class Splitter:
     def _reasons(self) -> list[dict]:
         reasons: dict[str, dict] = {}
         for account in self.accounts:
-            for kind, rows, line in account.rejections.by_frequency():
-                reason = reasons.setdefault(
-                    kind, {"reason": kind, "rows": 0, "example": f"{account.source.path}:{line}"}
-                )
-                reason["rows"] += rows
+            for reason in account.rejections.by_frequency():
+                example = f"{account.source.path}:{reason.line}"
+                known = reasons.setdefault(reason.kind, {"reason": reason.shown(), "rows": 0, "example": example})
+                known["rows"] += reason.rows
         return sorted(reasons.values(), key=lambda reason: -reason["rows"])
 
 
