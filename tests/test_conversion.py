@@ -295,6 +295,90 @@ def test_nfc_is_counted_and_merges_what_becomes_equal(tmp_path):
     assert (report["composed"], report["merged"]) == (1, 1)
 
 
+def refused(main, tmp_path, capsys, raw: str, *flags: str, name: str = "raw.jsonl") -> str:
+    """What is said of a file that is refused."""
+    (tmp_path / name).write_text(raw, encoding="utf-8")
+    assert main([f"--input_file={tmp_path / name}", f"--output_file={tmp_path / 'out_train.jsonl'}", *flags]) == 2
+    return capsys.readouterr().err
+
+
+class TestEmptySides:
+    """Another ratio is advised only where it helps."""
+
+    TAGGED = "张 B-PER\n三 I-PER\n走 O\n了 O\n李 B-PER\n四 I-PER\n在 O\n。 O\n"
+
+    def test_sentences_without_blank_lines_between_them(self, tmp_path, capsys):
+        said = refused(transfer_ner_data.main, tmp_path, capsys, self.TAGGED, name="raw.txt")
+        assert "整个文件读成了一句话；句子之间应有空行" in said and "--test_ratio" not in said
+        (tmp_path / "test.txt").write_text("王 B-PER\n五 I-PER\n\n赵 B-PER\n六 I-PER\n", encoding="utf-8")
+        flags = [f"--input_test_file={tmp_path / 'test.txt'}"]
+        assert "整个文件读成了一句话" in refused(
+            transfer_ner_data.main, tmp_path, capsys, self.TAGGED, *flags, name="raw.txt"
+        )
+
+    @pytest.mark.parametrize("label", ["甲乙", "甲"])
+    def test_texts_that_are_all_the_same(self, tmp_path, capsys, label):
+        rows = [{"instruction": f"第{n}条", "input": "判断", "output": label[n % len(label)]} for n in range(10)]
+        raw = lines(rows).decode()
+        said = refused(transfer_classification_data.main, tmp_path, capsys, raw)
+        assert "10 行的文本都是 '判断'" in said and "--text_column" in said and "--test_ratio" not in said
+        flags = ["--text_column=instruction"]
+        if label == "甲乙":
+            assert convert(transfer_classification_data.main, tmp_path, raw.encode(), *flags)["converted"] == 10
+        raw = "text,label\n" + "".join(f"一样的,{label[n % len(label)]}\n" for n in range(10))
+        said = refused(transfer_classification_data.main, tmp_path, capsys, raw, name="raw.csv")
+        assert "10 行的文本都是 '一样的'" in said
+
+    def test_training_rows_that_are_all_in_the_official_test_file(self, tmp_path, capsys):
+        (tmp_path / "official.jsonl").write_bytes(lines(articles(20)))
+        flags = [f"--input_test_file={tmp_path / 'official.jsonl'}"]
+        said = refused(transfer_classification_data.main, tmp_path, capsys, lines(articles(9)).decode(), *flags)
+        assert "文本全都在" in said and "official.jsonl" in said and "--test_ratio" not in said
+
+    def test_rows_none_of_which_is_wanted(self, tmp_path, capsys):
+        flags = ["--labels=音乐,美术", "--other_labels=drop"]
+        said = refused(transfer_classification_data.main, tmp_path, capsys, lines(articles(9)).decode(), *flags)
+        assert "没有留下一行：没有要的 9 行" in said and "--labels" in said and "--test_ratio" not in said
+
+
+class TestLabelsOnlyInTest:
+    @staticmethod
+    def named(label: str, count: int, first: int = 0) -> list[dict]:
+        return [{"text": f"第{n:03}次张三", "label": [[5, 7, label]]} for n in range(first, first + count)]
+
+    def test_entities_that_only_the_official_test_file_has(self, tmp_path, capsys):
+        train, test = lines(self.named("人名", 20)), lines(self.named("PER", 5, first=50))
+        report = convert(transfer_ner_data.main, tmp_path, train, test=test)
+        assert report["labels_only_in_test"] == ["PER"]
+        said = capsys.readouterr().err
+        assert "只在测试集里、训练时学不到的标签：PER 5（只是写法不同就用 --labels 统一）" in said
+        report = convert(transfer_ner_data.main, tmp_path, train, "--labels=PER=人名", test=test)
+        assert report["labels_only_in_test"] == [] and "学不到" not in capsys.readouterr().err
+
+    def test_a_rare_label_that_the_split_gives_to_test(self, tmp_path, capsys):
+        """With ten rows and a share of one half some seed sends the one row of a label to test."""
+        for task, rare in (("ner", {"label": [[5, 7, "罕见"]]}), ("cls", {"label": "罕见"})):
+            rows = self.named("人名", 9)
+            rows = rows if task == "ner" else [{**row, "label": "甲乙"[n % 2]} for n, row in enumerate(rows)]
+            main = transfer_ner_data.main if task == "ner" else transfer_classification_data.main
+            raw, found = lines([*rows, {"text": "第999次张三", **rare}]), []
+            for seed in range(9):
+                report = convert(main, tmp_path, raw, "--test_ratio=0.5", f"--seed={seed}")
+                found.append(report["labels_only_in_test"])
+                told = "学不到的标签：罕见 1（可以换 --seed）" in capsys.readouterr().err
+                in_train = b"\xe7\xbd\x95\xe8\xa7\x81" in b"".join(
+                    orjson.dumps(row.get("entities", row.get("label"))) for row in records(tmp_path, "train")
+                )
+                assert told == (not in_train) == (found[-1] == ["罕见"])
+            assert [] in found and ["罕见"] in found
+
+    def test_more_labels_than_the_summary_lists(self, tmp_path, capsys):
+        rows = [{"text": f"第{n}句", "label": f"类{n % 30:02}"} for n in range(120)]
+        test = [{"text": "另一句", "label": "财经"}]
+        report = convert(transfer_classification_data.main, tmp_path, lines(rows), test=lines(test))
+        assert report["labels_only_in_test"] == ["财经"] and "学不到的标签：财经 1" in capsys.readouterr().err
+
+
 UNSEEN = [" {}", "{}　", "\ufeff{}", "{}\u200b", "{}\u2060 ", "\u200e{}\u200f", "\xa0\u200b {}\t"]
 
 

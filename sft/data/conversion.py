@@ -155,6 +155,10 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
             f"{found['label']!r:.60} → {found['now']} {found['count']:,}" for found in report["corrected_labels"]
         )
     yield "标签：" + _listed(f"{label} {count:,}" for label, count in report["labels"].items())
+    if only_in_test := report["labels_only_in_test"]:
+        advice = "可以换 --seed" if report["test_ratio"] else "只是写法不同就用 --labels 统一"
+        counted = _listed(f"{label} {report['labels'][label]:,}" for label in only_in_test)
+        yield f"只在测试集里、训练时学不到的标签：{counted}（{advice}）"
     if report["labels_without_rows"]:
         yield f"--labels 里的 {_listed(report['labels_without_rows'])} 在数据里一次也没有出现，请检查写法"
     yield "划分（训练/测试 行）：" + _listed(

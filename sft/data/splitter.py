@@ -72,7 +72,9 @@ class Splitter:
         self.first_rows: dict[str, str] = {}  # stratum → where its first row is
         self.labels: Counter[str] = Counter()
         self.rejected_fields: Counter[str] = Counter()
+        self.trained_labels: set[str] = set()  # those of the training rows
         self.texts = [0, 0]  # different texts on each side
+        self.first_text = ""
         self.conflicts = 0
         self.conflict_examples: list[dict] = []
         self.left_out_reasons: Counter[str] = Counter()
@@ -120,6 +122,7 @@ class Splitter:
                 row_side = stratum.draw_side() if side is None else side
                 gold_keys[text_key] = _gold_key(gold, row_side)
                 self.texts[row_side] += 1
+                self.first_text = self.first_text or fields["text"]
                 if (form := _text_key(fields["text"])) != text_key:
                     self.forms[text_key] = form
             else:
@@ -131,6 +134,8 @@ class Splitter:
             stratum.rows[row_side] += 1
             for label in labels:
                 label_counts[label] += 1
+            if row_side == TRAIN:
+                self.trained_labels.update(labels)
             if len(label_counts) > MAX_LABELS:
                 self._refuse_so_many_labels(number)
             record = make_record(task, fields) if task else fields
@@ -248,6 +253,32 @@ class Splitter:
             error = multi_label_file(source.path, self.conflicts, f" {example['file']}:{example['line']}")
             raise InputError(f"{error}（{texts:,} 段不同的文本里有 {several:,} 段出现在几行里，标签各不相同）")
 
+    def _refuse_an_empty_side(self) -> None:
+        """Refuse data of which one side gets nothing, and say why: only sometimes another ratio helps."""
+        for account in self.accounts:
+            if not account.converted and not account.leaked:
+                lost = [f"没有要的 {account.left_out:,} 行"] if account.left_out else []
+                lost += [account.rejections.describe()] if account.rejected else []
+                raise InputError(f"{account.source.path}：没有留下一行：{'；'.join(lost)}；请检查 --labels 和数据")
+        source, rows, texts = account.source, account.read, len(self.gold_keys)
+        if rows == 1 and source.tagging and not source.tagging.sentence_a_line:
+            raise InputError(f"{source.path}：整个文件读成了一句话；句子之间应有空行")
+        if all(self.texts):
+            return
+        if len(self.accounts) > 1:
+            test_path = self.accounts[0].source.path
+            raise InputError(f"{source.path}：文本全都在 {test_path} 里，没有一行留给训练；请换 --input_test_file")
+        if rows == 1:
+            raise InputError(f"{source.path}：只有一行数据，分不出训练集和测试集；请检查文件")
+        if texts == 1 and account.converted + account.merged > 1:
+            field = "（如 instruction）" if source.format == "alpaca" else ""
+            raise InputError(
+                f"{source.path}：{account.converted + account.merged:,} 行的文本都是 {self.first_text!r:.60}，"
+                f"多半取错了字段；文本在别的字段里{field}就用 --text_column 指明"
+            )
+        side = SIDES[self.texts.index(0)]
+        raise InputError(f"{source.path}：只有 {texts} 段不同的文本，{side} 一行也没有分到；请换 --test_ratio")
+
     def _refuse_too_few_labels(self) -> None:
         """Refuse training rows that nothing can be learned from: a single class, or no entity."""
         account = self.accounts[-1]
@@ -281,9 +312,7 @@ class Splitter:
             InputError: there is nothing to learn, rows have several labels, or one side got no row.
         """
         path = self.accounts[-1].source.path
-        for side, texts in zip(SIDES, self.texts, strict=True):
-            if not texts:
-                raise InputError(f"{path}：{side} 一行也没有分到（数据太少，或与测试集全部重复）；请换 --test_ratio")
+        self._refuse_an_empty_side()
         self._refuse_joined_labels(self.labels)
         self._refuse_texts_with_several_labels()
         self._refuse_too_few_labels()
@@ -318,6 +347,9 @@ class Splitter:
             "conflicts": self.conflicts,
             "conflict_examples": self.conflict_examples,
             "labels": {label: self.labels[label] for label in self._labels_by_frequency()},
+            "labels_only_in_test": [
+                label for label in self._labels_by_frequency() if label not in self.trained_labels
+            ],
             "split": {name: dict(zip(SIDES, self.strata[name].rows, strict=True)) for name in sorted(self.strata)},
             "texts": dict(zip(SIDES, self.texts, strict=True)) | {"distinct": len(self.gold_keys)},
             "texts_on_both_sides": sum(self.texts) - len(self.gold_keys),
