@@ -29,6 +29,7 @@ MORE_ENTITY_COLUMNS = (
     "bio", "实体列表", "标注",
 )  # fmt: skip
 ALL_TEXT_COLUMNS, ALL_LABEL_COLUMNS = (*TEXT_COLUMNS, *MORE_TEXT_COLUMNS), (*LABEL_COLUMNS, *MORE_LABEL_COLUMNS)
+OF_PARTS = "类别（choices）标在文本的一部分上（如方面级情感），不是整段文本的；本工具只给整段文本分类"
 SECOND_TEXT_COLUMNS = ("text_b", "sentence2")
 
 
