@@ -175,23 +175,6 @@ def _only(row: dict, found: list[str], what: str) -> tuple[object, str]:
     return (None, "entities" if what == "实体" else "output") if name is None else (row[name], name)
 
 
-def unused_columns(row: dict, answers: str, columns: Columns) -> list[str]:
-    """What a user should know if more than one column could be the text or the label of a plain row."""
-    remarks = []
-    texts = [name for name in columns_named(row, ALL_TEXT_COLUMNS) if isinstance(row[name], str) and row[name].strip()]
-    if columns.text is None and len(texts) > 1:
-        taken = "text" if "text" in row else columns_named(row, TEXT_COLUMNS)[0]
-        remarks.append(f"文本取自 {taken}，没有用 {one_line('、'.join(name for name in texts if name != taken))}")
-    if answers == "label" and columns.label is None:
-        _, taken = gold_value(row, answers, columns)
-        others = [
-            name for name in columns_named(row, ALL_LABEL_COLUMNS) if name != taken and row[name] not in (None, "")
-        ]
-        if taken in row and taken not in DESCRIPTION_COLUMNS and others and "output" not in (taken, *others):
-            remarks.append(f"标签取自 {taken}，没有用 {one_line('、'.join(others))}")
-    return remarks
-
-
 def columns_named(row: dict, names: tuple[str, ...]) -> list[str]:
     """The columns of a row that have one of the ``names``, in any case."""
     return [column for column in row if column.strip().lower() in names]
