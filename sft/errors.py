@@ -6,7 +6,7 @@ import re
 
 # Control characters and the marks that turn the direction of a text, all but tab and newline: a terminal obeys them.
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|\d+")
+_PARTICULARS = re.compile(r"'[^']*'|\"[^\"]*\"|(?<![A-Za-z0-9_])(?<![A-Za-z]-)\d+")  # but not the 8 of utf-8
 
 # How gloo, NCCL and the store say that another process does not answer any more.
 LOST_PROCESS = (
@@ -51,6 +51,7 @@ class RowError(Exception):
     Attributes:
         field: the field with the problem, ``""`` for the row as a whole.
         reason: what the problem is, in Chinese.
+        given_kind: the kind that was given, or None.
         kind: the same without the particulars of this row, by which rows are counted.
     """
 
@@ -58,15 +59,19 @@ class RowError(Exception):
         super().__init__(f"{field}: {reason}" if field else reason)
         self.field = field
         self.reason = reason
-        self._kind = kind
+        self.given_kind = kind
 
     @property
     def kind(self) -> str:
         """The kind that was given, else field and reason with every quotation and number left out."""
-        if self._kind is not None:
-            return self._kind
-        reason = _PARTICULARS.sub("…", self.reason)
-        return f"{self.field}：{reason}" if self.field else reason
+        return _PARTICULARS.sub("…", self.described) if self.given_kind is None else self.given_kind
+
+    @property
+    def described(self) -> str:
+        """The kind that was given, else field and reason in full: what a person is shown of rows of this kind."""
+        if self.given_kind is not None:
+            return self.given_kind
+        return f"{self.field}：{self.reason}" if self.field else self.reason
 
 
 class LeftOut(RowError):

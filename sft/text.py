@@ -6,6 +6,7 @@ Qwen's tokenizer applies NFC, so the model could never generate a gold span that
 from __future__ import annotations
 
 import ast
+import re
 import unicodedata
 import warnings
 
@@ -13,19 +14,36 @@ import orjson
 
 from sft.errors import RowError
 
+# Characters that come along with copied text and show nothing: soft hyphens, zero-width blanks, marks of direction,
+# byte order marks. The two joiners count only where they join: emoji, and letters of Arabic and Indic scripts.
+_INVISIBLE = re.compile(
+    r"[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]"
+    r"|(?<![\u0590-\u1fff\u2190-\u2bff\ufe0f\U0001f000-\U0001faff])[\u200c\u200d]|[\u200c\u200d]\Z"
+)
+
 
 def clean_text(raw: dict) -> str:
     """The row's ``text`` in NFC.
 
     Raises:
-        RowError: it is missing, is not a string, or is only white space.
+        RowError: it is missing, is not a string, or shows nothing.
     """
     text = raw.get("text")
     if type(text) is not str:
         raise RowError("text", "缺少这个字段" if text is None else f"应是字符串，实际是 {type(text).__name__}")
-    if not text or text.isspace():
+    if not compared(text):
         raise RowError("text", "文本是空的")
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+def visible(text: str) -> str:
+    """A text without the characters that show nothing."""
+    return text if text.isprintable() else _INVISIBLE.sub("", text)
+
+
+def compared(text: str) -> str:
+    """What two texts that look the same have in common: all but invisible characters and blanks at the edges."""
+    return visible(text).strip()
 
 
 def shown(value: object) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
+from unicodedata import normalize
 
 import orjson
 import pytest
@@ -30,6 +31,7 @@ from sft.data.records import read_task_records
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
 from sft.tasks.settings import FORMAT_VERSION, settings_path, user_turn
+from sft.text import compared
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -51,10 +53,11 @@ def convert(main, folder: Path, raw: bytes | Path, *flags: str, test: bytes | Pa
     train, test_rows = records(folder, "train"), records(folder, "test")
     assert report["read"] == report["converted"] + report["rejected"] + report["merged"] + report["leaked"]
     assert report["converted"] == len(train) + len(test_rows)
-    assert not {row["text"] for row in train} & {row["text"] for row in test_rows}
+    train_texts, test_texts = ({compared(row["text"]) for row in side} for side in (train, test_rows))
+    assert not train_texts & test_texts
     assert report["texts_on_both_sides"] == 0
-    assert report["texts"]["train"] == len({row["text"] for row in train})
-    assert report["texts"]["test"] == len({row["text"] for row in test_rows})
+    assert report["texts"]["train"] == len(train_texts)
+    assert report["texts"]["test"] == len(test_texts)
     return report
 
 
@@ -99,9 +102,10 @@ def test_every_row_is_accounted_for(rows, ratio, seed):
             f"--test_ratio={ratio}",
             f"--seed={seed}",
         )
-        bad = sum(row["output"] == "丙" or not row["text"].strip() for row in rows)
+        bad = sum(row["output"] == "丙" or not compared(row["text"]) for row in rows)
         assert (report["read"], report["rejected"]) == (60 + len(rows), bad)
-        distinct = {(row["text"], row["output"]) for row in rows if row["output"] != "丙" and row["text"].strip()}
+        texts = [(compared(normalize("NFC", row["text"])), row["output"]) for row in rows]
+        distinct = {(text, label) for text, label in texts if label != "丙" and text}
         assert report["converted"] == 60 + len(distinct)
 
 
@@ -289,6 +293,148 @@ def test_nfc_is_counted_and_merges_what_becomes_equal(tmp_path):
     rows.append({"text": "Café", "category": ["a", "b"], "output": "a"})
     report = convert(transfer_classification_data.main, tmp_path, lines(rows))
     assert (report["composed"], report["merged"]) == (1, 1)
+
+
+def refused(main, tmp_path, capsys, raw: str, *flags: str, name: str = "raw.jsonl") -> str:
+    """What is said of a file that is refused."""
+    (tmp_path / name).write_text(raw, encoding="utf-8")
+    assert main([f"--input_file={tmp_path / name}", f"--output_file={tmp_path / 'out_train.jsonl'}", *flags]) == 2
+    return capsys.readouterr().err
+
+
+class TestEmptySides:
+    """Another ratio is advised only where it helps."""
+
+    TAGGED = "张 B-PER\n三 I-PER\n走 O\n了 O\n李 B-PER\n四 I-PER\n在 O\n。 O\n"
+
+    def test_sentences_without_blank_lines_between_them(self, tmp_path, capsys):
+        said = refused(transfer_ner_data.main, tmp_path, capsys, self.TAGGED, name="raw.txt")
+        assert "整个文件读成了一句话；句子之间应有空行" in said and "--test_ratio" not in said
+        (tmp_path / "test.txt").write_text("王 B-PER\n五 I-PER\n\n赵 B-PER\n六 I-PER\n", encoding="utf-8")
+        flags = [f"--input_test_file={tmp_path / 'test.txt'}"]
+        assert "整个文件读成了一句话" in refused(
+            transfer_ner_data.main, tmp_path, capsys, self.TAGGED, *flags, name="raw.txt"
+        )
+
+    @pytest.mark.parametrize("label", ["甲乙", "甲"])
+    def test_texts_that_are_all_the_same(self, tmp_path, capsys, label):
+        rows = [{"instruction": f"第{n}条", "input": "判断", "output": label[n % len(label)]} for n in range(10)]
+        raw = lines(rows).decode()
+        said = refused(transfer_classification_data.main, tmp_path, capsys, raw)
+        assert "10 行的文本都是 '判断'" in said and "--text_column" in said and "--test_ratio" not in said
+        flags = ["--text_column=instruction"]
+        if label == "甲乙":
+            assert convert(transfer_classification_data.main, tmp_path, raw.encode(), *flags)["converted"] == 10
+        raw = "text,label\n" + "".join(f"一样的,{label[n % len(label)]}\n" for n in range(10))
+        said = refused(transfer_classification_data.main, tmp_path, capsys, raw, name="raw.csv")
+        assert "10 行的文本都是 '一样的'" in said
+
+    def test_training_rows_that_are_all_in_the_official_test_file(self, tmp_path, capsys):
+        (tmp_path / "official.jsonl").write_bytes(lines(articles(20)))
+        flags = [f"--input_test_file={tmp_path / 'official.jsonl'}"]
+        said = refused(transfer_classification_data.main, tmp_path, capsys, lines(articles(9)).decode(), *flags)
+        assert "文本全都在" in said and "official.jsonl" in said and "--test_ratio" not in said
+
+    def test_rows_none_of_which_is_wanted(self, tmp_path, capsys):
+        flags = ["--labels=音乐,美术", "--other_labels=drop"]
+        said = refused(transfer_classification_data.main, tmp_path, capsys, lines(articles(9)).decode(), *flags)
+        assert "没有留下一行：没有要的 9 行" in said and "--labels" in said and "--test_ratio" not in said
+
+
+class TestLabelsOnlyInTest:
+    @staticmethod
+    def named(label: str, count: int, first: int = 0) -> list[dict]:
+        return [{"text": f"第{n:03}次张三", "label": [[5, 7, label]]} for n in range(first, first + count)]
+
+    def test_entities_that_only_the_official_test_file_has(self, tmp_path, capsys):
+        train, test = lines(self.named("人名", 20)), lines(self.named("PER", 5, first=50))
+        report = convert(transfer_ner_data.main, tmp_path, train, test=test)
+        assert report["labels_only_in_test"] == ["PER"]
+        said = capsys.readouterr().err
+        assert "只在测试集里、训练时学不到的标签：PER 5（只是写法不同就用 --labels 统一）" in said
+        report = convert(transfer_ner_data.main, tmp_path, train, "--labels=PER=人名", test=test)
+        assert report["labels_only_in_test"] == [] and "学不到" not in capsys.readouterr().err
+
+    def test_a_rare_label_that_the_split_gives_to_test(self, tmp_path, capsys):
+        """With ten rows and a share of one half some seed sends the one row of a label to test."""
+        for task, rare in (("ner", {"label": [[5, 7, "罕见"]]}), ("cls", {"label": "罕见"})):
+            rows = self.named("人名", 9)
+            rows = rows if task == "ner" else [{**row, "label": "甲乙"[n % 2]} for n, row in enumerate(rows)]
+            main = transfer_ner_data.main if task == "ner" else transfer_classification_data.main
+            raw, found = lines([*rows, {"text": "第999次张三", **rare}]), []
+            for seed in range(9):
+                report = convert(main, tmp_path, raw, "--test_ratio=0.5", f"--seed={seed}")
+                found.append(report["labels_only_in_test"])
+                told = "学不到的标签：罕见 1（可以换 --seed）" in capsys.readouterr().err
+                in_train = b"\xe7\xbd\x95\xe8\xa7\x81" in b"".join(
+                    orjson.dumps(row.get("entities", row.get("label"))) for row in records(tmp_path, "train")
+                )
+                assert told == (not in_train) == (found[-1] == ["罕见"])
+            assert [] in found and ["罕见"] in found
+
+    def test_more_labels_than_the_summary_lists(self, tmp_path, capsys):
+        rows = [{"text": f"第{n}句", "label": f"类{n % 30:02}"} for n in range(120)]
+        test = [{"text": "另一句", "label": "财经"}]
+        report = convert(transfer_classification_data.main, tmp_path, lines(rows), test=lines(test))
+        assert report["labels_only_in_test"] == ["财经"] and "学不到的标签：财经 1" in capsys.readouterr().err
+
+
+UNSEEN = [" {}", "{}　", "\ufeff{}", "{}\u200b", "{}\u2060 ", "\u200e{}\u200f", "\xa0\u200b {}\t"]
+
+
+@pytest.mark.parametrize("form", UNSEEN)
+def test_texts_that_look_the_same_are_one_text(form, tmp_path, capsys):
+    rows = articles(50)
+    unseen = [{**row, "text": form.format(row["text"])} for row in rows]
+    report = convert(transfer_classification_data.main, tmp_path, lines([*rows, *unseen, *rows]))
+    assert (report["converted"], report["merged"], report["alike"]) == (50, 100, 50)
+    assert "有 50 行只在首尾的空白或看不见的字符" in capsys.readouterr().err
+    report = convert(transfer_classification_data.main, tmp_path, lines([*unseen, *rows]))
+    assert (report["merged"], report["alike"]) == (50, 50)
+    written = {row["text"] for side in ("train", "test") for row in records(tmp_path, side)}
+    assert written == {row["text"] for row in unseen}, "the first form is written as it is"
+
+
+def test_training_rows_that_look_like_official_test_rows_are_dropped(tmp_path, capsys):
+    rows = articles(50)
+    unseen = [{**row, "text": f"{row['text'][:1]}\u200b{row['text'][1:]} "} for row in rows[:5]]
+    report = convert(transfer_classification_data.main, tmp_path, lines(rows), test=lines(unseen))
+    assert (report["leaked"], report["alike"], report["repeated"]) == (5, 5, 0)
+    assert "有 5 行只在" in capsys.readouterr().err
+    assert [row["text"] for row in records(tmp_path, "test")] == [row["text"] for row in unseen]
+
+
+def test_the_same_looking_text_with_another_label_is_a_conflict_on_one_side(tmp_path):
+    rows = articles(50)
+    other = [
+        {**row, "text": f"{row['text']} ", "output": "军事" if row["output"] != "军事" else "体育"} for row in rows
+    ]
+    report = convert(transfer_classification_data.main, tmp_path, lines(rows + other[:9]))
+    assert (report["conflicts"], report["merged"], report["alike"], report["converted"]) == (9, 0, 0, 59)
+
+
+def test_entities_of_texts_that_look_the_same_are_the_same_wherever_they_stand(tmp_path):
+    """What nobody sees moves the offsets, and the offsets that are written count it."""
+    rows = [
+        {"text": f"第{n}次到北京", "label": [[len(f"第{n}次到"), len(f"第{n}次到") + 2, "城市"]]} for n in range(50)
+    ]
+    unseen = [
+        {"text": f" \u200b{row['text'][:-1]}\ufeff{row['text'][-1]} ", "label": [[s + 2, e + 3, x]]}
+        for row in rows
+        for s, e, x in row["label"]
+    ]
+    report = convert(transfer_ner_data.main, tmp_path, lines(unseen + rows))
+    assert (report["merged"], report["conflicts"], report["alike"]) == (50, 0, 50)
+    for row in records(tmp_path, "train"):
+        assert [row["text"][e["start"] : e["end"]] for e in row["entities"]] == ["北\ufeff京"]
+    other = [{**row, "label": [[0, 2, "城市"]]} for row in rows[:9]]
+    assert convert(transfer_ner_data.main, tmp_path, lines(unseen + other))["conflicts"] == 9
+
+
+def test_joined_emoji_are_another_text_than_the_same_apart(tmp_path):
+    rows = [{"text": f"{n}👨\u200d👩", "label": "甲" if n % 2 else "乙"} for n in range(9)]
+    apart = [{**row, "text": row["text"].replace("\u200d", "")} for row in rows]
+    assert convert(transfer_classification_data.main, tmp_path, lines(rows + apart))["merged"] == 0
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):

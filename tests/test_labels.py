@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import orjson
@@ -17,6 +18,7 @@ from sft.data.rejections import joined_labels
 from sft.errors import InputError, RowError
 from sft.tasks.classification import Classification
 from sft.tasks.ner import CCFBDCI_LABELS, Ner
+from sft.tasks.options import options_from_flag
 from sft.tasks.settings import TaskSettings
 from sft.training.prepare import find_test_file
 
@@ -242,7 +244,9 @@ class TestSeveralLabels:
             assert code == 2 and "6 行有几个标签（多标签 multi-label" in said
             assert "第 2 行" in said or "26-multi.csv:2 的 '体育|交通'" in said
 
-    @pytest.mark.parametrize("separator", ["|", ";", "；", "/", "、", "，", " ", " | ", "; "])
+    @pytest.mark.parametrize(
+        "separator", ["|", ";", "；", "/", "、", "，", " ", " | ", "; ", "┋", "+", "＋", "&", " & "]
+    )
     def test_any_usual_separator(self, folder, separator):
         code, said = folder.convert("cls", table(["甲", "乙", f"甲{separator}乙", f"乙{separator}甲"] * 3))
         assert code == 2 and "6 行有几个标签（多标签 multi-label" in said
@@ -253,11 +257,20 @@ class TestSeveralLabels:
 
     @pytest.mark.parametrize(
         "labels",
-        [["家居/床品", "家居/厨具", "服装/女装"], ["New York", "New Delhi", "Rome"], ["科技|手机", "科技|电脑"]],
+        [
+            ["家居/床品", "家居/厨具", "服装/女装"],
+            ["New York", "New Delhi", "Rome"],
+            ["科技|手机", "科技|电脑"],
+            ["A+", "A", "B+"],
+            ["C++", "C#", "C"],
+            ["AT&T", "AT", "R&D"],
+            ["母婴+玩具", "母婴&玩具", "服装"],
+        ],
     )
     def test_a_name_with_a_separator_is_one_label(self, folder, labels):
         assert folder.convert("cls", table(labels * 5))[0] == 0
         assert folder.report()["labels"] == dict.fromkeys(sorted(labels), 5)
+        assert folder.report()["corrected_labels"] == []
 
     def test_a_joined_name_that_the_flag_lists_is_one_label(self, folder):
         assert folder.convert("cls", table(["甲", "乙", "甲/乙"] * 4), "--labels", "甲,乙,甲/乙")[0] == 0
@@ -267,6 +280,12 @@ class TestSeveralLabels:
         names = [f"类{number}" for number in range(40)]
         code, said = folder.convert("cls", table(names + [f"{a}|{b}" for a in names for b in names if a != b]))
         assert code == 2 and "multi-label" in said
+
+    @pytest.mark.parametrize("end", [";", "；", "、", "，", "┋", "; "])
+    def test_a_cell_that_ends_with_its_separator(self, folder, end):
+        """Microsoft Forms writes one so after each label."""
+        code, said = folder.convert("cls", table([f"甲{end}", f"乙{end}", f"甲{end}乙{end}", f"乙{end}甲{end}"] * 3))
+        assert code == 2 and "6 行有几个标签（多标签 multi-label" in said
 
     def test_lists_of_labels(self, folder):
         rows = [{"text": f"第{n}条", "output": ["甲", "乙"] if n % 3 == 0 else "甲"} for n in range(9)]
@@ -290,6 +309,81 @@ class TestSeveralLabels:
         pairs = [f"{left}{separator}{right}" for left in names for right in names if left < right]
         assert sorted(joined_labels(dict.fromkeys(names + pairs, 1))) == sorted(pairs)
         assert joined_labels(dict.fromkeys(names, 1)) == []
+
+
+class TestCorrected:
+    @pytest.mark.parametrize("unseen", ["\u200b", "\ufeff", "\u2060", "\u200d", "\u200e", "\xad"])
+    def test_labels_that_look_the_same_are_one(self, folder, unseen):
+        labels = ["甲", "乙", f"{unseen}甲", f"乙{unseen}", "甲"] * 4
+        code, said = folder.convert("cls", table(labels))
+        assert code == 0 and folder.report()["labels"] == {"甲": 12, "乙": 8} == count_of(folder, "label")
+        assert f"标签里去掉了看不见的字符或末尾的分隔符：{unseen + '甲'!r} → 甲 4，{'乙' + unseen!r} → 乙 4" in said
+        raw = sentences(*[[label] for label in labels])
+        code, said = folder.convert("ner", raw, name="raw.jsonl")
+        assert code == 0 and folder.report()["labels"] == {"甲": 12, "乙": 8}
+        assert f"{'乙' + unseen!r} → 乙 4" in said
+        assert folder.task()["labels"] == ["甲", "乙"]
+
+    @pytest.mark.parametrize("end", [";", "；", "、", "，", "|", "┋", " ; "])
+    def test_a_separator_after_a_label_is_no_part_of_it(self, folder, end):
+        code, said = folder.convert("cls", table(["甲", "乙", f"甲{end}"] * 4))
+        assert code == 0 and folder.report()["labels"] == {"甲": 8, "乙": 4}
+        assert "末尾的分隔符" in said
+
+    def test_the_flag_and_a_rows_options_are_cleaned_alike(self, folder):
+        raw = fudan(["甲\u200b", "乙;"], ["甲", "乙"] * 6)
+        assert folder.convert("cls", raw, "--labels", "甲\ufeff=好,乙=坏", name="raw.jsonl")[0] == 0
+        assert folder.report()["labels"] == {"好": 6, "坏": 6}
+
+    def test_emoji_and_punctuation_stay_what_they_are(self, folder):
+        labels = ["👨\u200d👩", "👨👩", "，", "、", "C++"]
+        code, said = folder.convert("cls", table([f'"{label}"' for label in labels] * 4))
+        assert code == 0 and folder.report()["labels"] == dict.fromkeys(sorted(labels), 4)
+        assert "去掉" not in said
+
+
+def count_of(folder: Folder, field: str) -> dict[str, int]:
+    return Counter(record[field] for record in folder.records())
+
+
+class TestFlag:
+    """Labels on the command line, and what separates them."""
+
+    @pytest.mark.parametrize(
+        "labels", ["甲,乙", "甲，乙", "甲、乙", "甲;乙", "甲； 乙", '["甲", "乙"]', "['甲', '乙']"]
+    )
+    def test_the_usual_separators(self, folder, labels):
+        assert folder.convert("cls", table(["甲", "乙"] * 6), "--labels", labels)[0] == 0
+        assert folder.task()["labels"] == list(options_from_flag(labels)) == ["甲", "乙"]
+
+    @pytest.mark.parametrize("labels", ["PER=人,LOC=地", "PER=人、LOC=地", "PER＝人；LOC＝地", '["PER=人", "LOC=地"]'])
+    def test_names_too(self, folder, labels):
+        raw = sentences(*[["PER"], ["LOC"]] * 6)
+        assert folder.convert("ner", raw, "--labels", labels, name="raw.jsonl")[0] == 0
+        assert folder.task()["names"] == {"PER": "人", "LOC": "地"}
+
+    @pytest.mark.parametrize("labels", ["甲,乙,丙、丁", '["甲", "乙", "丙、丁"]'])
+    def test_a_label_may_hold_a_separator(self, folder, labels):
+        assert folder.convert("cls", table(["甲", "乙", "丙、丁"] * 6), "--labels", labels)[0] == 0
+        assert folder.task()["labels"] == ["甲", "乙", "丙、丁"]
+
+    def test_in_doubt_the_user_is_asked(self, folder):
+        with pytest.raises(InputError, match="看不出 '丙、丁' 是一个标签还是几个"):
+            options_from_flag("甲,丙、丁")
+        assert options_from_flag('["甲", "丙、丁"]') == ("甲", "丙、丁")
+        raw = sentences(*[["PER"], ["LOC"]] * 6)
+        for labels in ("PER=人 LOC=地", "PER=人、LOC", "[PER", '["PER", 1]'):
+            code, said = folder.convert("ner", raw, "--labels", labels, name="raw.jsonl")
+            assert code == 2 and "--labels：" in said and "标签" in said, labels
+
+    @pytest.mark.parametrize("task", SCRIPTS)
+    @pytest.mark.parametrize("labels", ["甲 乙", "丙,甲、乙"])
+    def test_a_label_that_was_not_separated_is_named(self, folder, task, labels):
+        raw = {"cls": table(["甲", "乙"] * 5), "ner": sentences(*[["甲"], ["乙"]] * 5)}[task]
+        name = {"cls": "raw.csv", "ner": "raw.jsonl"}[task]
+        code, said = folder.convert(task, raw, "--labels", labels, name=name)
+        whole = labels.removeprefix("丙,")
+        assert code == 2 and f"标签 '甲' 不在 --labels 里（{whole!r} 在那里是一个标签；几个标签之间要用逗号）" in said
 
 
 class TestNested:
@@ -349,6 +443,27 @@ class TestKinds:
     def test_particulars_do_not_make_another_kind(self):
         assert RowError("a", "第 3 个 'x' 不对").kind == RowError("a", "第 17 个 'yy' 不对").kind
         assert RowError("a", "不对").kind != RowError("b", "不对").kind
+
+    def test_what_is_advised_is_shown_whole(self, folder):
+        """The 18030 of an encoding is no particular of a row."""
+        rows = [json.dumps({"text": f"第{n}条", "label": "甲乙"[n % 2]}, ensure_ascii=False) for n in range(12)]
+        raw = folder.path / "raw.jsonl"
+        raw.write_bytes("\n".join(rows).encode() + b"\n" + rows[0].replace("第0", "第一").encode("gb18030"))
+        code, said = folder.convert("cls", raw)
+        assert code == 0 and "请加 --encoding gb18030" in said and "…" not in said
+        assert "个字节解不开" in said
+
+    def test_reasons_that_differ_in_particulars_are_shown_by_the_first(self, folder):
+        code, said = folder.convert("ner", table(["甲", "乙"] * 6))
+        assert code == 2 and "实际是 '甲' 等 12 行（如第 2 行）" in said
+        code, said = folder.convert("ner", table(["甲"] * 12))
+        assert code == 2 and "实际是 '甲' 12 行（如第 2 行）" in said
+        code, said = folder.convert("cls", table(["甲", "乙"] * 6) + '一条,"甲"乙\n')
+        assert code == 0 and "行（如 " in said and "…" not in said
+
+    @pytest.mark.parametrize("name", ["gb18030", "utf-8", "utf-16", "shift_jis_2004", "cp1252", "x2"])
+    def test_a_number_in_a_name_is_no_particular(self, name):
+        assert name in RowError("", f"第 3 行，请加 --encoding {name}").kind
 
 
 class TestPlaces:

@@ -45,6 +45,9 @@ def region(start: int, end: int, label: str, **more: object) -> dict:
             "value": {"start": start, "end": end, "labels": [label], **more}}  # fmt: skip
 
 
+PART = {"type": "choices", "from_name": "x", "value": {"start": 0, "end": 1, "text": "很", "choices": ["正面"]}}
+
+
 def label_studio(text: str, *results: list[dict], **annotation: object) -> dict:
     return {"id": 1, "data": {"text": text}, "annotations": [{"result": result} | annotation for result in results]}
 
@@ -246,6 +249,8 @@ LABELLED: dict[str, tuple[dict, str]] = {
      {"instruction": "选", "input": "类型选项：好评、差评\n文本：很好", "output": "好评"}, "好评"),
     "Label Studio": (label_studio("很好", [{"type": "choices", "value": {"choices": ["好评"]}}]), "好评"),
     "Label Studio, JSON-MIN": ({"id": 1, "text": "很好", "sentiment": "好评", "annotator": 1}, "好评"),
+    "Label Studio, beside choices of parts": (
+        label_studio("很好", [PART, {"type": "choices", "from_name": "y", "value": {"choices": ["好评"]}}]), "好评"),
     "Label Studio, JSON-MIN choices": ({"id": 1, "text": "很好", "sentiment": {"choices": ["好评"]}}, "好评"),
     "Prodigy": ({"text": "很好", "label": "好评", "answer": "accept"}, "好评"),
     "Prodigy's choice": ({"text": "很好", "options": [{"id": "好评", "text": "好"}, {"id": "差评", "text": "差"}],
@@ -308,6 +313,12 @@ UNUSABLE: list[tuple[str, str, dict, str]] = [
         {"type": "choices", "from_name": name, "value": {"choices": ["a"]}} for name in "xy"]), "--label_column"),
     ("rejected in Prodigy", "entities", {"text": "很好", "spans": [], "answer": "reject"}, "reject"),
     ("ignored in Prodigy", "label", {"text": "很好", "label": "好评", "answer": "ignore"}, "ignore"),
+    ("choices of parts of the text", "label", label_studio("很好", [region(0, 1, "方面", text="很"), PART]),
+     "一部分"),
+    ("choices of parts alone", "label", label_studio("很好", [PART]), "一部分"),
+    ("choices of parts, JSON-MIN", "label", {"id": 1, "text": "很好", "sentiment": [PART["value"]]}, "一部分"),
+    ("choices of parts in a cell", "label", {"text": "很好", "sentiment": json.dumps([PART["value"]])},
+     "一部分"),
     ("cancelled", "entities", label_studio("很好", [], was_cancelled=True), "was_cancelled"),
     ("annotators differ", "entities", label_studio("很好", [], [region(0, 1, "LOC", text="很")]), "不一致"),
     ("emoji without its text", "entities", label_studio("😀很好", [region(1, 3, "LOC")]), "UTF-16"),

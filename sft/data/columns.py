@@ -29,6 +29,7 @@ MORE_ENTITY_COLUMNS = (
     "bio", "实体列表", "标注",
 )  # fmt: skip
 ALL_TEXT_COLUMNS, ALL_LABEL_COLUMNS = (*TEXT_COLUMNS, *MORE_TEXT_COLUMNS), (*LABEL_COLUMNS, *MORE_LABEL_COLUMNS)
+OF_PARTS = "类别（choices）标在文本的一部分上（如方面级情感），不是整段文本的；本工具只给整段文本分类"
 SECOND_TEXT_COLUMNS = ("text_b", "sentence2")
 
 
@@ -176,23 +177,6 @@ def _only(row: dict, found: list[str], what: str) -> tuple[object, str]:
         )
     name = (with_value or found or [None])[0]
     return (None, "entities" if what == "实体" else "output") if name is None else (row[name], name)
-
-
-def unused_columns(row: dict, answers: str, columns: Columns) -> list[str]:
-    """What a user should know if more than one column could be the text or the label of a plain row."""
-    remarks = []
-    texts = [name for name in columns_named(row, ALL_TEXT_COLUMNS) if isinstance(row[name], str) and row[name].strip()]
-    if columns.text is None and len(texts) > 1:
-        taken = "text" if "text" in row else columns_named(row, TEXT_COLUMNS)[0]
-        remarks.append(f"文本取自 {taken}，没有用 {one_line('、'.join(name for name in texts if name != taken))}")
-    if answers == "label" and columns.label is None:
-        _, taken = gold_value(row, answers, columns)
-        others = [
-            name for name in columns_named(row, ALL_LABEL_COLUMNS) if name != taken and row[name] not in (None, "")
-        ]
-        if taken in row and taken not in DESCRIPTION_COLUMNS and others and "output" not in (taken, *others):
-            remarks.append(f"标签取自 {taken}，没有用 {one_line('、'.join(others))}")
-    return remarks
 
 
 def columns_named(row: dict, names: tuple[str, ...]) -> list[str]:

@@ -16,12 +16,13 @@ from typing import IO
 import orjson
 
 from sft.console import ConversionProgress
+from sft.data.accounts import TEST, TRAIN
 from sft.data.arguments import Conversion
 from sft.data.recipes import Recipe
 from sft.data.records import conversion_report_path, make_record
 from sft.data.rejections import SHOWN
 from sft.data.source import Source
-from sft.data.splitter import TEST, TRAIN, Splitter
+from sft.data.splitter import Splitter
 from sft.errors import InputError
 from sft.files import is_device, json_bytes, refuse_folder, same_file, whole_file
 from sft.tasks.settings import converted_settings, settings_path
@@ -126,6 +127,8 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
         f"读入 {report['read']:,} = 转换 {report['converted']:,} + 拒绝 {report['rejected']:,}"
         f" + 合并重复 {report['merged']:,}{leaked}{left_out}"
     )
+    if report["alike"]:
+        yield f"重复的行里有 {report['alike']:,} 行只在首尾的空白或看不见的字符（如零宽空格）上不同"
     if report["left_out_reasons"]:
         yield "没有要的行：" + _listed(f"{reason} {rows:,}" for reason, rows in report["left_out_reasons"].items())
     if report["dropped_labels"]:
@@ -149,7 +152,15 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
         yield f"同一文本标注不同的有 {report['conflicts']:,} 行，都保留了，如"
         for example in report["conflict_examples"][:3]:
             yield f"  {example['file']}:{example['line']}：{example['text'][:30]} → {example['gold'][:80]}"
+    if report["corrected_labels"]:
+        yield "标签里去掉了看不见的字符或末尾的分隔符：" + _listed(
+            f"{found['label']!r:.60} → {found['now']} {found['count']:,}" for found in report["corrected_labels"]
+        )
     yield "标签：" + _listed(f"{label} {count:,}" for label, count in report["labels"].items())
+    if only_in_test := report["labels_only_in_test"]:
+        advice = "可以换 --seed" if report["test_ratio"] else "只是写法不同就用 --labels 统一"
+        counted = _listed(f"{label} {report['labels'][label]:,}" for label in only_in_test)
+        yield f"只在测试集里、训练时学不到的标签：{counted}（{advice}）"
     if report["labels_without_rows"]:
         yield f"--labels 里的 {_listed(report['labels_without_rows'])} 在数据里一次也没有出现，请检查写法"
     yield "划分（训练/测试 行）：" + _listed(

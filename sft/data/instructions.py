@@ -12,12 +12,11 @@ from pathlib import Path
 
 from sft.data.recipes import Recipe
 from sft.errors import InputError, one_line
-from sft.tasks.options import clean_label
+from sft.tasks.options import EQUALS, clean_label
 from sft.tasks.task import Task
 
 # Between two descriptions, but not inside one: what follows is another label and its equals sign.
 _BETWEEN = re.compile(r"[;；,，\n]\s*(?=[^=＝;；,，\n]+[=＝])")
-_EQUALS = re.compile(r"[=＝]")
 
 
 def with_instructions(recipe: Recipe, system_prompt: str | None, label_descriptions: str | None) -> Recipe:
@@ -53,7 +52,7 @@ def read_descriptions(value: str) -> dict[str, str]:
     """
     descriptions: dict[str, str] = {}
     for part in _BETWEEN.split(_text_of("--label_descriptions", value)):
-        label, *rest = (clean_label(piece) for piece in _EQUALS.split(part))
+        label, *rest = (clean_label(piece) for piece in EQUALS.split(part))
         description = rest[0].strip("。；;，, ") if len(rest) == 1 else ""
         if not label or not description or label in descriptions:
             fault = f"标签 {label} 给了两次" if label in descriptions else f"{part[:40]!r} 不是“标签=说明”"

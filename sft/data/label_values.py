@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from sft.data.columns import OtherTask
+from sft.data.columns import OF_PARTS, OtherTask
 from sft.errors import RowError
 from sft.tasks.classification import multi_label_error
 from sft.tasks.entity_lines import NO_ENTITY, read_entity
@@ -78,6 +78,8 @@ def _in_string(value: str, field: str) -> object:
 
 
 def _only_label(items: list, field: str) -> str | None:
+    if items and isinstance(items[0], dict) and "choices" in items[0]:  # Label Studio's JSON-MIN and CSV
+        raise RowError(field, OF_PARTS)
     if items and isinstance(items[0], dict | list | tuple):
         raise OtherTask(field, "是实体的列表，这一行是实体识别的数据，不是文本分类的；请换数据或任务")
     labels = list(dict.fromkeys(label_value(item, field) for item in items))

@@ -9,6 +9,7 @@ A task of your own needs a `Recipe` of its own; it may stand in the script that 
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +20,16 @@ import orjson
 from sft.data.source import Source
 from sft.errors import InputError, RowError
 from sft.tasks.classification import Classification, multi_label_error
-from sft.tasks.names import parts_of
+from sft.tasks.names import not_listed, parts_of
 from sft.tasks.ner import CCFBDCI_LABELS, JSON, Ner
-from sft.tasks.options import clean_label
+from sft.tasks.options import EQUALS, clean_label, is_corrected, split_flag
 from sft.tasks.task import Task
+from sft.text import compared, visible
 
 Gold = tuple[str, Sequence[str], bytes]  # the stratum, the labels, the annotation as bytes
+
+
+_NAMED_AFTER_BLANK = re.compile(rf"\s\S+{EQUALS.pattern}")
 
 
 def _unchanged(_: Task, fields: dict) -> dict:
@@ -42,10 +47,12 @@ class Recipe:
         convert: turns a raw row in its original shape (see `sft.data.shapes`) into the fields of a record; raises
             `RowError` if it cannot be used. Field ``text`` is required. None leaves the row out, as the user asked.
         gold: gives of a record's fields the name of its stratum (the split keeps the share of each stratum), its
-            labels, and bytes that differ from those of any other annotation of the same text.
+            labels, and bytes that differ from those of any other annotation of the same text (see
+            `sft.text.compared`).
         complete: the fields of a record once the labels are known; used only if ``task`` is None.
         dropped: counts, by label, of what ``convert`` has left out because the user does not want that label.
         noted: what there is to say of the row that ``convert`` has converted last; rows are counted by it.
+        corrected: counts, by label as it is in the data, of those that were more than clean (`is_corrected`).
     """
 
     task: Task | None
@@ -55,6 +62,7 @@ class Recipe:
     complete: Callable[[Task, dict], dict] = _unchanged
     dropped: Counter[str] = field(default_factory=Counter)
     noted: list[str] = field(default_factory=list)
+    corrected: Counter[str] = field(default_factory=Counter)
 
 
 def classification_recipe(sources: Iterable[Source], labels: str | None, other_labels: str = "error") -> Recipe:
@@ -75,11 +83,12 @@ def classification_recipe(sources: Iterable[Source], labels: str | None, other_l
     in_flag = wanted.union(names)
     known = bool(options) or all(source.has_options for source in sources)
     renamed = _renamed(names)
-    dropped: Counter[str] = Counter()
+    dropped, corrected = Counter(), Counter()
 
     def convert(raw: dict) -> dict | None:
         fields = Classification.convert(raw, renamed)
         label = fields["label"]
+        _count_corrected(corrected, (raw["output"],))
         if other_labels == "drop" and label not in wanted:
             if len(parts := parts_of(label)) > 1 and in_flag.issuperset(parts):
                 raise multi_label_error(parts)
@@ -96,7 +105,7 @@ def classification_recipe(sources: Iterable[Source], labels: str | None, other_l
         if label not in wanted:
             if len(parts := parts_of(label)) > 1 and in_flag.issuperset(parts):
                 raise multi_label_error(parts)
-            raise RowError("output", f"标签 {label!r} 不在 --labels 里", f"标签 {label!r} 不在 --labels 里")
+            raise RowError("output", reason := not_listed(label, in_flag), reason)
         return _with_options(fields, options)
 
     return Recipe(
@@ -106,6 +115,7 @@ def classification_recipe(sources: Iterable[Source], labels: str | None, other_l
         gold=label_gold,
         complete=lambda task, fields: fields if "options" in fields else _with_options(fields, task.labels),
         dropped=dropped,
+        corrected=corrected,
     )
 
 
@@ -127,7 +137,7 @@ def ner_recipe(
     if names is None and all(source.ccfbdci_labels for source in sources):
         names = CCFBDCI_LABELS
     lookup = None if names is None else {name: name for name in names.values()} | names
-    dropped: Counter[str] = Counter()
+    dropped, corrected = Counter(), Counter()
     noted: list[str] = []
 
     def unwanted(label: str) -> bool:
@@ -138,7 +148,9 @@ def ner_recipe(
 
     def convert(raw: dict) -> dict:
         noted[:] = raw.get("notes", ())
-        return Ner.convert(raw, lookup, unwanted if other_labels == "drop" else None, noted.append)
+        fields = Ner.convert(raw, lookup, unwanted if other_labels == "drop" else None, noted.append)
+        _count_corrected(corrected, (item.get("entity_label") for item in raw["entities"] if type(item) is dict))
+        return fields
 
     with_labels = partial(Ner.with_labels, answer_format=answer_format)
     return Recipe(
@@ -148,6 +160,7 @@ def ner_recipe(
         gold=entity_gold,
         dropped=dropped,
         noted=noted,
+        corrected=corrected,
     )
 
 
@@ -175,21 +188,52 @@ def entity_gold(fields: dict) -> Gold:
     entities = fields["entities"]
     if not entities:
         return "无实体", (), b"[]"
-    return "有实体", [entity["label"] for entity in entities], orjson.dumps(entities)
+    labels, text = [entity["label"] for entity in entities], fields["text"]
+    if compared(text) != text:
+        entities = [_compared_entity(entity, text) for entity in entities]
+    return "有实体", labels, orjson.dumps(entities)
+
+
+def _compared_entity(entity: dict, text: str) -> dict:
+    """The entity with its place in `compared` of the text."""
+    start, end = (len(visible(text[: entity[edge]]).lstrip()) for edge in ("start", "end"))
+    return entity | {"start": start, "end": end, "text": compared(entity["text"])}
 
 
 def _with_options(fields: dict, options: Sequence[str]) -> dict:
     return {"text": fields["text"], "options": options, "label": fields["label"]}
 
 
+def _count_corrected(corrected: Counter[str], labels: Iterable[object]) -> None:
+    corrected.update(label for label in labels if type(label) is str and is_corrected(label))
+
+
 def _split_labels(labels: str) -> dict[str, str]:
-    """``GPE=地理实体,LOC`` → ``{"GPE": "地理实体", "LOC": "LOC"}``."""
+    """``GPE=地理实体,LOC`` → ``{"GPE": "地理实体", "LOC": "LOC"}``; see `split_flag`."""
     names: dict[str, str] = {}
-    for part in labels.replace("，", ",").split(","):
-        label, _, name = map(clean_label, part.partition("="))
+    for label, name in _named_parts(labels):
         if not label or label in names:
             raise InputError(
                 f"--labels：{'重复的标签 ' + label if label else '有空的标签'}；应如 GPE=地理实体,LOC=地点"
             )
         names[label] = name or label
     return names
+
+
+def _named_parts(labels: str) -> list[tuple[str, str]]:
+    """Each label of the flag with its name, which may be empty.
+
+    Raises:
+        InputError: it is no list of strings, or a name holds another label and its name.
+    """
+    try:
+        parts = [EQUALS.split(part, maxsplit=1) for part in split_flag(labels)]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"--labels：读不出标签 {labels[:60]!r}；应如 GPE=地理实体,LOC=地点") from error
+    with_name = [len(part) > 1 for part in parts]
+    unseparated = any(_NAMED_AFTER_BLANK.search(part[-1]) for part in parts)
+    if unseparated or (any(with_name) and not all(with_name) and not re.search("[,，]", labels)):
+        raise InputError(
+            f"--labels：看不出 {labels[:60]!r} 里有哪几个标签；标签之间请用逗号，如 GPE=地理实体,LOC=地点"
+        )
+    return [(clean_label(label), clean_label("".join(name))) for label, *name in parts]

@@ -4,40 +4,69 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from sft.errors import InputError, RowError
 from sft.tasks.classification import MULTI_LABEL
-from sft.tasks.names import SEPARATORS, parts_of
+from sft.tasks.names import IN_NAMES, SEPARATORS, parts_of
 from sft.tasks.ner import NESTED, TWO_LABELS
 
 SHOWN = 5  # reasons in a message
 _MOST_KINDS = 200  # different reasons that are kept apart
 _OTHER = "其他原因"
+_SHOWN_CHARACTERS = 160  # of a reason
+
+
+@dataclass
+class Reason:
+    """Rows that were rejected for one reason, or of which there is the same to say.
+
+    Attributes:
+        kind: the reason without the particulars of a row.
+        first: the reason of the first row in full.
+        line: that of the first row.
+        alike: whether the reasons of all rows are the same in full.
+    """
+
+    kind: str
+    first: str
+    line: int
+    rows: int = 0
+    alike: bool = True
+
+    def shown(self) -> str:
+        """The reason for a person: that of the first row, which may stand for others."""
+        return self.first if self.alike else f"{self.first} 等"
 
 
 class RowKinds:
     """How many rows there are of each kind, with the line of the first."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, int] = {}
-        self._first_lines: dict[str, int] = {}
+        self._reasons: dict[str, Reason] = {}
 
-    def count(self, kind: str, line: int) -> None:
-        """Count a row of a kind, on ``line`` of the file."""
-        if kind not in self._rows and len(self._rows) >= _MOST_KINDS:
-            kind = _OTHER
-        self._rows[kind] = self._rows.get(kind, 0) + 1
-        self._first_lines.setdefault(kind, line)
+    def count(self, kind: str, line: int, shown: str | None = None) -> None:
+        """Count a row of a kind, on ``line`` of the file.
+
+        Args:
+            shown: the kind with the particulars of this row; None if it has none.
+        """
+        shown = kind if shown is None else shown
+        if kind not in self._reasons and len(self._reasons) >= _MOST_KINDS:
+            kind = shown = _OTHER
+        shown = shown[:_SHOWN_CHARACTERS]
+        reason = self._reasons.setdefault(kind, Reason(kind, shown, line))
+        reason.rows += 1
+        reason.alike = reason.alike and shown == reason.first
 
     def rows(self, kind: str) -> int:
         """How many rows there are of a kind."""
-        return self._rows.get(kind, 0)
+        return self._reasons[kind].rows if kind in self._reasons else 0
 
-    def by_frequency(self) -> list[tuple[str, int, int]]:
-        """``(kind, rows, first line)``, the most frequent first."""
-        ordered = sorted(self._rows, key=lambda kind: -self._rows[kind])
-        return [(kind, self._rows[kind], self._first_lines[kind]) for kind in ordered]
+    def by_frequency(self) -> list[Reason]:
+        """The kinds, the most frequent first."""
+        return sorted(self._reasons.values(), key=lambda reason: -reason.rows)
 
 
 class Rejections(RowKinds):
@@ -45,19 +74,22 @@ class Rejections(RowKinds):
 
     def add(self, error: RowError, line: int) -> None:
         """Count a row that ``error`` rejects, on ``line`` of the file."""
-        self.count(MULTI_LABEL if "multi-label" in error.reason else _printable(error.kind), line)
+        if "multi-label" in error.reason:
+            self.count(MULTI_LABEL, line)
+        else:
+            self.count(_printable(error.kind), line, _printable(error.described))
 
     def describe(self) -> str:
         """The most frequent reasons, in one line."""
-        reasons = [f"{kind} {rows:,} 行（如第 {line} 行）" for kind, rows, line in self.by_frequency()]
+        reasons = [f"{reason.shown()} {reason.rows:,} 行（如第 {reason.line} 行）" for reason in self.by_frequency()]
         more = f"；…… 共 {len(reasons)} 种原因" if len(reasons) > SHOWN else ""
         return "；".join(reasons[:SHOWN]) + more
 
     def advice(self) -> str:
         """What to do about the most frequent reason."""
-        if not self._rows:
+        if not self._reasons:
             return "请检查数据"
-        most_frequent = self.by_frequency()[0][0]
+        most_frequent = self.by_frequency()[0].kind
         if most_frequent.startswith("标签 "):
             return "请把标签加进 --labels；只想要其中几种，就加 --other_labels drop"
         if most_frequent == NESTED:
@@ -73,9 +105,9 @@ def refuse_multi_label(path: Path, rejections: Rejections) -> None:
     Raises:
         InputError: there is such a row.
     """
-    for kind, rows, line in rejections.by_frequency():
-        if kind == MULTI_LABEL:
-            raise multi_label_file(path, rows, f"第 {line} 行")
+    for reason in rejections.by_frequency():
+        if reason.kind == MULTI_LABEL:
+            raise multi_label_file(path, reason.rows, f"第 {reason.line} 行")
 
 
 def multi_label_file(path: Path, rows: int, example: str) -> InputError:
@@ -98,7 +130,7 @@ def joined_labels(rows_by_label: Mapping[str, int]) -> list[str]:
         alike = [label for label in candidates if _separator(label) == separator]
         places = _places([parts_of(label) for label in alike])
         known = {part for part in places if part in rows_by_label}
-        certain = separator not in ("/", " ")  # these two also stand inside ordinary names
+        certain = separator not in IN_NAMES
         if certain:
             known |= {part for part, at in places.items() if len(at) > 1}
         if (certain and known) or any(known.issuperset(parts_of(label)) for label in alike):

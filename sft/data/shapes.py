@@ -25,7 +25,6 @@ from sft.data.columns import (
     gold_value,
     plain_row,
     text_value,
-    unused_columns,
     value_at,
 )
 from sft.data.dialogues import is_alpaca, is_dialogue, is_record, read_alpaca, read_dialogue, read_record
@@ -33,6 +32,7 @@ from sft.data.entity_notations import are_plain_entities, entity_notation, raw_e
 from sft.data.label_values import is_plain_label, label_value
 from sft.data.token_rows import TAG_COLUMNS, is_tokens, read_tokens
 from sft.data.tool_exports import is_label_studio, is_prodigy, read_label_studio, read_prodigy
+from sft.data.unused_columns import unused_columns
 from sft.errors import RowError
 
 # Fields that a row with a shape of its own has (see `whole_row_reader`), and rows in the original shape have not.
@@ -73,7 +73,7 @@ def shape_row(row: dict, answers: str, columns: Columns = USUAL_COLUMNS) -> dict
     except OtherTask:
         raise
     except RowError as error:
-        shape[GOLD_FIELDS[answers]] = type(error)(error.field, error.reason, error.kind)
+        shape[GOLD_FIELDS[answers]] = type(error)(error.field, error.reason, error.given_kind)
     return {**shape, "notes": notes} if notes else shape
 
 
@@ -174,7 +174,7 @@ def remarks_on(rows: Iterable[dict], answers: str, columns: Columns = USUAL_COLU
         remarks += [f"标签取自 {name}（label 是它的编号）" for name in sorted(named)]
     plain = [row for row in rows if whole_row_reader(row, columns) is None]
     with suppress(RowError):  # a first row without a text is reported when it is read
-        remarks += unused_columns(plain[0], answers, columns) if plain and text_value(plain[0], columns) else []
+        remarks += unused_columns(plain, answers, columns) if plain and text_value(plain[0], columns) else []
     return remarks
 
 

@@ -1,15 +1,13 @@
 """Split converted rows into train and test, and count what becomes of every row. Imports no torch.
 
-All rows with the same text go to the same side. Of each row only hashes of its text and its gold are kept, so memory
-grows by less than 100 bytes a row.
+All rows with the same text (see `sft.text.compared`) go to the same side. Of each row only hashes of its text and its
+gold are kept, so memory grows by less than 100 bytes a row, and as much again for a text with blanks at its edges.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -17,17 +15,18 @@ from typing import IO, NoReturn
 
 import orjson
 
+from sft.data.accounts import SIDES, TEST, TRAIN, Account, Stratum
 from sft.data.arguments import Conversion
 from sft.data.readers import read_rows
 from sft.data.recipes import Recipe
 from sft.data.records import make_record
-from sft.data.rejections import Rejections, RowKinds, joined_labels, multi_label_file, refuse_multi_label
+from sft.data.rejections import joined_labels, multi_label_file, refuse_multi_label
 from sft.data.source import Source
 from sft.errors import InputError, LeftOut, RowError
+from sft.tasks.options import clean_label
 from sft.tasks.task import Task
+from sft.text import compared
 
-SIDES = ("train", "test")
-TRAIN, TEST = 0, 1
 MAX_LABELS = 1000
 MAX_LABEL_CHARACTERS = 20_000  # of all labels together, where every prompt names all of them
 MAX_BAD_SHARE = 0.2
@@ -44,30 +43,6 @@ _SIDE_BITS = 1  # the lowest bit of a gold key is the side
 _SIDE_MASK = 1
 
 Progress = Callable[[Path, int], None]  # called now and then with the file and the lines read so far
-
-
-@dataclass
-class Account:
-    """What became of the rows of one file: read = converted + rejected + merged + leaked + left_out."""
-
-    source: Source
-    read: int = 0
-    converted: int = 0
-    rejected: int = 0
-    merged: int = 0  # repeated rows (same text, same gold) that are dropped
-    leaked: int = 0  # train rows that are dropped because the official test file has their text
-    left_out: int = 0  # rows that are not wanted: the user wants other labels, or the annotator rejected them
-    repeated: int = 0  # repeated rows of an official test file; they are kept
-    composed: int = 0  # rows whose text NFC changed
-    first_bad_row: str = ""  # where it is and why, for a message
-    rejections: Rejections = field(default_factory=Rejections)
-    notes: RowKinds = field(default_factory=RowKinds)  # what there is to say of converted rows
-    labels: frozenset[str] = frozenset()  # those of the converted rows
-
-    def figures(self) -> dict[str, int]:
-        """The counts by name."""
-        names = ("read", "converted", "rejected", "merged", "leaked", "left_out", "repeated", "composed")
-        return {name: vars(self)[name] for name in names}
 
 
 class Splitter:
@@ -89,12 +64,15 @@ class Splitter:
         self.ratio, self.seed = Fraction(str(conversion.test_ratio)), conversion.seed
         self.accounts: list[Account] = []
         self.gold_keys: dict[int, int] = {}  # text key → the gold key of its first row, which has the text's side too
+        self.forms: dict[int, int] = {}  # text key → the key of its first row's text as it is, where that differs
         self.other_gold_keys: dict[int, set[int]] = {}  # text key → further gold keys, where rows disagree
         self.strata: dict[str, Stratum] = {}
         self.first_rows: dict[str, str] = {}  # stratum → where its first row is
         self.labels: Counter[str] = Counter()
         self.rejected_fields: Counter[str] = Counter()
+        self.trained_labels: set[str] = set()  # those of the training rows
         self.texts = [0, 0]  # different texts on each side
+        self.first_text = ""
         self.conflicts = 0
         self.conflict_examples: list[dict] = []
         self.left_out_reasons: Counter[str] = Counter()
@@ -125,7 +103,7 @@ class Splitter:
                 if fields is None:
                     account.left_out += 1
                     continue
-                text_key = hash(fields["text"]) >> _TEXT_DROPPED_BITS
+                text_key = _text_key(compared(fields["text"]))
             except LeftOut as error:
                 account.left_out += 1
                 self.left_out_reasons[error.kind] += 1
@@ -144,6 +122,9 @@ class Splitter:
                 row_side = stratum.draw_side() if side is None else side
                 gold_keys[text_key] = _gold_key(gold, row_side)
                 self.texts[row_side] += 1
+                self.first_text = self.first_text or fields["text"]
+                if (form := _text_key(fields["text"])) != text_key:
+                    self.forms[text_key] = form
             else:
                 row_side = self._side_of_known(account, number, text_key, fields["text"], gold, side)
                 if row_side is None:
@@ -153,6 +134,8 @@ class Splitter:
             stratum.rows[row_side] += 1
             for label in labels:
                 label_counts[label] += 1
+            if row_side == TRAIN:
+                self.trained_labels.update(labels)
             if len(label_counts) > MAX_LABELS:
                 self._refuse_so_many_labels(number)
             record = make_record(task, fields) if task else fields
@@ -203,8 +186,10 @@ class Splitter:
         official test file keeps.
         """
         known_side = _side_of(self.gold_keys[key])
+        looks_alike = _text_key(text) != self.forms.get(key, key)
         if side == TRAIN and known_side == TEST:
             account.leaked += 1
+            account.alike += looks_alike
             return None
         if self._add_gold(key, _gold_key(gold, known_side)):
             self._note_conflict(account.source.path, number, text, gold)
@@ -213,6 +198,7 @@ class Splitter:
             account.repeated += 1
             return TEST
         account.merged += 1
+        account.alike += looks_alike
         return None
 
     def _add_gold(self, text_key: int, gold_key: int) -> bool:
@@ -267,6 +253,32 @@ class Splitter:
             error = multi_label_file(source.path, self.conflicts, f" {example['file']}:{example['line']}")
             raise InputError(f"{error}（{texts:,} 段不同的文本里有 {several:,} 段出现在几行里，标签各不相同）")
 
+    def _refuse_an_empty_side(self) -> None:
+        """Refuse data of which one side gets nothing, and say why: only sometimes another ratio helps."""
+        for account in self.accounts:
+            if not account.converted and not account.leaked:
+                lost = [f"没有要的 {account.left_out:,} 行"] if account.left_out else []
+                lost += [account.rejections.describe()] if account.rejected else []
+                raise InputError(f"{account.source.path}：没有留下一行：{'；'.join(lost)}；请检查 --labels 和数据")
+        source, rows, texts = account.source, account.read, len(self.gold_keys)
+        if rows == 1 and source.tagging and not source.tagging.sentence_a_line:
+            raise InputError(f"{source.path}：整个文件读成了一句话；句子之间应有空行")
+        if all(self.texts):
+            return
+        if len(self.accounts) > 1:
+            test_path = self.accounts[0].source.path
+            raise InputError(f"{source.path}：文本全都在 {test_path} 里，没有一行留给训练；请换 --input_test_file")
+        if rows == 1:
+            raise InputError(f"{source.path}：只有一行数据，分不出训练集和测试集；请检查文件")
+        if texts == 1 and account.converted + account.merged > 1:
+            field = "（如 instruction）" if source.format == "alpaca" else ""
+            raise InputError(
+                f"{source.path}：{account.converted + account.merged:,} 行的文本都是 {self.first_text!r:.60}，"
+                f"多半取错了字段；文本在别的字段里{field}就用 --text_column 指明"
+            )
+        side = SIDES[self.texts.index(0)]
+        raise InputError(f"{source.path}：只有 {texts} 段不同的文本，{side} 一行也没有分到；请换 --test_ratio")
+
     def _refuse_too_few_labels(self) -> None:
         """Refuse training rows that nothing can be learned from: a single class, or no entity."""
         account = self.accounts[-1]
@@ -300,9 +312,7 @@ class Splitter:
             InputError: there is nothing to learn, rows have several labels, or one side got no row.
         """
         path = self.accounts[-1].source.path
-        for side, texts in zip(SIDES, self.texts, strict=True):
-            if not texts:
-                raise InputError(f"{path}：{side} 一行也没有分到（数据太少，或与测试集全部重复）；请换 --test_ratio")
+        self._refuse_an_empty_side()
         self._refuse_joined_labels(self.labels)
         self._refuse_texts_with_several_labels()
         self._refuse_too_few_labels()
@@ -330,10 +340,17 @@ class Splitter:
             "notes": self._kinds("notes"),
             "left_out_reasons": dict(self.left_out_reasons.most_common()),
             "dropped_labels": dict(self.recipe.dropped.most_common()),
+            "corrected_labels": [
+                {"label": label, "now": clean_label(label), "count": count}
+                for label, count in self.recipe.corrected.most_common()
+            ],
             "labels_without_rows": [label for label in task.labels if not self.labels[label]],
             "conflicts": self.conflicts,
             "conflict_examples": self.conflict_examples,
             "labels": {label: self.labels[label] for label in self._labels_by_frequency()},
+            "labels_only_in_test": [
+                label for label in self._labels_by_frequency() if label not in self.trained_labels
+            ],
             "split": {name: dict(zip(SIDES, self.strata[name].rows, strict=True)) for name in sorted(self.strata)},
             "texts": dict(zip(SIDES, self.texts, strict=True)) | {"distinct": len(self.gold_keys)},
             "texts_on_both_sides": sum(self.texts) - len(self.gold_keys),
@@ -346,39 +363,15 @@ class Splitter:
     def _kinds(self, counted: str) -> list[dict]:
         reasons: dict[str, dict] = {}
         for account in self.accounts:
-            for kind, rows, line in vars(account)[counted].by_frequency():
-                reason = reasons.setdefault(
-                    kind, {"reason": kind, "rows": 0, "example": f"{account.source.path}:{line}"}
-                )
-                reason["rows"] += rows
+            for reason in vars(account)[counted].by_frequency():
+                example = f"{account.source.path}:{reason.line}"
+                known = reasons.setdefault(reason.kind, {"reason": reason.shown(), "rows": 0, "example": example})
+                known["rows"] += reason.rows
         return sorted(reasons.values(), key=lambda reason: -reason["rows"])
 
 
-class Stratum:
-    """Rows whose share the split keeps: all with one label, for example.
-
-    Its different texts are counted in windows of 1/ratio. In each window, a hash of seed, stratum and window picks one
-    text for test. So one pass gives the exact share in any order of the file, and no random state is touched.
-    """
-
-    def __init__(self, name: str, ratio: Fraction, seed: int) -> None:
-        self.name, self.ratio, self.seed = name, ratio, seed
-        self.rows = [0, 0]
-        self.texts = 0
-        self.window = -1
-        self.window_end = 0
-        self.picked = 0
-
-    def draw_side(self) -> int:
-        """The side of the next new text."""
-        index = self.texts
-        self.texts += 1
-        if index == self.window_end:
-            self.window += 1
-            self.window_end = -(-(self.window + 1) * self.ratio.denominator // self.ratio.numerator)  # rounded up
-            drawn = hashlib.blake2b(f"{self.seed}\0{self.name}\0{self.window}".encode(), digest_size=8).digest()
-            self.picked = index + int.from_bytes(drawn) % (self.window_end - index)
-        return TEST if index == self.picked else TRAIN
+def _text_key(text: str) -> int:
+    return hash(text) >> _TEXT_DROPPED_BITS
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,7 @@ from sft.data.columns import (
     ALL_LABEL_COLUMNS,
     ENTITY_COLUMNS,
     MORE_TEXT_COLUMNS,
+    OF_PARTS,
     TEXT_COLUMNS,
     Columns,
     OtherTask,
@@ -24,6 +25,7 @@ from sft.errors import LeftOut, RowError
 
 # ---- Label Studio ----
 
+_PLACES = {"start", "end"}  # in the value of a region that is a part of the text
 _LABEL_STUDIO_LISTS = ("annotations", "completions", "predictions")
 
 
@@ -94,11 +96,15 @@ def _label_studio_gold(annotation: dict, text: object, answers: str, columns: Co
     """The entities of an annotation, sorted, or the list of its choices; None if it has no choice.
 
     Raises:
-        RowError: the spans are of another kind, or their offsets could be code points or UTF-16 units.
+        RowError: the choices are of parts of the text, the spans are of another kind, or their offsets could be code
+            points or UTF-16 units.
     """
     regions = [r for r in _regions(annotation) if columns.label is None or r.get("from_name") == columns.label]
     if answers == "label":
-        choices = [region for region in regions if region.get("type") == "choices"]
+        chosen = [region for region in regions if region.get("type") == "choices"]
+        choices = [region for region in chosen if not _PLACES & _value(region).keys()]
+        if chosen and not choices:
+            raise RowError("result", OF_PARTS)
         if not choices and any(region.get("type") == "labels" for region in regions):
             raise OtherTask("result", "只标了实体（labels），没有类别（choices）：是实体识别的数据，不是文本分类的")
         tags = sorted({str(region.get("from_name")) for region in choices})

@@ -15,7 +15,7 @@ from sft.tasks import metrics
 from sft.tasks.entity_lines import NO_ENTITY, entity_line, occurrence, read_entity
 from sft.tasks.entity_marks import marked, marked_text, read_marked
 from sft.tasks.long_texts import CLAUSE_END, SENTENCE_END, Span, merged
-from sft.tasks.names import read_names
+from sft.tasks.names import not_listed, read_names
 from sft.tasks.options import clean_label
 from sft.text import clean_text, shifted_offsets
 
@@ -358,7 +358,7 @@ def _convert_entity(item: object, text: str, names: Mapping[str, str] | None) ->
     if names is not None:
         if label not in names:
             reason = f"标签 {label!r} 不在 {'、'.join(names)} 里；可以用 --labels 加上它"
-            raise RowError("entity_label", reason, f"标签 {label!r} 不在 --labels 里")
+            raise RowError("entity_label", reason, not_listed(label, names))
         label = names[label]
     return {"start": start, "end": end, "text": surface, "label": label}
 
