@@ -107,6 +107,9 @@ def rows_of_table(lines: Iterable[str], layout: TableLayout, first: int = 1) -> 
             if "end of data" in str(error):
                 raise OpenQuote(number) from error
             cells = RowError("", f"不是合法的 CSV（{error}）")
+        if judge and len(given.of_row) == 1 and type(cells) is list and judge.is_usual(cells):  # nearly every row
+            yield number, layout.delimiter.join(cells), cells
+            continue
         last = number + len(given.of_row) - 1
         verdict = judge.verdict(cells, given.of_row) if judge else None
         if verdict == "rows":
@@ -221,6 +224,15 @@ class _Judge:
     def __init__(self, layout: TableLayout) -> None:
         self.layout, self.recent, self.after_broken = layout, deque(maxlen=_RECENT_ROWS), False
 
+    def is_usual(self, cells: list[str]) -> bool:
+        """Whether a row of one line is what it seems, without another look at the line."""
+        width, column, _ = self.layout.usual
+        if self.after_broken or len(cells) != width:
+            return False
+        if column is not None:
+            self.recent.append(cells[column].strip())
+        return True
+
     def verdict(self, cells: list[str] | RowError, lines: Sequence[str]) -> Literal["rows", "doubt", "rest"] | None:
         """What is wrong with a row that was read from these lines; None if nothing is, or only what its error says.
 
@@ -233,15 +245,10 @@ class _Judge:
             verdict = self._verdict_on_many(lines, broken=broken)
             self.after_broken = broken and verdict is None
             return verdict
-        width, column, _ = self.layout.usual
-        if broken or len(cells) != width:
+        if broken or len(cells) != self.layout.usual.width:
             self.after_broken = broken or after_broken
             return None
-        if after_broken and lines[0].count('"') % 2:
-            return "rest"
-        if column is not None:
-            self.recent.append(cells[column].strip())
-        return None
+        return "rest" if after_broken and lines[0].count('"') % 2 else None
 
     def _verdict_on_many(self, lines: Sequence[str], *, broken: bool) -> Literal["rows", "doubt"] | None:
         """`verdict` on a row of several lines."""
@@ -249,14 +256,15 @@ class _Judge:
         rows = [cells if len(cells) == width else None for cells in (_split(line, self.layout) for line in lines)]
         if broken:  # the mark in the last line may open a cell that goes on, or stand in one that ends
             rows.pop()
+        alike = _nearly_all([cells is not None for cells in rows])
+        # A whole cell: its text goes on into the last line, or has marks of its own, which are doubled.
+        if not broken and (not alike or rows[-1] is None or any('""' in line for line in lines)):
+            return None
         found = [cells[column] for cells in rows if cells is not None] if column is not None else []
         is_usual = _is_number if values is None else self._known(found).__contains__
         usual = sum(map(is_usual, found))
-        alike = _nearly_all([cells is not None for cells in rows])
         if broken:  # nothing is lost by reading the lines again
             return "rows" if 2 * usual >= len(rows) or (alike and len(rows) >= _FEW_LINES) else None
-        if not alike or rows[-1] is None or any('""' in line for line in lines):
-            return None  # a whole cell: the text goes on into the last line, or has marks of its own that are doubled
         if column is None:
             return "doubt" if len(rows) >= _LONG else None
         if usual < (0.9 if len(rows) >= _LONG else 1) * len(rows):

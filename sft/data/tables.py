@@ -95,8 +95,9 @@ def without_error_values(row: dict, gold_field: str) -> dict:
 
 def cell_problem(value: object) -> str:
     """What is wrong with a cell that has a spreadsheet's error value; ``""`` if it has none."""
-    is_error = type(value) is str and value[:1] == "#" and _ERROR_VALUE.fullmatch(value.rstrip())
-    return f"{ERROR_CELL} {value.strip()}" if is_error else ""
+    if type(value) is str and value[:1] == "#" and _ERROR_VALUE.fullmatch(value.rstrip()):
+        return f"{ERROR_CELL} {value.strip()}"
+    return ""
 
 
 def titles_above(rows: Sequence[Sequence[str]], named: Iterable[str | None] = ()) -> int:
@@ -186,9 +187,10 @@ def read_table(path: Path, encoding: str, layout: TableLayout) -> Iterator[Numbe
             if isinstance(first, RowError):
                 raise InputError(f"{path}:{skipped + 1}：表头读不出来；请检查引号")
             names = layout.names or column_names(first)
+            names_in_header = set(map(_as_name, first or ()))
             for number, line, cells in rows:
-                if first and type(cells) is list and (again := header_again(cells, first, f"{path}:{number}")):
-                    cells = again
+                if first and type(cells) is list and _as_name(cells[0]) in names_in_header:
+                    cells = header_again(cells, first, f"{path}:{number}") or cells
                 yield number, line, cells if isinstance(cells, RowError) else _table_row(cells, names)
         except OpenQuote as error:  # the rest of the file is in this cell: too much to skip as one row
             raise InputError(f"{path}:{error.number}：引号没有闭合，一直到文件末尾；请补上引号") from error
@@ -200,8 +202,6 @@ def header_again(cells: Sequence[str], header: Sequence[str], where: str) -> Row
     Raises:
         InputError: its columns are in another order, and so are those of the rows below.
     """
-    if _as_name(cells[0]) not in map(_as_name, header):
-        return None
     names, first = _names_in(cells), _names_in(header)
     if names == first:
         return RowError("", "又是一遍表头")
