@@ -19,6 +19,7 @@ from sft.decoding.vocabulary import vocabulary_of
 from sft.engine import attention
 from sft.engine.lora_node import adapters_copied, one_node_layers, use_lora_node
 from sft.engine.ragged import GROWTH_TOKENS, rows_at_once
+from sft.engine.served import Served, assume
 
 OPTIONS = ("体育", "体育新闻", "军事", "经济")
 CARDS = {"ampere": ((8, 0), torch.bfloat16), "turing": ((7, 5), torch.float16), "float32": ((8, 0), torch.float32)}
@@ -94,6 +95,20 @@ def test_scoring_launches_few_kernels_and_waits_once_a_pass(card, most, tokenize
     assert found.launches <= most
     if dtype == torch.float32:
         torch.testing.assert_close(found.results, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_padded_scoring_waits_as_often_for_many_options_as_for_few(tokenizer):
+    model, prompts = three_layers(torch.float32).get_base_model(), some_prompts((20,))
+    assume(model, Served(False, None))
+    waits = []
+    for options in (OPTIONS[:2], OPTIONS):
+        expected = score_options(model, tokenizer, prompts, [options])
+        with PretendGpu() as gpu:
+            found = score_options(model.to("cuda"), tokenizer, prompts, [options])
+            waits.append(gpu.waits().total())
+            model.to("cpu")
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(OPTIONS) > 2 and waits[0] == waits[1]
 
 
 def test_more_rows_run_together_on_a_gpu_as_memory_allows():

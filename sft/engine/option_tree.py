@@ -371,13 +371,15 @@ def _score_padded(model: PreTrainedModel, prompt: list[int], branches: Sequence[
     scores = []
     for start in range(0, len(branches), PADDED_SEQUENCES):
         batch = branches[start : start + PADDED_SEQUENCES]
-        width, kept = max(map(len, batch)) - 1 + len(prompt), max(map(len, batch))
+        kept = max(map(len, batch))
+        width = kept - 1 + len(prompt)
         input_ids = torch.zeros((len(batch), width), dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
+        attention_mask, tokens = torch.zeros_like(input_ids), input_ids.new_zeros((len(batch), kept))
         for row, branch in enumerate(batch):
-            ids = torch.tensor([*prompt, *branch[:-1]])
-            input_ids[row, width - len(ids) :] = ids
-            attention_mask[row, width - len(ids) :] = 1
+            ids = torch.tensor([*prompt, *branch])
+            input_ids[row, width - len(ids) + 1 :] = ids[:-1]
+            attention_mask[row, width - len(ids) + 1 :] = 1
+            tokens[row, kept - len(branch) :] = ids[len(prompt) :]
         logits = model(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
@@ -385,7 +387,11 @@ def _score_padded(model: PreTrainedModel, prompt: list[int], branches: Sequence[
             logits_to_keep=kept,
             use_cache=False,
         ).logits
-        for row, branch in enumerate(batch):
-            log_probabilities = at_least_float32(logits[row, kept - len(branch) :]).log_softmax(-1).cpu()
-            scores.append(log_probabilities[range(len(branch)), branch].sum())
+        tokens = tokens.to(logits.device)
+        found = []
+        for row, branch in enumerate(batch):  # one by one, because log-probabilities of the whole vocabulary are large
+            own = slice(kept - len(branch), kept)
+            log_probabilities = at_least_float32(logits[row, own]).log_softmax(-1)
+            found.append(log_probabilities.gather(-1, tokens[row, own, None])[:, 0])
+        scores += [part.sum() for part in torch.cat(found).cpu().split(list(map(len, batch)))]
     return torch.stack(scores)
