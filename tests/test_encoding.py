@@ -10,6 +10,8 @@ from conftest import build_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from sft.decoding.decode import Limits
+from sft.decoding.pieces import fit
 from sft.errors import InputError
 from sft.model.encoding import encode_answers, encode_prompts, encode_rows, encode_texts, terminator_id
 from sft.model.loading import load_tokenizer
@@ -250,6 +252,25 @@ class TestTooLong:
         assert all(text.endswith("。") for text in texts)
         assert (report.shortened_lines, report.pieces, report.dropped_tokens) == ([3], len(rows), 0)
         assert {row.line for row in rows} == {3}
+
+    @pytest.mark.parametrize("kind", [Classification, Ner])
+    def test_the_whole_of_a_long_text_is_encoded_once(self, tokenizer, kind):
+        read = []
+
+        class Noted(kind):
+            def prompt(self, record: dict) -> list[dict[str, str]]:
+                read.append(record["text"])
+                return super().prompt(record)
+
+        task = Noted(labels=("体育", "军事"), system_prompt="请选。")
+        record = {"text": "昨天国家队在上海赢了比赛。" * 30, "label": "体育", "entities": []}
+        max_length = length(task, record | {"text": ""}, tokenizer) + 60
+        read.clear()
+        encode_rows([(1, record)], task, tokenizer, max_length)
+        assert read.count(record["text"]) == 1 < len(read)
+        read.clear()
+        fit([record], task, tokenizer, Limits(max_length, max_new_tokens=20, batch_size=1))
+        assert read.count(record["text"]) == 1 < len(read)
 
     def test_the_report_counts_the_tokens_cut_away(self, tokenizer, classification):
         record = {"text": "昨天国家队在上海赢了比赛。" * 5, "label": "体育"}

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from sft.console import say_once
 from sft.decoding.inline_answers import LEAST_MARK_TOKENS
 from sft.errors import RowError
-from sft.model.encoding import encode_each_prompt, encode_prompts, encode_texts, token_starts
+from sft.model.encoding import encode_each_prompt, encode_prompts, encode_texts, token_starts, with_known_length
 from sft.tasks.long_texts import Span, place_to_go_on, spans_to_read
 from sft.tasks.task import Task
 
@@ -136,7 +136,8 @@ def _cut(whole: Piece, task: Task, tokenizer: PreTrainedTokenizerBase, limits: L
     def length_tokens(record: dict) -> int:
         return len(encode_prompts([record], task, tokenizer)[0]) + room_tokens
 
-    parts = task.pieces(whole.record, length_tokens, limits.max_length)
+    known = with_known_length(whole.record, len(whole.prompt_ids) + room_tokens, length_tokens)
+    parts = task.pieces(whole.record, known, limits.max_length)
     return [Piece(*both) for both in zip(parts, encode_prompts(parts, task, tokenizer), strict=True)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -134,6 +134,10 @@ def encode_rows(
     Raises:
         InputError: a row cannot be made to fit.
     """
+
+    def length_tokens(piece: dict) -> int:
+        return len(_encode([(0, piece)], task, tokenizer)[0])
+
     report = LengthReport()
     rows = []
     windows = (records[start : start + ENCODED_TOGETHER] for start in range(0, len(records), ENCODED_TOGETHER))
@@ -144,7 +148,7 @@ def encode_rows(
             rows.append(row)
             continue
         try:
-            pieces = task.pieces(record, lambda piece: len(_encode([(0, piece)], task, tokenizer)[0]), max_length)
+            pieces = task.pieces(record, with_known_length(record, len(row), length_tokens), max_length)
         except RowError as error:
             raise InputError(f"第 {line} 行：{error}；请加大 --max_length 或去掉这一行") from error
         encoded_pieces = _encode([(line, piece) for piece in pieces], task, tokenizer)
@@ -154,6 +158,11 @@ def encode_rows(
         if sum(len(piece["text"]) for piece in pieces) < len(record["text"]):
             report.dropped_tokens += len(row) - sum(len(piece) for piece in encoded_pieces)
     return rows, report
+
+
+def with_known_length(record: dict, known_tokens: int, length_tokens: Callable[[dict], int]) -> Callable[[dict], int]:
+    """``length_tokens``, but the length of ``record`` itself is known: a long text takes long to encode."""
+    return lambda piece: known_tokens if piece is record else length_tokens(piece)
 
 
 def _encode(records: Sequence[tuple[int, dict]], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[EncodedRow]:
