@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sft.engine import prefix_tree
 from sft.engine.attention import common_prefix_tokens
-from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching, micro_batches, split_rows
+from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching, TreeUpTo, micro_batches, split_rows
 from sft.engine.loss import supervised_loss
 from sft.engine.prefix_tree import build_tree
 from sft.model.encoding import encode_rows
@@ -134,6 +134,41 @@ def test_plain_products_are_as_exact_as_the_fused_kernel(magnitude, monkeypatch)
         errors.append([(ours - right).norm() / right.norm() for ours, right in zip(result, truth, strict=True)])
     assert errors[0] != errors[1], "both took the same way"
     assert all(ours <= 1.5 * theirs for theirs, ours in zip(*errors, strict=True)), errors
+
+
+WAYS = (PADDED, TREE, PrefixTreeBatching(few_sizes=True), TreeUpTo(50, PADDED))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(rows=batches(), max_tokens=st.integers(1, 300))
+def test_a_piece_takes_as_many_rows_as_the_tokens_allow(way, rows, max_tokens):
+    assert list(way.growing_tokens(rows)) == [way.tokens(rows[: count + 1]) for count in range(len(rows))]
+    expected: list[list[EncodedRow]] = []
+    for part in way.apart(sorted(rows, key=len)):
+        expected.append([])
+        for row in part:
+            if expected[-1] and way.tokens([*expected[-1], row]) > max_tokens:
+                expected.append([])
+            expected[-1].append(row)
+    assert split_rows(rows, max_tokens, way) == expected
+
+
+class Noted(EncodedRow):
+    """A row that notes how often its length is asked for."""
+
+    asked = 0
+
+    def __len__(self) -> int:
+        Noted.asked += 1
+        return super().__len__()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_work_of_splitting_grows_with_the_rows_and_not_with_their_square(way):
+    rows = [Noted([1, 2, 3, row], [4], row) for row in range(1000)]
+    Noted.asked = 0
+    assert len(split_rows(rows, 600, way)) > 1
+    assert Noted.asked <= 10 * len(rows)
 
 
 def test_no_rows_are_no_pieces():

@@ -14,8 +14,9 @@ A batch is made on the CPU; `to_device` moves it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate, tee
 from typing import ClassVar, Protocol
 
 import torch
@@ -62,6 +63,9 @@ class Batching(Protocol):
     def tokens(self, rows: Sequence[EncodedRow]) -> int:
         """How many tokens the batch of ``rows`` has, padding included."""
 
+    def growing_tokens(self, rows: Iterable[EncodedRow]) -> Iterator[int]:
+        """`tokens` of the first row, of the first two, and so on; each row is looked at once."""
+
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
         """The batch of ``rows``, on the CPU."""
 
@@ -83,6 +87,11 @@ class PaddedBatching:
     def tokens(self, rows: Sequence[EncodedRow]) -> int:
         """See `Batching`."""
         return len(rows) * max(len(row) for row in rows)
+
+    def growing_tokens(self, rows: Iterable[EncodedRow]) -> Iterator[int]:
+        """See `Batching`."""
+        for count, longest in enumerate(accumulate(map(len, rows), max), 1):
+            yield count * longest
 
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
         """See `Batching`."""
@@ -134,9 +143,19 @@ class PrefixTreeBatching:
 
     def tokens(self, rows: Sequence[EncodedRow]) -> int:
         """See `Batching`."""
-        shared = _shared_tokens(rows)
-        tokens = shared + sum(len(row) - shared - 1 for row in rows)
-        return filled_up(tokens) if self.few_sizes else tokens
+        return self._counted(len(rows), sum(map(len, rows)), _shared_tokens(rows))
+
+    def growing_tokens(self, rows: Iterable[EncodedRow]) -> Iterator[int]:
+        """See `Batching`."""
+        shared: list[int] = []  # what the prompts so far begin with
+        total = 0
+        for count, row in enumerate(rows, 1):
+            total += len(row)
+            if count == 1:
+                shared = row.prompt_ids
+            elif row.prompt_ids[: len(shared)] != shared:
+                shared = shared[: common_prefix_tokens([shared, row.prompt_ids])]
+            yield self._counted(count, total, len(shared))
 
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
         """See `Batching`."""
@@ -182,6 +201,11 @@ class PrefixTreeBatching:
         few_sizes = compiles_each_size(device, model.dtype)
         return replace(self, varlen=varlen_works(model, device), few_sizes=few_sizes)
 
+    def _counted(self, rows: int, row_tokens: int, shared: int) -> int:
+        """How many tokens so many rows have, with so many tokens in all, of which each begins with the shared ones."""
+        tokens = row_tokens - rows - (rows - 1) * shared
+        return filled_up(tokens) if self.few_sizes else tokens
+
 
 @dataclass(frozen=True)
 class TreeUpTo:
@@ -200,6 +224,14 @@ class TreeUpTo:
     def tokens(self, rows: Sequence[EncodedRow]) -> int:
         """See `Batching`."""
         return self._way(rows).tokens(rows)
+
+    def growing_tokens(self, rows: Iterable[EncodedRow]) -> Iterator[int]:
+        """See `Batching`."""
+        for_longest, for_tree, for_padded = tee(rows, 3)
+        longest = accumulate(map(len, for_longest), max)
+        ways = self.tree.growing_tokens(for_tree), self.padded.growing_tokens(for_padded)
+        for length, in_tree, when_padded in zip(longest, *ways, strict=True):
+            yield in_tree if length <= self.limit_tokens else when_padded
 
     def collate(self, rows: Sequence[EncodedRow]) -> dict[str, object]:
         """See `Batching`."""
@@ -258,11 +290,13 @@ def split_rows(rows: Sequence[EncodedRow], max_tokens: int, batching: Batching) 
 
 
 def _split(rows: list[EncodedRow], max_tokens: int, batching: Batching) -> list[list[EncodedRow]]:
-    if rows and batching.tokens(rows) <= max_tokens:
-        return [rows]
-    pieces: list[list[EncodedRow]] = [[]]
-    for row in rows:
-        if pieces[-1] and batching.tokens([*pieces[-1], row]) > max_tokens:
-            pieces.append([])
-        pieces[-1].append(row)
-    return [piece for piece in pieces if piece]  # a process may have no validation rows at all
+    pieces, start = [], 0
+    while start < len(rows):  # a process may have no validation rows at all
+        stop = start
+        for tokens in batching.growing_tokens(map(rows.__getitem__, range(start, len(rows)))):
+            if tokens > max_tokens and stop > start:
+                break
+            stop += 1
+        pieces.append(rows[start:stop])
+        start = stop
+    return pieces

@@ -135,16 +135,17 @@ class Evaluator:
         """The loss summed over all supervised tokens."""
         was_training = model.training
         model.eval()
-        passes = len(split_rows(rows, self._at_most(max_tokens), self.batching))
-        losses = self._losses(model, rows, max_tokens, device)
+        pieces = split_rows(rows, self._at_most(max_tokens), self.batching)
+        losses = self._losses(model, pieces, max_tokens, device)
         with adapters_copied(one_node_layers(model)):
-            loss_sum = sum(progress(losses, "验证损失", "批", total=passes, hidden=self.quiet))
+            loss_sum = sum(progress(losses, "验证损失", "批", total=len(pieces), hidden=self.quiet))
         model.train(was_training)
         return loss_sum
 
-    def _losses(self, model, rows: Sequence[EncodedRow], max_tokens: int, device: torch.device) -> Iterator[float]:
+    def _losses(
+        self, model, pieces: Sequence[Sequence[EncodedRow]], max_tokens: int, device: torch.device
+    ) -> Iterator[float]:
         """The summed loss of each pass; `sft.decoding.room.Room` says what happens when memory runs out."""
-        pieces = split_rows(rows, self._at_most(max_tokens), self.batching)
         while pieces:
             work = partial(self._loss_of, model, pieces[0], device)
             loss = self._loss_room.tried(work, divisible=len(pieces[0]) > 1)
