@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from sft.decoding.decode import Limits
 from sft.decoding.pieces import fit
 from sft.errors import InputError
-from sft.model.encoding import encode_answers, encode_prompts, encode_rows, encode_texts, terminator_id
+from sft.model.encoding import (
+    control_token_pattern,
+    encode_answers,
+    encode_prompts,
+    encode_rows,
+    encode_texts,
+    terminator_id,
+)
 from sft.model.loading import load_tokenizer
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
@@ -131,6 +138,39 @@ class TestControlTokens:
     @given(text=PLAIN_TEXT)
     def test_an_answer_without_control_tokens_is_encoded_as_usual(self, tokenizer, text):
         assert encode_texts([text], tokenizer) == [tokenizer.encode(text, add_special_tokens=False)]
+
+
+class TestWhatIsKnownOfATokenizer:
+    def test_its_added_tokens_are_listed_once_for_all_rows(self, classification, monkeypatch):
+        tokenizer, listed = build_tokenizer(), []
+        original = type(tokenizer).added_tokens_decoder.fget
+        counted = property(lambda self: listed.append(1) or original(self))
+        monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", counted)
+        for _ in range(2):
+            before = len(listed)
+            records = [{"text": "昨天国家队", "label": "体育"}] * 20
+            encode_rows(list(enumerate(records)), classification, tokenizer, 200)
+            fit(records, classification, tokenizer, Limits(max_length=200, max_new_tokens=8, batch_size=4))
+        assert len(listed) == before
+
+    def test_tokens_that_are_added_later_are_control_tokens(self):
+        own = build_tokenizer()
+        assert control_token_pattern(own).search("<new>") is None
+        own.add_tokens("<new>", special_tokens=True)
+        assert control_token_pattern(own).search("a<new>")
+        word = next(word for word in own.get_vocab() if word.isascii() and len(word) > 2 and word.isalpha())
+        assert control_token_pattern(own).search(word) is None
+        own.add_special_tokens({"additional_special_tokens": [word]})  # the vocabulary has as many tokens as before
+        assert control_token_pattern(own).search(word)
+
+    def test_a_template_that_is_set_later_names_its_tokens_and_ends_its_answers(self):
+        own = build_tokenizer()
+        own.add_tokens("<mark>")
+        assert control_token_pattern(own).search("<mark>") is None
+        assert own.decode([terminator_id(own)]) == "<|im_end|>"
+        own.chat_template = "<mark>" + own.chat_template.replace("<|im_end|>", "<|endoftext|>")
+        assert control_token_pattern(own).search("<mark>")
+        assert own.decode([terminator_id(own)]) == "<|endoftext|>"
 
 
 class TestTerminator:

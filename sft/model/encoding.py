@@ -9,6 +9,9 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
+from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +22,8 @@ from sft.model.template import answer_end
 from sft.tasks.task import Task
 
 WORTH_SHARING = 16  # with fewer texts, looking for their common beginning does not pay
+
+Found = TypeVar("Found")
 
 ENCODED_TOGETHER = 2048  # rows in one call of the tokenizer: enough for all cores, few enough to show progress
 
@@ -40,6 +45,26 @@ class LengthReport:
     dropped_tokens: int = 0
 
 
+def _once(find: Callable[[PreTrainedTokenizerBase], Found]) -> Callable[[PreTrainedTokenizerBase], Found]:
+    """``find`` something in a tokenizer, and again only after its chat template or its tokens have changed.
+
+    Listing thousands of added tokens takes some milliseconds. Not seen: ``add_tokens`` of a word that the vocabulary
+    had before; nothing does that once a tokenizer is loaded.
+    """
+    known: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[str, Found]] = WeakKeyDictionary()
+
+    @wraps(find)
+    def found(tokenizer: PreTrainedTokenizerBase) -> Found:
+        named = (tokenizer.special_tokens_map, tokenizer.all_special_tokens, tokenizer.chat_control_tokens)
+        state = repr((len(tokenizer), tokenizer.chat_template, *named))
+        if tokenizer not in known or known[tokenizer][0] != state:
+            known[tokenizer] = (state, find(tokenizer))
+        return known[tokenizer][1]
+
+    return found
+
+
+@_once
 def terminator_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an assistant's answer in the chat template; generation stops at it.
 
@@ -196,9 +221,14 @@ def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list
 def _shared_characters(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> int:
     """Length of the texts' common beginning, up to the last control token in it; 0 if there is none."""
     shared = os.path.commonprefix([min(texts), max(texts)])  # what these two share, all texts share
+    return max([0, *map(shared.rfind, _tokens_to_cut_at(tokenizer))])
+
+
+@_once
+def _tokens_to_cut_at(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The control tokens that are found wherever they stand and take nothing before them along."""
     tokens = tokenizer.added_tokens_decoder.values()
-    apart = [token for token in tokens if token.special and not token.lstrip and not token.single_word]
-    return max([0, *(shared.rfind(token.content) for token in apart)])
+    return [token.content for token in tokens if token.special and not token.lstrip and not token.single_word]
 
 
 def _batch(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -217,6 +247,7 @@ def _encode_plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
+@_once
 def control_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern:
     """Matches the text of any control token: a special token, or one in the chat template (``<tool_call>``)."""
     named = (tokenizer.chat_template, *(tokenizer.chat_control_tokens or ()))
