@@ -16,12 +16,17 @@ from pathlib import Path
 
 import exports
 import pytest
+import torch
 from models import save_adapter
+from peft import LoraConfig, get_peft_model
+from test_served import model_of, with_lora
 
 import export
 from sft.errors import InputError, RunError
+from sft.export import reference as reference_module
 from sft.export.arguments import parse_arguments
 from sft.export.merged import prove_merged
+from sft.export.reference import mean_log_probabilities
 from sft.files import read_json
 from sft.model.hub import license_of, published_id
 from sft.report.model_card import write_model_card
@@ -73,6 +78,32 @@ def test_a_fault_in_a_merged_model_is_caught(merged: Path, opened, tmp_path: Pat
 def test_the_proof_has_no_failure_without_a_fault(merged: Path, opened) -> None:
     source, reference = opened
     assert prove_merged(merged, source, reference, "float32", None, 8).failed == []
+
+
+def on_the_head(model):
+    """The model with an adapter on its output layer: that layer cannot be run by itself."""
+    torch.manual_seed(1)
+    return get_peft_model(model, LoraConfig(target_modules=["lm_head"], init_lora_weights=False)).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [("qwen3_moe", None), ("qwen3_moe", with_lora), ("granite", None), ("gemma2", None), ("qwen3_moe", on_the_head)],
+)
+@torch.no_grad()
+def test_scores_of_answers_are_those_of_each_alone_and_few_logits_exist_at_once(name, changed, monkeypatch) -> None:
+    model, plain = model_of(name) if changed is None else map(changed, model_of(name))
+    prompts = [[5, 9, 3] * 4, [7, 11], [8] * 30, [1, 2, 3], [4] * 9]
+    answers = [[1, 2, 3, 4, 5, 6, 7], [9], [3, 1, 4, 1, 5], [2, 7], [6] * 7]
+    head, sizes = model.get_output_embeddings(), []
+    head.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel() // output.shape[-1]))
+    monkeypatch.setattr(reference_module, "CHUNK_LOGITS", 5 * model.config.vocab_size)
+    found = mean_log_probabilities(model, prompts, answers, 5)
+    assert max(sizes) <= (5 if changed is not on_the_head else reference_module.ROWS_OF_LOGITS * 8)
+    for prompt, answer, mean in zip(prompts, answers, found, strict=True):
+        logits = plain(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        alone = logits.log_softmax(-1).gather(-1, torch.tensor(answer)[:, None]).mean().item()
+        assert mean == pytest.approx(alone, rel=1e-5, abs=1e-5)
 
 
 def test_what_is_not_equal_is_not_put_in_its_place(adapter: Path, tmp_path: Path, monkeypatch, caplog) -> None:

@@ -22,7 +22,7 @@ ROOMS = {
     "report": {"tracking", "data", "tasks"},
     "training": {"decoding", "report", "tracking", "model", "engine", "data", "tasks"},
     "prediction": {"data", "decoding", "model", "tasks"},
-    "export": {"decoding", "model", "tasks"},
+    "export": {"decoding", "model", "engine", "tasks"},
 }
 PAGE_OF_PREDICTIONS = "sft.report.page"  # the one part of a run's report that predictions have too
 MOST_ARGUMENTS = 7

@@ -48,15 +48,24 @@ def frozen_head(model: torch.nn.Module) -> torch.nn.Linear | None:
     """The output layer, if the loss may run it instead of the model.
 
     Returns:
-        None if the layer is trained (an adapter on ``lm_head``), if the model does more than scale and cap the output
-        of this layer to make logits, and if the model is compiled.
+        None if the layer is trained (an adapter on ``lm_head``), and where `plain_head` is.
     """
-    model = extract_model_from_parallel(model)
+    head = plain_head(extract_model_from_parallel(model))
+    trained = head is not None and any(parameter.requires_grad for parameter in head.parameters())
+    return None if trained else head
+
+
+def plain_head(model: torch.nn.Module) -> torch.nn.Linear | None:
+    """The output layer, if it may be run by itself.
+
+    Returns:
+        None if it is more than a linear layer (an adapter), if the model does more than scale and cap its output to
+        make logits, and if the model is compiled.
+    """
     if isinstance(model, torch._dynamo.OptimizedModule) or served_by(model).logits is None:
         return None
     head = model.get_output_embeddings()
-    trained = any(parameter.requires_grad for parameter in head.parameters())
-    return None if trained or type(head) is not torch.nn.Linear else head
+    return head if type(head) is torch.nn.Linear else None
 
 
 def hidden_states(model: torch.nn.Module, head: torch.nn.Linear, **inputs) -> torch.Tensor:

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 from sft.console import progress
 from sft.decoding.decode import Limits, predict
 from sft.decoding.pieces import fit
+from sft.engine.loss import CHUNK_LOGITS, hidden_states, plain_head
+from sft.engine.served import served_by
 from sft.errors import InputError, RowError
 from sft.export.rows import Rows
 from sft.export.source import Source, adapted_model
@@ -22,6 +24,7 @@ from sft.tasks.evaluation import Tally
 logger = logging.getLogger(__name__)
 
 BLANK = -100  # no token
+ROWS_OF_LOGITS = 4  # in a pass that gives the logits of whole answers: 4 × 100 × 151,936 in float32 are 243 MB
 
 
 @dataclass(frozen=True)
@@ -178,23 +181,47 @@ def up_to(end: int, ids: list[int]) -> list[int]:
 def mean_log_probabilities(
     model: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]], batch_size: int
 ) -> list[float]:
-    """The mean log-probability of the tokens of each answer, given its prompt."""
+    """The mean log-probability of the tokens of each answer, given its prompt.
+
+    The logits are large, so they exist for one block of answer tokens at a time, or for a few rows where the output
+    layer cannot be run by itself.
+    """
     means = [0.0] * len(prompts)
     pairs = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    head = plain_head(model)
+    batch_size = batch_size if head is not None else min(batch_size, ROWS_OF_LOGITS)
     for rows in in_batches([len(pair) for pair in pairs], batch_size):
         ids, mask = left_padded([pairs[row] for row in rows], 0)
-        kept = max(len(answers[row]) for row in rows)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = model(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            position_ids=positions.to(model.device),
-            logits_to_keep=kept + 1,
-            use_cache=False,
-        ).logits[:, -kept - 1 : -1]
-        chosen = ids[:, -kept:].to(logits.device)
-        logs = logits.float().log_softmax(-1).gather(-1, chosen[:, :, None])[:, :, 0]
-        for place, row in enumerate(rows):
-            length = len(answers[row])
-            means[row] = logs[place, kept - length :].mean().item()
+        lengths = [len(answers[row]) for row in rows]
+        kept = max(lengths)
+        inputs = {
+            "input_ids": ids.to(model.device),
+            "attention_mask": mask.to(model.device),
+            "position_ids": (mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
+            "logits_to_keep": kept + 1,
+            "use_cache": False,
+        }
+        found = model(**inputs).logits if head is None else hidden_states(model, head, **inputs)
+        asked = torch.arange(kept) >= kept - torch.tensor(lengths)[:, None]
+        chosen = ids[:, ids.shape[1] - kept :][asked].to(found.device)
+        logs = _log_probabilities(model, head, found[:, -kept - 1 : -1][asked], chosen)
+        for row, own in zip(rows, logs.split(lengths), strict=True):
+            means[row] = own.mean().item()
     return means
+
+
+def _log_probabilities(
+    model: PreTrainedModel, head: torch.nn.Linear | None, found: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """The log-probability of each token: (tokens,), in float32 on the CPU.
+
+    Args:
+        head: the output layer; None if ``found`` are logits already.
+        found: (tokens, size), what ``head`` gets at the place before each token.
+    """
+    parts = []
+    size = max(1, CHUNK_LOGITS // model.config.get_text_config(decoder=True).vocab_size)
+    for block, right in zip(found.split(size), tokens.split(size), strict=True):
+        logits = (block if head is None else served_by(model).logits.of(head(block))).float()
+        parts.append(logits.log_softmax(-1).gather(-1, right[:, None])[:, 0])
+    return torch.cat(parts).cpu()
