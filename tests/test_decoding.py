@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from models import CONFIGS, NAMES, SLIDING, WHOLE, Oracle, save_model, starts_of, tiny_model, with_random_lora
 from transformers import GenerationConfig
 
+from sft.decoding import decode as decode_module
+from sft.decoding import pieces as pieces_module
 from sft.decoding.automaton import ROUNDS, Automaton, answer_format
 from sft.decoding.choosing import decision_at
 from sft.decoding.constrained import Bounds, decode
@@ -116,6 +118,22 @@ def classification_records() -> list[dict]:
 
 
 class TestPredictLabels:
+    def test_options_that_rows_share_are_encoded_once_and_not_for_each_row(self, tokenizer, monkeypatch):
+        encoded = []
+
+        def noted(texts, tokenizer):
+            encoded.append(tuple(texts))
+            return encode_texts(texts, tokenizer)
+
+        monkeypatch.setattr(decode_module, "encode_texts", noted)
+        monkeypatch.setattr(pieces_module, "encode_texts", noted)
+        task, others = Classification(labels=OPTION_SETS[2], system_prompt="请选。"), ("军事", "经济")
+        records = [{"text": f"文本{row}"} | ({"options": others} if row % 4 == 3 else {}) for row in range(8)]
+        results = list(predict(tiny_model("qwen2"), tokenizer, task, records, replace(LIMITS, max_length=4000)))
+        assert [tuple(result["scores"]) for result in results] == [task.options(record) for record in records]
+        assert encoded.count(OPTION_SETS[2]) == 1 + 2  # for the lengths, and in each of two batches
+        assert encoded.count(others) <= 1 + 2
+
     @pytest.mark.parametrize("batch_size", [3, 16])
     def test_results_do_not_depend_on_the_batch_size(self, tokenizer, classification, batch_size):
         model = tiny_model("qwen2")

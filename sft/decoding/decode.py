@@ -277,8 +277,10 @@ def score_options(
         For each prompt a tensor of shape (options,).
     """
     end = terminator_id(tokenizer)
-    branches_of = [[[*ids, end] for ids in encode_texts(options, tokenizer)] for options in options_of]
-    return score(model, prompts, branches_of, max_tokens)
+    branches: dict[tuple[str, ...], list[list[int]]] = {}  # rows mostly have the same options
+    for options in set(map(tuple, options_of)):
+        branches[options] = [[*ids, end] for ids in encode_texts(options, tokenizer)]
+    return score(model, prompts, [branches[tuple(options)] for options in options_of], max_tokens)
 
 
 class _ChosenProbability(LogitsProcessor):

@@ -43,6 +43,8 @@ def fit(
     prompts = encode_each_prompt(records, task, tokenizer)
     lists_entities = task.answers == "entities" and all(task.options(record) is None for record in records)
     instructions = _instruction_tokens(records, task, tokenizer) if lists_entities else [0] * len(records)
+    encoded = [record for record, ids in zip(records, prompts, strict=True) if not isinstance(ids, RowError)]
+    option_tokens = _option_tokens(encoded, task, tokenizer)
     fitted: list[list[Piece] | RowError] = []
     for record, prompt_ids, instruction in zip(records, prompts, instructions, strict=True):
         try:
@@ -52,10 +54,18 @@ def fit(
             if lists_entities:
                 fitted.append(_in_pieces(whole, instruction, task, tokenizer, limits))
             else:
-                fitted.append(_cut(whole, task, tokenizer, limits))
+                fitted.append(_cut(whole, option_tokens, task, tokenizer, limits))
         except RowError as error:
             fitted.append(error)
     return fitted
+
+
+def _option_tokens(
+    records: Sequence[dict], task: Task, tokenizer: PreTrainedTokenizerBase
+) -> dict[tuple[str, ...], int]:
+    """The tokens of the longest option, for all options that records have; these are mostly the same."""
+    all_options = {tuple(options) for record in records if (options := task.options(record)) is not None}
+    return {options: max(map(len, encode_texts(options, tokenizer))) for options in all_options}
 
 
 def _instruction_tokens(records: Sequence[dict], task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -116,17 +126,23 @@ def _most_text_tokens(task: Task, free_tokens: int, max_new_tokens: int) -> int:
     return free_tokens - min(max_new_tokens, free_tokens // 2)  # an answer is at most about as long as its sentence
 
 
-def _cut(whole: Piece, task: Task, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> list[Piece]:
+def _cut(
+    whole: Piece,
+    option_tokens: Mapping[tuple[str, ...], int],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: Limits,
+) -> list[Piece]:
     """A record as the task cuts it, with room for its answer.
+
+    Args:
+        option_tokens: the tokens of the longest of some options.
 
     Raises:
         RowError: it cannot be made to fit.
     """
     options = task.options(whole.record)
-    if options is None:
-        room_tokens = limits.max_new_tokens
-    else:
-        room_tokens = 1 + max(len(ids) for ids in encode_texts(list(options), tokenizer))
+    room_tokens = limits.max_new_tokens if options is None else 1 + option_tokens[tuple(options)]
     if len(whole.prompt_ids) + room_tokens <= limits.max_length:
         return [whole]
     if options is None:

@@ -13,6 +13,7 @@ once, too. The last token of an option is only predicted, so it is not part of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -163,7 +164,7 @@ def _passes(prompts, branches_of, max_tokens: int | None) -> Iterator[list[Unit]
     for row, (prompt, branches) in enumerate(zip(prompts, branches_of, strict=True)):
         room = None if max_tokens is None else max(max_tokens - len(prompt), LEAST_OPTION_TOKENS)
         for portion in _portions(branches, room):
-            unit = Unit(row, prompt, _trie(portion))
+            unit = Unit(row, prompt, _trie(tuple(map(tuple, portion))))
             tokens = len(prompt) - shared + len(unit.trie.token_ids)
             if units and max_tokens is not None and total + tokens > max_tokens:
                 yield units
@@ -184,7 +185,8 @@ def _portions(branches: Sequence[list[int]], room_tokens: int | None) -> Iterato
     yield branches[start:]
 
 
-def _trie(branches: Sequence[Sequence[int]]) -> Trie:
+@lru_cache(maxsize=8)  # rows mostly have the same options
+def _trie(branches: tuple[tuple[int, ...], ...]) -> Trie:
     token_ids: list[int] = []
     parents: list[int] = []
     known: dict[tuple[int, int], int] = {}
@@ -214,7 +216,7 @@ def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tens
         position_ids += range(shared, len(unit.prompt))
     ancestries = []
     for unit in units:
-        sees, depths = _ancestry(unit.trie.parents)
+        sees, depths = _ancestry(tuple(unit.trie.parents))
         ancestries.append(sees)
         nodes.append(range(len(input_ids), len(input_ids) + len(depths)))
         input_ids += unit.trie.token_ids
@@ -330,7 +332,8 @@ def _nodes(shared: int, before: int, width: int, units: Sequence[Laid]) -> Maske
     return MaskedQueries(flat, sees, int((ends + depths).max()) + 1, ends, depths, ancestors)
 
 
-def _ancestry(parents: Sequence[int]) -> tuple[torch.Tensor, list[int]]:
+@lru_cache(maxsize=8)
+def _ancestry(parents: tuple[int, ...]) -> tuple[torch.Tensor, list[int]]:
     """(nodes, nodes): true where the column is an ancestor of the row or the same node; and the depth of each node.
 
     A parent comes before its children.
