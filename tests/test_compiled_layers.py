@@ -8,7 +8,7 @@ import torch
 
 from sft.engine.batches import EncodedRow, PrefixTreeBatching
 from sft.engine.compiled_layers import compile_layers
-from sft.engine.lora_node import use_lora_node
+from sft.engine.lora_node import adapters_copied, one_node_layers, use_lora_node
 from sft.engine.loss import supervised_loss
 from tests.models import tiny_model, with_random_lora
 
@@ -32,7 +32,10 @@ def test_compiled_layers_give_the_same_gradients_in_one_graph_and_evaluation_run
             supervised_loss(each, PrefixTreeBatching().collate(ROWS), 3)
         assert graphs == []
         each.train()
-        supervised_loss(each, PrefixTreeBatching().collate(ROWS), 3).backward()
+        for _ in range(2):  # with copies of the LoRA matrices that are new in each step, as in training
+            each.zero_grad()
+            with adapters_copied(one_node_layers(each)):
+                supervised_loss(each, PrefixTreeBatching().collate(ROWS), 3).backward()
         gradients.append([parameter.grad for parameter in each.parameters() if parameter.requires_grad])
     for found, expected in zip(gradients[1], gradients[0], strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
