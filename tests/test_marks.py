@@ -161,9 +161,9 @@ def test_data_in_this_format_are_read_as_entities_only_if_they_repeat_the_text_e
 
 def test_dialogues_and_instructions_with_inline_answers_are_read():
     answer, text = "[张伟|人名]和[张伟|人名]到[上海|地点]。", "张伟和张伟到上海。"
-    read = raw_entities(answer, text, "output")
+    read = raw_entities(answer, text, "output", [])
     assert [(entity["start_idx"], entity["end_idx"], entity["entity_label"]) for entity in read] == [
         (0, 2, "人名"), (3, 5, "人名"), (6, 8, "地点"),
     ]  # fmt: skip
     with pytest.raises(RowError):
-        raw_entities(answer, "张伟和张三到上海。", "output")
+        raw_entities(answer, "张伟和张三到上海。", "output", [])
