@@ -326,13 +326,13 @@ def short(base, data, tmp_path_factory) -> bytes:
 
 @pytest.mark.parametrize(
     ("more", "together"),
-    [((), True), (("--gradient_checkpointing", "true"), True), (REENTRANT, False), (("--lora_dropout", "0.1"), False)],
+    [((), True), (("--gradient_checkpointing", "true"), True), (REENTRANT, True), (("--lora_dropout", "0.1"), False)],
     ids=["plain", "checkpointing", "reentrant checkpointing", "dropout"],
 )
 def test_lora_matrices_are_copied_together_where_that_changes_nothing(
     more, together, short, base, data, tmp_path, monkeypatch
 ):
-    """Layer by layer it is slower; reentrant checkpointing could not go back through one node for all layers."""
+    """Dropout is PEFT's own forward, which has no use for copies."""
     supervised_loss, found = trainer.supervised_loss, set()
 
     def watched(model, *arguments):

@@ -73,7 +73,7 @@ def adapters_copied(layers: Sequence[OneNodeLinear]) -> Iterator[None]:
     """Inside the block ``layers`` share copies of their matrices, all made at its beginning.
 
     The block is one step of training, forward and backward pass, or any number of passes without gradients. In it the
-    adapters must not change. On a GPU, copies that each layer makes in each pass take as long as its matrix products.
+    adapters must not change. Outside it, a third of the launches of a layer in a step of training are for copies.
 
     Args:
         layers: from `one_node_layers`.

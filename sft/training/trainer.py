@@ -130,11 +130,9 @@ class SftTrainer(SavingTrainer):
     def _adapters_copied(self) -> AbstractContextManager:
         """For the passes of one micro-batch, see `sft.engine.lora_node.adapters_copied`.
 
-        Not where each layer has its whole matrices only while it runs, nor where checkpointing runs a backward pass
-        for each layer: all copies are one node of the graph.
+        Not for a sharded model, whose layers have their whole matrices only while they run.
         """
-        reentrant = (self.args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
-        return nullcontext() if is_sharded(self.model) or reentrant else adapters_copied(self.lora_layers)
+        return nullcontext() if is_sharded(self.model) else adapters_copied(self.lora_layers)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None) -> torch.Tensor:
         """The cross-entropy of the batch, divided by the supervised tokens of the whole optimizer step. A scalar.
