@@ -211,7 +211,7 @@ def _extract(
     not fit into memory is then not all to be done again.
     """
     for together in in_groups(pieces, rows_per_window(limits)):
-        answers = _answers(model, vocabulary, task, together, limits, room)
+        answers = _decoded(model, vocabulary, task, together, limits, room)
         for piece, answer in zip(together, answers, strict=True):
             result = task.parse(answer.text, piece.record)
             for entity in result["entities"]:
@@ -223,7 +223,7 @@ def _extract(
             yield result | {"answer": answer.text} | ({"cut": True} if answer.cut else {})
 
 
-def _answers(
+def _decoded(
     model, vocabulary: Vocabulary, task: Task, pieces: Sequence[Piece], limits: Limits, room: Room
 ) -> Sequence[Answer]:
     """The well-formed answer about each piece; the passes shrink until they fit into memory."""
