@@ -181,7 +181,7 @@ def test_a_rate_by_hand_is_another_run_and_is_refused(searched, flags, capsys):
     ("change", "said"),
     [
         (["--max_steps", "49"], "只有 49 步"),
-        (["--eval_strategy", "no"], "没有验证数据"),
+        (["--eval_strategy", "no"], "请去掉 --eval_strategy no"),
         (["--validation_ratio", "0"], "没有验证数据"),
         (["--learning_rate", "automatic"], "应是 float 或 auto，实际是 'automatic'"),
     ],

@@ -133,6 +133,21 @@ def test_twelve_rows_are_all_trained_on_and_the_run_says_what_it_lacks(small, tm
     assert (state["global_step"], state["best_global_step"]) == (2, None)
 
 
+def test_flags_for_a_validation_that_does_not_take_place_are_told(small, tmp_path, caplog):
+    beside = str(tmp_path / "train_cls.jsonl")
+    words = [*small, "--output_dir", str(tmp_path / "run"), "--dry_run", "--eval_strategy", "no"]
+    for more, told in (
+        (["--validation_file", beside, "--max_validation_rows", "9"], ["--max_validation_rows、--validation_file"]),
+        (["--validation_ratio", "0.5"], ["--validation_ratio"]),
+        (["--validation_ratio", "0"], []),
+        ([], []),
+    ):
+        caplog.clear()
+        assert train([*words, *more]) == 0
+        said = [line for line in caplog.messages if line.startswith("--eval_strategy no")]
+        assert said == [f"--eval_strategy no：不验证，{flags} 没有用上；训练集全部用来训练" for flags in told]
+
+
 def test_a_checkpoint_of_another_slice_is_refused(small, tmp_path, capsys, monkeypatch):
     """Such as one of an earlier version, which held out fewer rows: its rows to train on were others."""
     from sft.training import validation_size

@@ -37,7 +37,7 @@ from sft.training.rate_plan import SearchPlan, plan_search
 from sft.training.sharding import refuse_where_it_cannot
 from sft.training.start import start_from_adapter
 from sft.training.steps import advice_on_few_steps, fitting_logging_steps, planned_steps
-from sft.training.validation_size import validation_texts
+from sft.training.validation_size import SIZE_FLAGS, validation_texts
 
 logger = logging.getLogger(__name__)
 
@@ -244,6 +244,7 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
     data, training = arguments.data, arguments.training
     train = read_task_records(Path(data.train_file), task)[: data.max_train_samples]
     if training.eval_strategy == "no":
+        say_what_is_not_validated(arguments)
         validation = []
     elif data.validation_file is not None:
         require_records(Path(data.validation_file), type(task))
@@ -259,6 +260,14 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
     test = read_task_records(test_file, task) if test_file else []
     logger.info("训练 %d 条，验证 %d 条，测试 %d 条（%s）", len(train), len(validation), len(test), test_file or "无")
     return Splits(train, validation, test)
+
+
+def say_what_is_not_validated(arguments: Arguments) -> None:
+    """For ``--eval_strategy no``: flags about validation rows that then do nothing, in one line."""
+    given = {"validation_file", *SIZE_FLAGS} & arguments.given
+    unused = [f"--{name}" for name in sorted(given) if getattr(arguments.data, name)]
+    if unused:
+        logger.warning("--eval_strategy no：不验证，%s 没有用上；训练集全部用来训练", "、".join(unused))
 
 
 def hold_out(train: Numbered, count: int, seed: int) -> tuple[Numbered, Numbered]:

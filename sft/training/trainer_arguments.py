@@ -30,6 +30,7 @@ from sft.training.flags import (
     TrackingArguments,
     TrainerDefaults,
 )
+from sft.training.rate_plan import BY_HAND
 from sft.training.sharding import USE_INSTEAD, refuse_other_launches, refuse_untried
 
 CONNECT_SECONDS = 5
@@ -113,6 +114,8 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         best = evaluates if self.load_best_model_at_end is None else self.load_best_model_at_end
         if best and not evaluates:
             raise ValueError("--load_best_model_at_end 要有验证才知道哪一步最好；请给 --eval_strategy steps 或 epoch")
+        if self.searches_rate and not evaluates:
+            raise ValueError(f"--learning_rate auto 要在验证数据上比；请去掉 --eval_strategy no，{BY_HAND}")
         if best and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"
         if self.greater_is_better is None and (self.metric_for_best_model or "").removeprefix("eval_") in ERRORS:
