@@ -3,6 +3,10 @@
 # Windows 没有 bash 时，按 readme.md 里的逐条命令做，效果一样。
 set -euo pipefail
 cd "$(dirname "$0")"
+if [ $# -gt 0 ]; then
+    echo "quickstart.sh 不收参数（收到 $*）：直接运行 bash quickstart.sh；要自己定参数，见 readme.md 里的逐条命令" >&2
+    exit 2
+fi
 source ./setup.sh
 set_up requirements.txt
 activate

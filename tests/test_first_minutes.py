@@ -119,6 +119,15 @@ def test_quickstart_called_from_elsewhere_says_where_to_go(tmp_path):
     assert f"    cd {str(folder).replace(' ', chr(92) + ' ')}\n    source .venv/bin/activate" in done.stdout.decode()
 
 
+def test_quickstart_refuses_arguments_before_it_sets_anything_up(tmp_path):
+    folder = copy_checkout(tmp_path / "clone")
+    for words in (["--help"], ["--num_train_epochs", "5"]):
+        done = subprocess.run(["bash", "quickstart.sh", *words], cwd=folder, capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert f"不收参数（收到 {' '.join(words)}）" in done.stderr.decode()
+    assert not (folder / ".venv").exists()
+
+
 @pytest.mark.slow
 def test_the_last_lines_of_quickstart_run_in_a_fresh_shell(tmp_path, told):
     """The predictions, after a short training with quickstart's own folders; the rest needs the network."""
