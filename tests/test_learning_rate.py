@@ -40,7 +40,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals 
 KILLED = -getattr(signal, "SIGKILL", 9)
 RESUME = ("--resume_from_checkpoint", "true")
 ADAPTER = "adapter_model.safetensors"
-ROUNDS = (Round(len(RATES), 4), Round(3, 8))
+ROUNDS = (Round(len(RATES), 4), Round(3, 16))
 LOSSES = st.lists(
     st.none() | st.sampled_from([0, 0.96, 0.98, 1, 1.02, 1.1, 2, 5]), min_size=len(RATES), max_size=len(RATES)
 )
@@ -198,7 +198,7 @@ def test_what_it_cannot_search_is_refused_in_one_line(change, said, flags, tmp_p
 
 def test_a_dry_run_counts_the_search(flags, tmp_path, capsys):
     assert train(flags(tmp_path / "run", "auto", "--dry_run")) == 0
-    assert "试学习率  7 个各 4 步，3 个各 8 步，共 52 步" in capsys.readouterr().out
+    assert "试学习率  7 个各 4 步，3 个各 16 步，共 76 步" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
@@ -207,7 +207,7 @@ def test_a_dry_run_counts_the_search(flags, tmp_path, capsys):
 
 @given(first=LOSSES, second=LOSSES)
 def test_the_best_of_each_round_goes_on_and_no_rate_is_tried_twice(first, second):
-    tables = {4: dict(zip(RATES, first, strict=True)), 8: dict(zip(RATES, second, strict=True))}
+    tables = {4: dict(zip(RATES, first, strict=True)), 16: dict(zip(RATES, second, strict=True))}
     told: list[Trial] = []
     trials = successive_halving(ROUNDS, lambda rate, steps: tables[steps][rate], told.extend)
     assert told == trials
@@ -242,7 +242,7 @@ def rows(count: int) -> list[list[int]]:
 @given(count=st.integers(1000, 9000), validation=st.integers(1, 400), epochs=st.sampled_from([1.0, 1.5, 3.0]))
 def test_a_normal_run_pays_about_a_quarter_more_at_most(count, validation, epochs):
     plan = plan_search(rows(count), rows(validation), training(num_train_epochs=epochs))
-    assert plan.steps <= max(52, 0.2 * plan.run_steps)
+    assert plan.steps <= max(76, 0.2 * plan.run_steps)
     assert all(len(plan.rows_of(round.steps)) == min(count, 16 * round.steps) for round in plan.rounds)
     assert plan.rows_of(plan.rounds[0].steps) == plan.rows_of(plan.rounds[1].steps)[: 16 * plan.rounds[0].steps]
     if plan.run_steps > 400:
