@@ -18,7 +18,8 @@ from sft.prediction.choices import LimitChoice
 from sft.prediction.predictor import Predictor
 from sft.tasks.evaluation import at_least, best_calibration, best_threshold, calibrated, metrics_of_predictions
 from sft.tasks.task import Task
-from sft.training.prepare import hold_out
+from sft.training.arguments import parse_arguments
+from sft.training.prepare import read_splits
 
 Judged = tuple[list[dict], list[dict]]  # gold and predictions of the same rows
 
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.validation_file is not None:
             validation = list(read_records(arguments.validation_file))
         else:
-            _, validation = hold_out(list(read_records(arguments.train_file)), ratio=0.05, most=200, seed=42)
+            flags = ["--train_file", str(arguments.train_file), "--output_dir", "unused", "--test_file", "none"]
+            validation = read_splits(loaded.task, parse_arguments("", flags)).validation
         test = list(read_records(arguments.records))
     except InputError as error:
         print(error, file=sys.stderr)

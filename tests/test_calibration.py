@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import predict
 import train_qwen2_classification
+from benchmarks import calibration as calibration_benchmark
 from sft.errors import InputError
 from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice
 from sft.prediction.output import GrowingFile, progress_path
@@ -370,3 +371,7 @@ def test_training_fits_it_on_validation_and_prediction_uses_it(tokenizer, tmp_pa
     assert predict.main([*words, str(tmp_path / "out.jsonl")]) == 0
     predicted = json.loads(capsys.readouterr().out)
     assert predicted["ece"] == tested["test_ece"]
+    words = ["--adapter", str(run), "--train_file", str(tmp_path / "validation_cls.jsonl")]
+    assert calibration_benchmark.main([*words, "--records", str(tmp_path / "test_cls.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert "24 validation rows, 60 test rows" in said and "| the model's own |" in said
