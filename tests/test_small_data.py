@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sft.tasks.classification import Classification
 from sft.tasks.evaluation import LEAST_GOLD_ENTITIES, best_threshold
 from sft.tasks.ner import Ner
+from sft.training.choosing_rows import sample, warn_of_labels_without_rows
 from sft.training.steps import FEW_STEPS, advice_on_few_steps, planned_steps
 from sft.training.validation_size import FEWEST_ROWS, SIZE_FLAGS, WANTS_VALIDATION, standard_error, validation_texts
 from tests.models import save_model, tiny_model
@@ -131,6 +132,28 @@ def test_twelve_rows_are_all_trained_on_and_the_run_says_what_it_lacks(small, tm
     assert len((tmp_path / "run" / "check_rows.jsonl").read_text().splitlines()) == 0
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert (state["global_step"], state["best_global_step"]) == (2, None)
+
+
+def test_a_sample_of_a_file_that_is_sorted_by_label_has_every_label(small, tmp_path):
+    rows = [(line, {"text": f"文本{line}", "label": LABELS[line // 50]}) for line in range(100)]
+    few, more = (sample(rows, most, seed=1) for most in (20, 40))
+    assert len(few) == 20 and {record["label"] for _, record in few} == set(LABELS[:2])
+    assert few == [row for row in more if row in few] and more == sorted(more) != sample(rows, 40, seed=2)
+    assert sample(rows, None, seed=1) == sample(rows, 100, seed=1) == rows
+    words = [*small, "--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1"]
+    assert train([*words, "--max_train_samples", "7", "--per_device_train_batch_size", "1"]) == 0
+    assert json.loads((tmp_path / "run" / "trainer_state.json").read_text())["max_steps"] == 7
+
+
+def test_labels_that_no_training_row_has_are_told(small, tmp_path, caplog):
+    path = tmp_path / "sorted.jsonl"
+    write_records(path, Classification(LABELS), [row for row in articles(12, 0) if row["label"] == LABELS[0]])
+    assert train([*small, "--train_file", str(path), "--output_dir", str(tmp_path / "run"), "--dry_run"]) == 0
+    assert f"这些标签一条也没有，学不到：{'、'.join(LABELS[1:])}" in caplog.text
+    caplog.clear()
+    records = [{"text": "张伟", "entities": [{"start": 0, "end": 2, "text": "张伟", "label": "人名"}]}, {"text": "无"}]
+    warn_of_labels_without_rows(Ner.with_labels(["人名", "地名"]), list(enumerate(records)), path)
+    assert "训练用的 2 条里，这些标签一个也没有，学不到：地名" in caplog.text
 
 
 def test_flags_for_a_validation_that_does_not_take_place_are_told(small, tmp_path, caplog):

@@ -487,7 +487,7 @@ def test_dry_run_counts_the_steps_that_training_takes(base, data, tmp_path, caps
 
 
 def test_validation_rows_are_held_out_by_text_and_by_seed():
-    from sft.training.prepare import hold_out
+    from sft.training.choosing_rows import hold_out
 
     rows = [(line, {"text": f"文本{line % 30}"}) for line in range(90)]
     train_rows, validation = hold_out(rows, 6, seed=1)

@@ -39,11 +39,12 @@ from sft.tracking.callbacks import MetricsLog
 from sft.tracking.swanlab import SAMPLES, Tracking, start_tracking
 from sft.training.arguments import Arguments
 from sft.training.checkpoints import told_if_not_written
+from sft.training.choosing_rows import Numbered
 from sft.training.continuing import ResumedTrainer
 from sft.training.evaluation import Evaluation, Evaluator, Examples, named_metrics
 from sft.training.learning_rate import Loaded, SearchLog, with_learning_rate
 from sft.training.memory import peak_memory_bytes
-from sft.training.prepare import Numbered, Prepared, prepare
+from sft.training.prepare import Prepared, prepare
 from sft.training.preview import show_plan, show_rows
 from sft.training.run import Run, open_run, own_folder, shown_path, shown_settings
 from sft.training.steps import rows_a_step

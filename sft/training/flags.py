@@ -141,7 +141,7 @@ class DataArguments:
     max_tokens_per_micro_batch: int | None = _flag(
         None, "一次前向最多多少 token，超过就分几次算，结果相同；默认按空闲内存，CPU 上最多 4096"
     )
-    max_train_samples: int | None = _flag(None, "最多用多少条训练数据")
+    max_train_samples: int | None = _flag(None, "最多用多少条训练数据，随机取，由 --seed 决定")
     sample_predictions: int = _flag(20, "训练结束时记录多少条预测样例")
     early_stopping_patience: int = _flag(0, "验证指标连续多少次没有提高就停止；0 表示不提前停止")
     overwrite_output_dir: bool = _flag(False, "覆盖已经训练完成的输出文件夹")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import logging
 import os
-import random
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from sft.tasks.settings import TaskSettings, require_pair, settings_path
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.checkpointing import settle_checkpointing, step_tokens
+from sft.training.choosing_rows import Numbered, hold_out, sample, warn_of_labels_without_rows
 from sft.training.lengths import describe_lengths, most_new_tokens, usual_text_tokens
 from sft.training.rate_plan import SearchPlan, plan_search
 from sft.training.sharding import refuse_where_it_cannot
@@ -46,8 +46,6 @@ CONVERTERS = {"classification": "transfer_classification_data.py", "ner": "trans
 
 MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"  # an environment variable of `accelerate launch`
 MIXED_PRECISION_OF = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-Numbered = list[tuple[int, dict]]  # records with their line numbers
 
 
 class Splits(NamedTuple):
@@ -242,7 +240,8 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
         InputError: a file cannot be read or has a wrong record.
     """
     data, training = arguments.data, arguments.training
-    train = read_task_records(Path(data.train_file), task)[: data.max_train_samples]
+    train = sample(read_task_records(Path(data.train_file), task), data.max_train_samples, training.seed)
+    warn_of_labels_without_rows(task, train, Path(data.train_file))
     if training.eval_strategy == "no":
         say_what_is_not_validated(arguments)
         validation = []
@@ -268,22 +267,6 @@ def say_what_is_not_validated(arguments: Arguments) -> None:
     unused = [f"--{name}" for name in sorted(given) if getattr(arguments.data, name)]
     if unused:
         logger.warning("--eval_strategy no：不验证，%s 没有用上；训练集全部用来训练", "、".join(unused))
-
-
-def hold_out(train: Numbered, count: int, seed: int) -> tuple[Numbered, Numbered]:
-    """Split ``train`` into training and validation records, so that no text is in both.
-
-    The choice depends on the texts and the seed, not on the order of the rows.
-
-    Args:
-        count: different texts for validation.
-    """
-    texts = sorted({record["text"] for _, record in train})
-    held_out = set(random.Random(seed).sample(texts, count))
-    return (
-        [(line, record) for line, record in train if record["text"] not in held_out],
-        [(line, record) for line, record in train if record["text"] in held_out],
-    )
 
 
 def find_test_file(test_file: str | None, train_file: Path) -> Path | None:

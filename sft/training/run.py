@@ -166,6 +166,8 @@ def run_identity(prepared: Prepared) -> dict:
         "dtype": str(prepared.dtype),
         "processes": arguments.training.world_size,
     }
+    if data.max_train_samples is not None:  # earlier versions took the first ones
+        identity["max_train_samples"] = f"{data.max_train_samples}（随机）"
     if arguments.training.searches_rate:  # whatever it finds follows from the rest
         identity["learning_rate"] = AUTO_RATE
     if prepared.settings.quantization:
