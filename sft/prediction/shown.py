@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import orjson
 
-from sft.tasks.metrics import METRIC_NAMES
+from sft.tasks.metrics import METRIC_NAMES, span_of
 from sft.terminal import RESET, display_width, folds
 
 COLOURS = ("\x1b[36m", "\x1b[33m", "\x1b[35m", "\x1b[32m", "\x1b[34m", "\x1b[31m")  # of the labels, in turn
@@ -77,7 +77,7 @@ def _entity_lines(output: dict, look: Look) -> Iterator[str]:
     yield from _folded("  " + ("，".join(scored) or "没有实体"), look)
     if output.get("cut"):
         yield from _folded("  答案没有写完，后面可能还有实体", look)
-    if "gold" in output and _spans(output["gold"]["entities"]) != _spans(entities):
+    if "gold" in output and set(map(span_of, output["gold"]["entities"])) != set(map(span_of, entities)):
         right = marked(text, output["gold"]["entities"])
         prefix = "  应为 "
         places = [(start + len(prefix), end + len(prefix), label) for start, end, label in right.places]
@@ -114,10 +114,6 @@ def marked(text: str, entities: Sequence[dict]) -> _Marked:
         length += len(between) + len(mark)
         done = entity["end"]
     return _Marked("".join([*parts, visible(text[done:])]), places)
-
-
-def _spans(entities: Sequence[dict]) -> set[tuple[int, int, str]]:
-    return {(entity["start"], entity["end"], entity["label"]) for entity in entities}
 
 
 def score_text(result: dict) -> str:

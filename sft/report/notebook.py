@@ -9,8 +9,9 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sft.report.span_errors import Span, span_errors, span_of, spans_of
+from sft.report.span_errors import span_errors, spans_of
 from sft.report.strings import STRINGS
+from sft.tasks.metrics import Span, span_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
+from sft.tasks.metrics import Span, span_of
+
 # Spans are paired in this order; a span is in at most one pair.
 PAIRED_KINDS = (
     "wrong_label",  # the same ends, another label
@@ -15,8 +17,6 @@ PAIRED_KINDS = (
 MISSED, INVENTED = "missed", "invented"  # a gold span and a predicted span without a pair
 KINDS = (MISSED, INVENTED, *PAIRED_KINDS)
 
-Span = tuple[int, int, str]  # start, end (exclusive), label
-
 
 class SpanError(NamedTuple):
     """One error; ``gold`` is None for an invented span, ``predicted`` is None for a missed one."""
@@ -24,11 +24,6 @@ class SpanError(NamedTuple):
     kind: str
     gold: Span | None
     predicted: Span | None
-
-
-def span_of(entity: dict) -> Span:
-    """The span of one entity of a result or a record."""
-    return entity["start"], entity["end"], entity["label"]
 
 
 def spans_of(result: dict) -> list[Span]:

@@ -20,8 +20,9 @@ from sft.report.intervals import (
 )
 from sft.report.labels import by_label_figures
 from sft.report.shown_rows import RIGHT, UNJUDGED, WRONG, ShownRows
-from sft.report.span_errors import KINDS, Span, span_errors, span_of, spans_of
+from sft.report.span_errors import KINDS, span_errors, spans_of
 from sft.tasks.calibration import Reliability
+from sft.tasks.metrics import Span, span_of
 
 if TYPE_CHECKING:
     import numpy as np

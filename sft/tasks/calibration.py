@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from sft.tasks.metrics import span_of
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -133,8 +135,8 @@ def judged_scores(gold: dict, result: dict) -> Iterator[tuple[float, bool]]:
     score, or with one that is not finite, is left out.
     """
     if "entities" in result:
-        right_spans = {_span(entity) for entity in gold["entities"]}
-        scores = {_span(entity): entity.get("score") for entity in result["entities"]}
+        right_spans = set(map(span_of, gold["entities"]))
+        scores = {span_of(entity): entity.get("score") for entity in result["entities"]}
         pairs = [(score, span in right_spans) for span, score in scores.items()]
     else:
         pairs = [(result.get("score"), result["label"] == gold["label"])] if result["label"] is not None else []
@@ -146,10 +148,6 @@ def judged_scores(gold: dict, result: dict) -> Iterator[tuple[float, bool]]:
 def is_probability(score: float | None) -> bool:
     """Whether a score is a finite number that is not negative; rounding may bring it a little above 1."""
     return score is not None and math.isfinite(score) and score >= 0
-
-
-def _span(entity: dict) -> tuple[int, int, str]:
-    return entity["start"], entity["end"], entity["label"]
 
 
 # ---- scores that keep what they promise ----

@@ -19,6 +19,13 @@ METRIC_NAMES = {
     "ece": ("校准误差 ECE", "calibration error ECE"),
 }
 
+Span = tuple[int, int, str]  # start, end (exclusive), label: two entities with the same are the same
+
+
+def span_of(entity: dict) -> Span:
+    """The span of one entity of a result or a record."""
+    return entity["start"], entity["end"], entity["label"]
+
 
 def count_labels(golds: Sequence[str], predictions: Sequence[str | None]) -> Counter[tuple[str, str | None]]:
     """How often each gold label was answered by each label: what `label_metrics` needs, for any number of rows."""
@@ -57,8 +64,7 @@ def count_spans(
     """
     counts: Counter[tuple[str, str | None]] = Counter()
     for gold_entities, predicted_entities in zip(golds, predictions, strict=True):
-        gold = {(entity["start"], entity["end"], entity["label"]) for entity in gold_entities}
-        predicted = {(entity["start"], entity["end"], entity["label"]) for entity in predicted_entities}
+        gold, predicted = set(map(span_of, gold_entities)), set(map(span_of, predicted_entities))
         for kind, spans in (("right", gold & predicted), ("gold", gold), ("predicted", predicted)):
             counts.update((kind, label) for _, _, label in spans)
     return counts

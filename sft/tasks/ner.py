@@ -369,7 +369,7 @@ def _without_repeats(entities: Iterable[dict]) -> list[dict]:
     Raises:
         RowError: other entities overlap.
     """
-    kept = list({(entity["start"], entity["end"], entity["label"]): entity for entity in entities}.values())
+    kept = list({metrics.span_of(entity): entity for entity in entities}.values())
     for left, right in pairwise(kept):
         if (left["start"], left["end"]) == (right["start"], right["end"]):
             reason = f"实体 {left['text']!r} 有两个标签（{left['label']}、{right['label']}）；只能有一个"
