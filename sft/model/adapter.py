@@ -12,7 +12,7 @@ from sft.files import ADAPTER_FILE, TASK_FILE, read_json
 from sft.model.adapter_config import ADAPTER_CONFIG_FILE, check_adapter_config
 from sft.model.hub import MODELS_DIR, is_hub_id, model_hash, problem, resolve_model
 from sft.tasks.sealed import WAIVER, check_files
-from sft.tasks.settings import TaskSettings
+from sft.tasks.settings import CHOSEN, TaskSettings
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def settings_of_adapter(folder: Path, *, verify: bool = True, waiver: str = WAIV
     of_run = folder.absolute().parent / TASK_FILE
     if CHECKPOINT.fullmatch(folder.name) and of_run.is_file():
         logger.warning("%s：没有 %s，用这次训练的 %s（不用它的阈值）", folder, TASK_FILE, of_run)
-        return TaskSettings.read(of_run, verify=verify).replace(threshold=None, temperature=None, score_bias=None)
+        return TaskSettings.read(of_run, verify=verify).replace(**dict.fromkeys(CHOSEN))
     raise InputError(f"{path}：没有这个文件；请用 --task_file 给出训练数据旁边的 *.task.json")
 
 

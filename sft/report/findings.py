@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 from sft.report.intervals import Estimate
 from sft.report.labels import LabelFindings
 from sft.report.spans import SpanFindings
+from sft.tasks.settings import CHOSEN
 
 if TYPE_CHECKING:
     from sft.tasks.task import Task
 
 Findings = LabelFindings | SpanFindings
-NOT_SCORES = ("unparsable", "loss", "threshold", "temperature", "score_bias")
+NOT_SCORES = ("unparsable", "loss", *CHOSEN)
 FINDINGS = {"label": LabelFindings, "entities": SpanFindings}  # by the key that holds the answer in a result
 
 

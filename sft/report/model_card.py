@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sft.files import MODEL_CARD_FILE, whole_file
+from sft.tasks.settings import CHOSEN
 
 SPLITS = {"eval_": "验证", "test_": "测试"}
 LONGER = {"ends": "，更长的只留正文的开头和结尾", "head": "，更长的只留正文的开头"}  # by `long_text`
-NOT_A_METRIC = ("loss", "threshold", "temperature", "score_bias")
+NOT_A_METRIC = ("loss", *CHOSEN)
 
 
 def write_model_card(output_dir: Path, settings: Mapping[str, Any], results: Mapping[str, float]) -> None:

@@ -27,6 +27,7 @@ NEWER_FORMAT = 2  # of what a version that knows only the first would read wrong
 MOST_TOKENS = 1 << 31
 DTYPES = ("bfloat16", "float16", "float32")
 USER_PROMPT = "user_prompt"
+CHOSEN = ("threshold", "temperature", "score_bias")  # on the validation records, after training
 NF4 = "nf4"  # the base's linear layers in 4 bits, quantised while it is loaded
 
 

@@ -19,13 +19,11 @@ from sft.engine.batches import Batching, EncodedRow, split_rows, to_device
 from sft.engine.lora_node import adapters_copied, one_node_layers
 from sft.engine.loss import supervised_loss
 from sft.tasks.evaluation import at_least, best_calibration, best_threshold, calibrated, metrics_of_predictions
-from sft.tasks.settings import TaskSettings
+from sft.tasks.settings import CHOSEN, TaskSettings
 from sft.tasks.task import Task
 from sft.training.sharding import whole_weights
 
 logger = logging.getLogger(__name__)
-
-CHOSEN = ("threshold", "temperature", "score_bias")  # on the validation records, and kept in ``task.json``
 
 
 class Examples(NamedTuple):
