@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,9 +30,28 @@ REPORT_FILE = "report.html"
 LOSS_CURVE_FILE = "loss.png"
 MODEL_CARD_FILE = "README.md"
 CHECK_ROWS_FILE = "check_rows.jsonl"  # with which export.py compares
+STATE_FILE = "trainer_state.json"  # transformers' own name; each checkpoint has one, too
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")  # transformers' own name, too
 
 PART_BYTES = 1 << 26  # of a large file that one thread hashes
 PAUSES_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.6)
+
+
+def checkpoint_folder(output_dir: Path, step: int) -> Path:
+    """The checkpoint of a step, whether or not it exists."""
+    return output_dir / f"checkpoint-{step}"
+
+
+def step_in_name(path: Path) -> int | None:
+    """The step in a checkpoint's name; None if ``path`` is not named like one."""
+    match = _CHECKPOINT.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def named_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """What is named like a checkpoint in a folder, with its step, the lowest first. It may be a file or a link."""
+    steps = ((step_in_name(path), path) for path in folder.glob("checkpoint-*"))
+    return sorted((step, path) for step, path in steps if step is not None)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from benchmarks.reliability.runs import (
     undisturbed,
 )
 from benchmarks.reliability.writes import shares
-from sft.training import checkpoints
+from sft.files import checkpoint_folder
 from tests.stopped_runs import rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,7 +238,7 @@ def resumed_so(folder: Path, world: World, step: int, *more: str) -> None:
     from tests.stopped_runs import Stop, stop_at
 
     run(arguments, folder, lambda: stop_at(Stop("step", step + 2)))
-    require(checkpoints.folder_of(folder / "run", step).is_dir(), f"没有第 {step} 步的检查点")
+    require(checkpoint_folder(folder / "run", step).is_dir(), f"没有第 {step} 步的检查点")
     done = run([*arguments, *RESUME], folder)
     require(done.code == 0, "续跑失败", done)
     require_close(folder / "run", undisturbed(world, *FIFTY))

@@ -25,6 +25,7 @@ from benchmarks.reliability.runs import (
 )
 from benchmarks.reliability.writes import shares
 from sft.errors import InputError
+from sft.files import checkpoint_folder
 from sft.model.adapter import find_base, require_adapter, settings_of_adapter
 from sft.training import checkpoints, resuming
 
@@ -81,7 +82,7 @@ def put(path: Path, content: bytes | None) -> None:
 
 
 def damage_jobs(world: World, short: bool) -> Iterator[Job]:
-    folder = checkpoints.folder_of(stopped(world, *ALL_KEPT), NEWEST)
+    folder = checkpoint_folder(stopped(world, *ALL_KEPT), NEWEST)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     undisturbed(world, *ALL_KEPT)  # both are trained before the jobs begin
     flips = 5 if short else FLIPS
@@ -97,7 +98,7 @@ def damage_jobs(world: World, short: bool) -> Iterator[Job]:
 
 def _both(world: World, name: str) -> tuple[bytes, bytes | None]:
     run_folder = stopped(world, *ALL_KEPT)
-    newest, older = (checkpoints.folder_of(run_folder, step) / name for step in (NEWEST, OLDER))
+    newest, older = (checkpoint_folder(run_folder, step) / name for step in (NEWEST, OLDER))
     return newest.read_bytes(), older.read_bytes() if older.is_file() else None
 
 
@@ -105,8 +106,8 @@ def damaged_checkpoint(world: World, folder: Path, name: str, flips: int) -> Ite
     """Every damage is found before training, and the file is named."""
     whole, other = _both(world, name)
     copy = Path(shutil.copytree(stopped(world, *ALL_KEPT), folder / "run"))
-    identity = checkpoints.identity_of(checkpoints.folder_of(copy, OLDER))
-    victim = checkpoints.folder_of(copy, NEWEST) / name
+    identity = checkpoints.identity_of(checkpoint_folder(copy, OLDER))
+    victim = checkpoint_folder(copy, NEWEST) / name
     for what, content in damages(whole, other, flips, name):
         if same_content(content, whole):
             continue
@@ -134,7 +135,7 @@ def damaged_and_resumed(world: World, folder: Path, name: str, count: int) -> It
 
 def resume_damaged(folder: Path, world: World, name: str, content: bytes | None) -> None:
     shutil.copytree(stopped(world, *ALL_KEPT), folder / "run")
-    put(checkpoints.folder_of(folder / "run", NEWEST) / name, content)
+    put(checkpoint_folder(folder / "run", NEWEST) / name, content)
     require_resumable(world, folder, ALL_KEPT)
 
 
@@ -143,7 +144,7 @@ def damaged_adapter(world: World, folder: Path, name: str, flips: int, runs: int
     source = undisturbed(world, *ALL_KEPT)
     adapter = Path(shutil.copytree(source, folder / "run", ignore=shutil.ignore_patterns("checkpoint-*")))
     whole = (adapter / name).read_bytes()
-    older = checkpoints.folder_of(source, OLDER) / name
+    older = checkpoint_folder(source, OLDER) / name
     other = older.read_bytes() if older.is_file() and name != "task.json" else None
     for what, content in damages(whole, other, flips, name):
         if same_content(content, whole):
@@ -205,7 +206,7 @@ def changed_flags(world: World) -> dict[str, tuple[str, str]]:
     from sft.training.arguments import parse_arguments
 
     parsed = parse_arguments("", flags(world, world.folder / "unused"))
-    identity = checkpoints.identity_of(checkpoints.folder_of(stopped(world, *ALL_KEPT), NEWEST))
+    identity = checkpoints.identity_of(checkpoint_folder(stopped(world, *ALL_KEPT), NEWEST))
     values = {}
     for group in (parsed.data, parsed.lora, parsed.training):
         for field in dataclasses.fields(group):

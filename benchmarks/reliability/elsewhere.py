@@ -30,6 +30,7 @@ from benchmarks.reliability.runs import (
     undisturbed,
 )
 from benchmarks.reliability.writes import sample, shares
+from sft.files import checkpoint_folder
 from sft.training import checkpoints
 from tests import test_foreign_folders as foreign
 
@@ -136,7 +137,7 @@ def pickled_checkpoints(world: World, folder: Path, cases: Sequence[tuple[str, b
 def resume_pickled(folder: Path, world: World, name: str, sealed: bool) -> None:
     more = ("--save_total_limit", "9")
     shutil.copytree(stopped(world, *more), folder / "run")
-    checkpoint = checkpoints.folder_of(folder / "run", 4)
+    checkpoint = checkpoint_folder(folder / "run", 4)
     os.chdir(folder)
     foreign.pickled(name)(checkpoint)
     if sealed:

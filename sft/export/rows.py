@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from sft.errors import InputError, RowError
-from sft.files import CHECK_ROWS_FILE
+from sft.files import CHECK_ROWS_FILE, step_in_name
 from sft.text import clean_text
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def rows_to_compare(path: Path, source: Source, most: int) -> Rows:
     """
     if path.is_dir():
         path /= CHECK_ROWS_FILE
-        if not path.is_file() and path.parent.name.startswith("checkpoint-"):
+        if not path.is_file() and step_in_name(path.parent) is not None:
             path = path.parent.parent / CHECK_ROWS_FILE
         if not path.is_file():
             raise InputError(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import NamedTuple
 
 from sft.errors import InputError
-from sft.files import ADAPTER_FILE, TASK_FILE, read_json
+from sft.files import (
+    ADAPTER_FILE,
+    STATE_FILE,
+    TASK_FILE,
+    checkpoint_folder,
+    named_checkpoints,
+    read_json,
+    step_in_name,
+)
 from sft.model.adapter_config import ADAPTER_CONFIG_FILE, check_adapter_config
 from sft.model.hub import MODELS_DIR, is_hub_id, model_hash, problem, resolve_model
 from sft.tasks.sealed import WAIVER, check_files
 from sft.tasks.settings import CHOSEN, TaskSettings
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 class Base(NamedTuple):
@@ -63,20 +68,18 @@ def require_adapter(folder: Path, flag: str = "--adapter") -> None:
 
 def _checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints with an adapter, the newest last."""
-    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name)]
-    found = [path for path in found if (path / ADAPTER_FILE).is_file()]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
+    return [path for _, path in named_checkpoints(folder) if (path / ADAPTER_FILE).is_file()]
 
 
 def _best_of(checkpoint: Path) -> Path | None:
     """The best checkpoint so far, as a checkpoint's state names it."""
-    path = checkpoint / "trainer_state.json"
+    path = checkpoint / STATE_FILE
     try:
         state = read_json(path) if path.is_file() else None
     except InputError:  # it only says which one to advise
         return None
     step = state.get("best_global_step") if isinstance(state, dict) else None
-    return checkpoint.with_name(f"checkpoint-{step}") if type(step) is int else None
+    return checkpoint_folder(checkpoint.parent, step) if type(step) is int else None
 
 
 def settings_of_adapter(folder: Path, *, verify: bool = True, waiver: str = WAIVER) -> TaskSettings:
@@ -97,7 +100,7 @@ def settings_of_adapter(folder: Path, *, verify: bool = True, waiver: str = WAIV
         return settings
     require_adapter(folder)
     of_run = folder.absolute().parent / TASK_FILE
-    if CHECKPOINT.fullmatch(folder.name) and of_run.is_file():
+    if step_in_name(folder) is not None and of_run.is_file():
         logger.warning("%s：没有 %s，用这次训练的 %s（不用它的阈值）", folder, TASK_FILE, of_run)
         return TaskSettings.read(of_run, verify=verify).replace(**dict.fromkeys(CHOSEN))
     raise InputError(f"{path}：没有这个文件；请用 --task_file 给出训练数据旁边的 *.task.json")

@@ -30,10 +30,13 @@ from sft.files import (
     METRICS_FILE,
     PAUSES_SECONDS,
     RATE_SEARCH_FILE,
+    STATE_FILE,
     differences,
     file_hash,
+    named_checkpoints,
     patiently,
     read_json,
+    step_in_name,
     sync_folder,
     write_json,
 )
@@ -41,12 +44,11 @@ from sft.files import (
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-STATE = "trainer_state.json"  # transformers' own name
 PROGRESS = "progress.json"  # see `sft.training.progress`
 MICRO_BATCH = "max_tokens_per_micro_batch"
 FORMAT = 2  # of the manifest; 1 had only "run" and "files"
 FIRST_FORMAT = {"run", "files"}
-NEEDED = (ADAPTER_FILE, STATE)  # to be the best checkpoint
+NEEDED = (ADAPTER_FILE, STATE_FILE)  # to be the best checkpoint
 RESUMABLE = (*NEEDED, "optimizer.pt", "scheduler.pt", PROGRESS)  # to be resumed
 READ_BY_LIBRARIES = {".pt", ".pth", ".bin", ".safetensors", ".json"}  # transformers and PEFT look for some of these
 LIBRARIES = ("torch", "transformers", "peft", "accelerate")
@@ -170,9 +172,8 @@ def _problem_of_step(folder: Path) -> str | None:
     try:
         step = step_of(folder)
     except InputError:
-        return f"{STATE} 的内容不对"
-    match = _name_with_step(folder)
-    return f"里面是第 {step} 步的内容，与名字不符" if match and int(match[1]) != step else None
+        return f"{STATE_FILE} 的内容不对"
+    return f"里面是第 {step} 步的内容，与名字不符" if step_in_name(folder) not in (None, step) else None
 
 
 def how_to_go_on(output_dir: Path) -> str:
@@ -205,7 +206,7 @@ def step_of(checkpoint: Path) -> int:
     """
     step = state_of(checkpoint).get("global_step")
     if type(step) is not int or step < 1:
-        raise InputError(f"{checkpoint / STATE}：没有 global_step")
+        raise InputError(f"{checkpoint / STATE_FILE}：没有 global_step")
     return step
 
 
@@ -222,35 +223,25 @@ def state_of(checkpoint: Path) -> dict:
         InputError: it cannot be read, or is no JSON object.
     """
     try:
-        state = json.loads((checkpoint / STATE).read_bytes())
+        state = json.loads((checkpoint / STATE_FILE).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{checkpoint / STATE}：读不出（{one_line(error)}）") from error
+        raise InputError(f"{checkpoint / STATE_FILE}：读不出（{one_line(error)}）") from error
     if not isinstance(state, dict):
-        raise InputError(f"{checkpoint / STATE}：不是 JSON 对象")
+        raise InputError(f"{checkpoint / STATE_FILE}：不是 JSON 对象")
     return state
 
 
 # ---- the checkpoints of a folder ----
 
 
-def folder_of(output_dir: Path, step: int) -> Path:
-    """The checkpoint of a step, whether or not it exists."""
-    return output_dir / f"checkpoint-{step}"
-
-
-def _name_with_step(path: Path) -> re.Match | None:
-    return re.fullmatch(r"checkpoint-(\d+)", path.name)
-
-
 def checkpoints_in(output_dir: Path) -> list[Checkpoint]:
     """All checkpoint folders, the one with the most steps first. Symbolic links and files are none."""
-    found = [(match, path) for path in output_dir.glob("checkpoint-*") if (match := _name_with_step(path))]
-    return sorted((Checkpoint(int(match[1]), path) for match, path in found if _is_folder(path)), reverse=True)
+    return [Checkpoint(step, path) for step, path in reversed(named_checkpoints(output_dir)) if _is_folder(path)]
 
 
 def links_in(output_dir: Path) -> list[Path]:
     """Symbolic links that are named like checkpoints. They are not followed: what they point to is not this run's."""
-    return [path for path in output_dir.glob("checkpoint-*") if _name_with_step(path) and path.is_symlink()]
+    return [path for _, path in named_checkpoints(output_dir) if path.is_symlink()]
 
 
 def _is_folder(path: Path) -> bool:
@@ -328,7 +319,7 @@ def remove_leftovers(output_dir: Path) -> None:
             continue
         if path.is_file() and TEMPORARY.fullmatch(path.name):
             path.unlink()
-        elif path.is_dir() and _name_with_step(final) and prefix in (".saving", ".replaced", ".deleting"):
+        elif path.is_dir() and step_in_name(final) is not None and prefix in (".saving", ".replaced", ".deleting"):
             if prefix == ".replaced" and not final.exists():  # killed between the two renames of `put_in_place`
                 path.rename(final)
             else:

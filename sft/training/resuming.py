@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 
 from sft.errors import InputError
-from sft.files import ALL_RESULTS_FILE, differences
+from sft.files import ALL_RESULTS_FILE, checkpoint_folder, differences
 from sft.training import checkpoints
-from sft.training.checkpoints import RESUMABLE, best_step_of, folder_of, identity_of, problem
+from sft.training.checkpoints import RESUMABLE, best_step_of, identity_of, problem
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _problem_of_best(checkpoint: Path, identity: dict) -> str | None:
     step = best_step_of(checkpoint)
     if not identity[KEEPS_BEST] or step is None or step == checkpoints.step_of(checkpoint):
         return None
-    best = folder_of(checkpoint.parent, step)
+    best = checkpoint_folder(checkpoint.parent, step)
     reason = problem(best)
     if reason is None and identity_of(best) != identity:
         reason = "属于另一次训练"
@@ -132,7 +132,8 @@ def bring_best(checkpoint: Path, output_dir: Path) -> None:
     if step is None:
         return
     here = checkpoints.step_of(checkpoint) == step
-    source, final = checkpoint if here else folder_of(checkpoint.parent, step), folder_of(output_dir, step)
+    source = checkpoint if here else checkpoint_folder(checkpoint.parent, step)
+    final = checkpoint_folder(output_dir, step)
     if source.resolve() == final.resolve() or not source.is_dir():
         return
     if final.is_dir() and problem(final) is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from sft.errors import InputError
-from sft.files import ALL_RESULTS_FILE, RATE_SEARCH_FILE, file_hash, locked
+from sft.files import ALL_RESULTS_FILE, RATE_SEARCH_FILE, file_hash, locked, named_checkpoints
 from sft.model.hub import model_hash
 from sft.model.loading import tokenizer_hash
 from sft.tasks.settings import TaskSettings
@@ -261,6 +261,6 @@ def refuse_files_in_the_way(output_dir: Path) -> None:
     Raises:
         InputError: there is one.
     """
-    for path in output_dir.glob("checkpoint-*"):
-        if path.is_file() and path.name.removeprefix("checkpoint-").isdecimal():
+    for _, path in named_checkpoints(output_dir):
+        if path.is_file():
             raise InputError(f"{path}：是一个文件，检查点没有地方放；请移走它，或换一个 --output_dir")

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from sft.errors import RunError
-from sft.files import TASK_FILE, read_json, write_json
+from sft.files import STATE_FILE, TASK_FILE, checkpoint_folder, read_json, write_json
 from sft.tasks.settings import TaskSettings
 from sft.training import checkpoints
 from sft.training.callbacks import Postponed, StopOnNonFinite, StopOnSignal
@@ -102,7 +102,7 @@ class SavingTrainer(ShardedTrainer):
         step = self.state.best_global_step
         if step is None:
             return
-        folder = checkpoints.folder_of(self.run.output_dir, step)
+        folder = checkpoint_folder(self.run.output_dir, step)
         if step != self.state.global_step:
             reason = checkpoints.problem(folder)
             if reason is None and checkpoints.identity_of(folder) != self.run.identity:
@@ -165,7 +165,7 @@ class SavingTrainer(ShardedTrainer):
         step = self.state.global_step
         if self._saved == (step, len(self.state.log_history)):
             return  # the end of an epoch can save the same step again
-        final = checkpoints.folder_of(self.run.output_dir, step)
+        final = checkpoint_folder(self.run.output_dir, step)
         temporary = final.with_name(f".saving-{final.name}")
         try:
             with checkpoints.told_if_not_written(final):
@@ -194,7 +194,7 @@ class SavingTrainer(ShardedTrainer):
         progress = self.progress()
         if self.args.should_save:
             folder = temporary / name
-            self.state.save_to_json(str(folder / checkpoints.STATE))
+            self.state.save_to_json(str(folder / STATE_FILE))
             write_json(folder / checkpoints.PROGRESS, progress.to_json())
             self._settings_now().write(folder / TASK_FILE)  # predict.py can use the checkpoint
             checkpoints.write_manifest(folder, self.run.identity | {checkpoints.MICRO_BATCH: self.max_tokens})
