@@ -22,7 +22,7 @@ from stopped_runs import TRACEBACK, Done, Stop, result, rows
 import train_qwen2_classification
 from sft.errors import InputError, RunError
 from sft.files import locked
-from sft.training import checkpoints, resuming
+from sft.training import checkpoints, manifests, resuming
 from tests.models import save_model, tiny_model
 from tests.test_training import articles, write_records
 
@@ -185,7 +185,7 @@ def test_a_closed_terminal_saves_a_checkpoint_although_the_progress_bar_cannot_b
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 128 + signal.SIGHUP
     (_, newest), *_ = checkpoints.checkpoints_in(tmp_path / "run")
-    assert checkpoints.problem(newest, checkpoints.RESUMABLE) is None
+    assert manifests.problem(newest, manifests.RESUMABLE) is None
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(flags, undisturbed, tmp_path, capsys):
@@ -234,18 +234,18 @@ def test_a_damaged_checkpoint_is_told_and_the_result_is_the_same(victim, step, f
 
 
 def identity(stopped: Path) -> dict:
-    return checkpoints.identity_of(stopped / "run" / "checkpoint-4")
+    return manifests.identity_of(stopped / "run" / "checkpoint-4")
 
 
 def seal(folder: Path, **changed: object) -> None:
     """Write the manifest of a checkpoint anew, as somebody could who changed its files."""
-    run = checkpoints.saved_run(folder) if (folder / "manifest.json").exists() else {}
+    run = manifests.saved_run(folder) if (folder / "manifest.json").exists() else {}
     (folder / "manifest.json").unlink(missing_ok=True)
-    checkpoints.write_manifest(folder, run | changed)
+    manifests.write_manifest(folder, run | changed)
 
 
 def test_a_checkpoint_whose_best_one_is_damaged_is_passed_over(stopped):
-    best = checkpoints.best_step_of(stopped / "run" / "checkpoint-4")
+    best = manifests.best_step_of(stopped / "run" / "checkpoint-4")
     if best == 4:
         pytest.skip("the newest is the best")
     damage(stopped / "run" / f"checkpoint-{best}" / "adapter_config.json")
@@ -348,10 +348,10 @@ def test_a_manifest_of_the_wrong_shape_is_a_damaged_checkpoint(tmp_path_factory,
     folder = tmp_path_factory.getbasetemp() / "shape" / "checkpoint-3"
     if not folder.exists():
         folder.mkdir(parents=True)
-        for name in checkpoints.RESUMABLE:
+        for name in manifests.RESUMABLE:
             (folder / name).write_text('{"global_step": 3}')
-        checkpoints.write_manifest(folder, {"seed": 1})
-        assert checkpoints.problem(folder, checkpoints.RESUMABLE) is None
+        manifests.write_manifest(folder, {"seed": 1})
+        assert manifests.problem(folder, manifests.RESUMABLE) is None
         shutil.copy(folder / "manifest.json", folder.parent / "good.json")
     good = json.loads((folder.parent / "good.json").read_text())
     manifest = json.loads((folder.parent / "good.json").read_text())
@@ -362,15 +362,15 @@ def test_a_manifest_of_the_wrong_shape_is_a_damaged_checkpoint(tmp_path_factory,
     else:
         manifest[where] = value
     if sealed and isinstance(manifest, dict) and where != "sha256":
-        manifest["sha256"] = checkpoints._own_hash(manifest)
+        manifest["sha256"] = manifests._own_hash(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    reason = checkpoints.problem(folder, checkpoints.RESUMABLE)
+    reason = manifests.problem(folder, manifests.RESUMABLE)
     if manifest == good:
         assert reason is None
     elif where == "run" and sealed and isinstance(value, dict):
-        assert reason is None and checkpoints.identity_of(folder) == value  # then it is another run's
+        assert reason is None and manifests.identity_of(folder) == value  # then it is another run's
     elif where == "versions" and sealed and isinstance(value, dict):
-        assert reason is None and isinstance(checkpoints.changed_versions(folder), str)
+        assert reason is None and isinstance(manifests.changed_versions(folder), str)
     else:
         assert reason is not None and "\n" not in reason
 
@@ -381,16 +381,16 @@ def test_a_flipped_bit_in_a_manifest_never_looks_like_another_run(tmp_path_facto
     folder = tmp_path_factory.getbasetemp() / "flips" / "checkpoint-3"
     if not folder.exists():
         folder.mkdir(parents=True)
-        for name in checkpoints.RESUMABLE:
+        for name in manifests.RESUMABLE:
             (folder / name).write_text('{"global_step": 3}')
-        checkpoints.write_manifest(folder, {"seed": 1, "labels": ["体育"]})
+        manifests.write_manifest(folder, {"seed": 1, "labels": ["体育"]})
         shutil.copy(folder / "manifest.json", folder.parent / "good.json")
     content = bytearray((folder.parent / "good.json").read_bytes())
     content[place % len(content)] ^= 1 << bit
     (folder / "manifest.json").write_bytes(content)
-    reason = checkpoints.problem(folder, checkpoints.RESUMABLE)
-    assert reason is not None or checkpoints.identity_of(folder) == {"seed": 1, "labels": ["体育"]}
-    assert not checkpoints.is_of_other_format(folder)
+    reason = manifests.problem(folder, manifests.RESUMABLE)
+    assert reason is not None or manifests.identity_of(folder) == {"seed": 1, "labels": ["体育"]}
+    assert not manifests.is_of_other_format(folder)
 
 
 def test_a_checkpoint_of_an_older_version_is_refused_by_one_line_and_not_started_over(stopped):
@@ -426,7 +426,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoints_before_it_stay(number, flag
     done = stopped_runs.run(flags(tmp_path / "run", *more), tmp_path, Stop("full", number))
     assert done.code in (1, 2) and done.code != TRACEBACK and "Traceback" not in done.errors, done.errors
     for _, folder in checkpoints.checkpoints_in(tmp_path / "run"):
-        assert checkpoints.problem(folder, checkpoints.RESUMABLE) is None
+        assert manifests.problem(folder, manifests.RESUMABLE) is None
     done = resumed(flags, tmp_path, *more)
     assert done.code == 0, done.errors
     assert result(tmp_path / "run") == result(undisturbed(*more))
@@ -521,7 +521,7 @@ def test_other_versions_give_a_line_and_no_refusal(stopped, caplog):
     folder = stopped / "run" / "checkpoint-4"
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["versions"]["torch"] = "1.0"
-    manifest["sha256"] = checkpoints._own_hash(manifest)
+    manifest["sha256"] = manifests._own_hash(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert resuming.to_resume("true", stopped / "run", identity(stopped)) == folder
     assert "torch：1.0" in caplog.text

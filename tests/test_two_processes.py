@@ -14,7 +14,7 @@ import two_processes
 from safetensors.torch import load_file
 from two_processes import HUNG, Fault
 
-from sft.training import checkpoints
+from sft.training import checkpoints, manifests
 from tests.models import save_model, tiny_model
 from tests.test_training import articles, write_records
 
@@ -100,7 +100,7 @@ class TestSignals:
         done = train(flags, tmp_path, faults=faults)
         assert [process.code for process in done] == [128 + signal.SIGTERM] * 2, done
         (newest, *_) = checkpoints.checkpoints_in(tmp_path / "run")
-        assert checkpoints.problem(newest.folder, checkpoints.RESUMABLE) is None
+        assert manifests.problem(newest.folder, manifests.RESUMABLE) is None
         assert [process.code for process in train(flags, tmp_path, *RESUME)] == [0, 0]
         assert_same_run(tmp_path, undisturbed)
 

@@ -22,7 +22,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model
 import train_qwen2_ner
 from sft.console import say_once
 from sft.tasks.ner import Ner
-from sft.training import checkpoints
+from sft.training import manifests
 from sft.training.memory import fastest_on_cpu_tokens
 from tests.models import SIZES, save_model, tiny_model
 from tests.test_training import write_records
@@ -140,8 +140,8 @@ def test_out_of_memory_halves_the_pieces_and_changes_nothing_else(
     assert "显存不够" in caplog.text
     assert distance(tmp_path / "run", padded) <= 1e-3
     assert results(tmp_path / "run")["logical_tokens"] == results(padded)["logical_tokens"]
-    manifest = json.loads((tmp_path / "run" / f"checkpoint-{STEPS}" / checkpoints.MANIFEST).read_text())
-    assert manifest["run"][checkpoints.MICRO_BATCH] <= 300
+    manifest = json.loads((tmp_path / "run" / f"checkpoint-{STEPS}" / manifests.MANIFEST).read_text())
+    assert manifest["run"][manifests.MICRO_BATCH] <= 300
 
 
 def test_gradients_of_a_backward_that_broke_off_are_taken_back(padded, base, data, tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_resumed_run_keeps_its_piece_size_unless_told_another(said, used, padd
     shutil.rmtree(last)
     (tmp_path / "run" / "all_results.json").unlink()
     assert train_qwen2_ner.main([*arguments, *said, "--resume_from_checkpoint", "true"]) == 0
-    assert json.loads((last / checkpoints.MANIFEST).read_text())["run"][checkpoints.MICRO_BATCH] == used
+    assert json.loads((last / manifests.MANIFEST).read_text())["run"][manifests.MICRO_BATCH] == used
     assert distance(tmp_path / "run", padded) <= 1e-3
 
 

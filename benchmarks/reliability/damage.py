@@ -27,7 +27,7 @@ from benchmarks.reliability.writes import shares
 from sft.errors import InputError
 from sft.files import checkpoint_folder
 from sft.model.adapter import find_base, require_adapter, settings_of_adapter
-from sft.training import checkpoints, resuming
+from sft.training import manifests, resuming
 
 ALL_KEPT = ("--save_total_limit", "9")
 NEWEST, OLDER = 4, 2
@@ -106,7 +106,7 @@ def damaged_checkpoint(world: World, folder: Path, name: str, flips: int) -> Ite
     """Every damage is found before training, and the file is named."""
     whole, other = _both(world, name)
     copy = Path(shutil.copytree(stopped(world, *ALL_KEPT), folder / "run"))
-    identity = checkpoints.identity_of(checkpoint_folder(copy, OLDER))
+    identity = manifests.identity_of(checkpoint_folder(copy, OLDER))
     victim = checkpoint_folder(copy, NEWEST) / name
     for what, content in damages(whole, other, flips, name):
         if same_content(content, whole):
@@ -118,7 +118,7 @@ def damaged_checkpoint(world: World, folder: Path, name: str, flips: int) -> Ite
 
 
 def found_in_checkpoint(_: Path, checkpoint: Path, name: str, identity: dict) -> None:
-    reason = checkpoints.problem(checkpoint, checkpoints.RESUMABLE)
+    reason = manifests.problem(checkpoint, manifests.RESUMABLE)
     require(reason is not None, "没有发现")
     require(name in reason, f"没有说是哪个文件：{reason}")
     chosen = resuming.newest_of_run(checkpoint.parent, identity)
@@ -206,7 +206,7 @@ def changed_flags(world: World) -> dict[str, tuple[str, str]]:
     from sft.training.arguments import parse_arguments
 
     parsed = parse_arguments("", flags(world, world.folder / "unused"))
-    identity = checkpoints.identity_of(checkpoint_folder(stopped(world, *ALL_KEPT), NEWEST))
+    identity = manifests.identity_of(checkpoint_folder(stopped(world, *ALL_KEPT), NEWEST))
     values = {}
     for group in (parsed.data, parsed.lora, parsed.training):
         for field in dataclasses.fields(group):

@@ -31,7 +31,7 @@ from benchmarks.reliability.runs import (
 )
 from benchmarks.reliability.writes import sample, shares
 from sft.files import checkpoint_folder
-from sft.training import checkpoints
+from sft.training import manifests
 from tests import test_foreign_folders as foreign
 
 # ---- S1 ----
@@ -141,9 +141,9 @@ def resume_pickled(folder: Path, world: World, name: str, sealed: bool) -> None:
     os.chdir(folder)
     foreign.pickled(name)(checkpoint)
     if sealed:
-        identity = checkpoints.saved_run(checkpoint)
-        (checkpoint / checkpoints.MANIFEST).unlink()
-        checkpoints.write_manifest(checkpoint, identity)
+        identity = manifests.saved_run(checkpoint)
+        (checkpoint / manifests.MANIFEST).unlink()
+        manifests.write_manifest(checkpoint, identity)
     done = run([*flags(world, folder / "run", *more), *RESUME], folder, lambda: say_yes(folder))
     require_told(done, {0, 2})
     require(not (folder / "canary").exists(), "它的代码运行了", done)

@@ -27,7 +27,7 @@ from benchmarks.reliability.runs import (
     undisturbed,
 )
 from sft.files import checkpoint_folder
-from sft.training import checkpoints
+from sft.training import manifests
 from tests.stopped_runs import Stop, stop_at
 
 STEPS = 40
@@ -63,7 +63,7 @@ def resumes(world: World, folder: Path, chosen: tuple, steps: range) -> Iterator
 def resume_at(folder: Path, world: World, reference: Path, more: tuple[str, ...], step: int) -> None:
     """Go on from one checkpoint. The log of the whole run is there, as if the kill had come much later."""
     source = checkpoint_folder(reference, step)
-    for needed in {step, checkpoints.best_step_of(source) or step}:
+    for needed in {step, manifests.best_step_of(source) or step}:
         name = f"checkpoint-{needed}"
         shutil.copytree(reference / name, folder / "run" / name)
     shutil.copy(reference / "metrics.jsonl", folder / "run")

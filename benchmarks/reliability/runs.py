@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import train_qwen2_classification
 from sft.tasks.classification import Classification
-from sft.training import checkpoints
+from sft.training import checkpoints, manifests
 from tests.stopped_runs import TRACEBACK, Done, result, run_here
 
 HANG_SECONDS = 60
@@ -236,7 +236,7 @@ def _first_difference(ours: dict, theirs: dict, changed: Sequence[str]) -> str:
 def _saved(checkpoint: Path) -> dict[str, object]:
     """Weights, optimizer, scheduler and random states to the byte, and the state without times."""
     names = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
-    progress = json.loads((checkpoint / checkpoints.PROGRESS).read_text(encoding="utf-8"))
+    progress = json.loads((checkpoint / manifests.PROGRESS).read_text(encoding="utf-8"))
     progress.pop("seconds")
     progress.pop("before")  # an evaluation before the first step: it has its own times
     return {name: (checkpoint / name).read_bytes() for name in names} | {"progress": progress}
@@ -245,7 +245,7 @@ def _saved(checkpoint: Path) -> dict[str, object]:
 def require_whole(output_dir: Path) -> None:
     """Require that every folder that looks like a checkpoint is a whole one."""
     for _, folder in checkpoints.checkpoints_in(output_dir):
-        reason = checkpoints.problem(folder, checkpoints.RESUMABLE)
+        reason = manifests.problem(folder, manifests.RESUMABLE)
         require(reason is None, f"{folder.name} {reason}")
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sft.errors import InputError
 from sft.files import read_json
-from sft.training import checkpoints
+from sft.training import checkpoints, manifests
 from sft.training.evaluation import Evaluation
 from sft.training.rate_plan import Search
 
@@ -76,11 +76,11 @@ def read(checkpoint: Path) -> Resumed:
         InputError: a file has the wrong content.
     """
     with checkpoints.told_if_not_readable(checkpoint):
-        saved = read_json(checkpoint / checkpoints.PROGRESS)
+        saved = read_json(checkpoint / manifests.PROGRESS)
         before = saved["before"] and Evaluation(**saved["before"])
         search = Search.from_json(saved["search"]) if saved.get("search") else None
         progress = Progress(**saved | {"before": before, "search": search})
-        rows = checkpoints.state_of(checkpoint)["log_history"]
+        rows = manifests.state_of(checkpoint)["log_history"]
         if not all(type(row["step"]) is int for row in rows) or progress.stage not in (STEP, EPOCH):
             raise InputError("log_history")
-    return Resumed(checkpoint, checkpoints.step_of(checkpoint), rows, progress)
+    return Resumed(checkpoint, manifests.step_of(checkpoint), rows, progress)

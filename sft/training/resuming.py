@@ -9,7 +9,15 @@ from pathlib import Path
 from sft.errors import InputError
 from sft.files import ALL_RESULTS_FILE, checkpoint_folder, differences
 from sft.training import checkpoints
-from sft.training.checkpoints import RESUMABLE, best_step_of, identity_of, problem
+from sft.training.manifests import (
+    RESUMABLE,
+    best_step_of,
+    changed_versions,
+    identity_of,
+    is_of_other_format,
+    problem,
+    step_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +48,7 @@ def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict) -> 
         checkpoint = Path(resume_from_checkpoint)
         refuse_unusable(checkpoint, identity)
         refuse_runs_mixed(checkpoint, output_dir, identity)
-    if changed := checkpoints.changed_versions(checkpoint):
+    if changed := changed_versions(checkpoint):
         logger.warning("%s 是用别的版本存的（%s），续跑的结果可能略有不同", checkpoint, changed)
     return checkpoint
 
@@ -57,7 +65,7 @@ def newest_of_run(output_dir: Path, identity: dict) -> Path | None:
         if reason is None and (changed := differences(identity_of(folder), identity)):
             reason = f"与这次运行不一致（{changed}）"
             refused = refused or f"{folder}：{reason}；{_advice(output_dir)}"
-        elif checkpoints.is_of_other_format(folder):
+        elif is_of_other_format(folder):
             refused = refused or f"{folder}：{reason}，不能续跑；请用原来的版本，或加 --overwrite_output_dir 从头开始"
         reason = reason or _problem_of_best(folder, identity)
         if reason is None:
@@ -71,17 +79,22 @@ def newest_of_run(output_dir: Path, identity: dict) -> Path | None:
     return None
 
 
+def how_to_go_on(output_dir: Path) -> str:
+    """The advice for someone who wants more epochs, or new data, on a finished run."""
+    return f"要在它上面接着训练，用 --init_adapter {output_dir} 和新的 --output_dir"
+
+
 def _advice(output_dir: Path) -> str:
     """What to do if the settings are not those of the run in ``output_dir``."""
     if (output_dir / ALL_RESULTS_FILE).is_file():
-        return f"这次训练已经完成，{checkpoints.how_to_go_on(output_dir)}"
+        return f"这次训练已经完成，{how_to_go_on(output_dir)}"
     return "请改回原来的设置，或去掉续跑从头开始"
 
 
 def _problem_of_best(checkpoint: Path, identity: dict) -> str | None:
     """What is wrong with the best checkpoint that a whole one refers to: its weights are needed at the end."""
     step = best_step_of(checkpoint)
-    if not identity[KEEPS_BEST] or step is None or step == checkpoints.step_of(checkpoint):
+    if not identity[KEEPS_BEST] or step is None or step == step_of(checkpoint):
         return None
     best = checkpoint_folder(checkpoint.parent, step)
     reason = problem(best)
@@ -131,7 +144,7 @@ def bring_best(checkpoint: Path, output_dir: Path) -> None:
     step = best_step_of(checkpoint)
     if step is None:
         return
-    here = checkpoints.step_of(checkpoint) == step
+    here = step_of(checkpoint) == step
     source = checkpoint if here else checkpoint_folder(checkpoint.parent, step)
     final = checkpoint_folder(output_dir, step)
     if source.resolve() == final.resolve() or not source.is_dir():

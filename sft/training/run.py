@@ -16,13 +16,13 @@ from sft.files import ALL_RESULTS_FILE, RATE_SEARCH_FILE, file_hash, locked, nam
 from sft.model.hub import model_hash
 from sft.model.loading import tokenizer_hash
 from sft.tasks.settings import TaskSettings
-from sft.training import checkpoints
+from sft.training import checkpoints, manifests
 from sft.training.flags import AUTO_RATE
 from sft.training.memory import fitting_tokens, shape_of, step_kind
 from sft.training.prepare import Prepared
 from sft.training.progress import Resumed, read
 from sft.training.rate_plan import Search
-from sft.training.resuming import NEVER, NEWEST, bring_best, is_finished, of_other_runs, to_resume
+from sft.training.resuming import NEVER, NEWEST, bring_best, how_to_go_on, is_finished, of_other_runs, to_resume
 from sft.training.validation_size import size_beside_flags
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def open_run(prepared: Prepared) -> Run | None:
         checkpoint = prepare_output(output_dir, identity, prepared)
     max_tokens = prepared.arguments.data.max_tokens_per_micro_batch
     if max_tokens is None and checkpoint is not None:  # the same rounding, even if this machine has more memory
-        max_tokens = checkpoints.saved_run(checkpoint).get(checkpoints.MICRO_BATCH)
+        max_tokens = manifests.saved_run(checkpoint).get(manifests.MICRO_BATCH)
     if max_tokens is None:
         max_tokens = fitting_micro_batch(prepared)
     settings = prepared.settings.replace(base_hash=identity["model"])
@@ -199,7 +199,7 @@ def shown_settings(prepared: Prepared, run: Run) -> dict:
     chosen = {name: run.identity[name] for name in SHOWN if name in run.identity}
     if run.search is not None:
         chosen["learning_rate"] = run.search.rate
-    return chosen | {checkpoints.MICRO_BATCH: run.max_tokens} | shown
+    return chosen | {manifests.MICRO_BATCH: run.max_tokens} | shown
 
 
 def shown_path(path: str | None) -> str | None:
@@ -240,11 +240,11 @@ def prepare_output(output_dir: Path, identity: dict, prepared: Prepared) -> Path
     if (output_dir / ALL_RESULTS_FILE).is_file():
         raise InputError(
             f"{output_dir}：已有训练完成的结果；请换一个 --output_dir，或加 --overwrite_output_dir 覆盖；"
-            f"{checkpoints.how_to_go_on(output_dir)}"
+            f"{how_to_go_on(output_dir)}"
         )
     for _, folder in checkpoints.checkpoints_in(output_dir):
-        reason = checkpoints.problem(folder)
-        if reason is None or checkpoints.is_of_other_format(folder):
+        reason = manifests.problem(folder)
+        if reason is None or manifests.is_of_other_format(folder):
             raise InputError(
                 f"{output_dir}：有没训练完的检查点；续跑加 --resume_from_checkpoint true，"
                 "重来加 --overwrite_output_dir"

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from sft.errors import RunError
 from sft.files import STATE_FILE, TASK_FILE, checkpoint_folder, read_json, write_json
 from sft.tasks.settings import TaskSettings
-from sft.training import checkpoints
+from sft.training import checkpoints, manifests
 from sft.training.callbacks import Postponed, StopOnNonFinite, StopOnSignal
 from sft.training.evaluation import Evaluation
 from sft.training.progress import Progress
@@ -104,8 +104,8 @@ class SavingTrainer(ShardedTrainer):
             return
         folder = checkpoint_folder(self.run.output_dir, step)
         if step != self.state.global_step:
-            reason = checkpoints.problem(folder)
-            if reason is None and checkpoints.identity_of(folder) != self.run.identity:
+            reason = manifests.problem(folder)
+            if reason is None and manifests.identity_of(folder) != self.run.identity:
                 reason = "属于另一次训练"
             if reason:
                 raise RunError(
@@ -195,9 +195,9 @@ class SavingTrainer(ShardedTrainer):
         if self.args.should_save:
             folder = temporary / name
             self.state.save_to_json(str(folder / STATE_FILE))
-            write_json(folder / checkpoints.PROGRESS, progress.to_json())
+            write_json(folder / manifests.PROGRESS, progress.to_json())
             self._settings_now().write(folder / TASK_FILE)  # predict.py can use the checkpoint
-            checkpoints.write_manifest(folder, self.run.identity | {checkpoints.MICRO_BATCH: self.max_tokens})
+            manifests.write_manifest(folder, self.run.identity | {manifests.MICRO_BATCH: self.max_tokens})
 
     def _settings_now(self) -> TaskSettings:
         """What the adapter of this step remembers: with threshold and calibration if this step was evaluated."""
