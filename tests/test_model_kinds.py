@@ -30,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sft.engine.batches import EncodedRow, PaddedBatching
 from sft.engine.loss import supervised_loss
-from sft.engine.option_tree import score
+from sft.engine.option_scores import score
 from sft.errors import InputError
 from sft.model.kinds import refuse_other_kinds
 from sft.model.loading import load_base, load_config, load_tokenizer

@@ -11,7 +11,7 @@ from test_decoding import check_scores, scored_alone, some_prompts
 from torch.overrides import TorchFunctionMode
 
 from sft.decoding.decode import score_options
-from sft.engine import option_tree as scoring
+from sft.engine import option_scores
 from sft.engine.attention import QUERY_BLOCK
 from sft.model.encoding import encode_texts
 
@@ -22,7 +22,7 @@ MANY = tuple(f"类型{number}：{'体育新闻'[number % 4]}" for number in rang
 def widths(monkeypatch) -> list[int]:
     """A list that receives the number of tokens of each forward pass."""
     found: list[int] = []
-    original = scoring._score_pass
+    original = option_scores._score_pass
 
     def noted(base, units):
         hook = base.base_model.register_forward_pre_hook(
@@ -33,7 +33,7 @@ def widths(monkeypatch) -> list[int]:
         finally:
             hook.remove()
 
-    monkeypatch.setattr(scoring, "_score_pass", noted)
+    monkeypatch.setattr(option_scores, "_score_pass", noted)
     return found
 
 
@@ -72,7 +72,7 @@ def test_hundreds_of_options_score_as_alone_however_many_fit_into_a_pass(tokeniz
         scores[1], scored_alone(model, tokenizer, prompts[1], ("体育", "军")), rtol=1e-5, atol=1e-5
     )
     assert len(widths) == 1 if max_tokens is None else len(widths) > 1
-    assert max_tokens is None or max(widths) <= max(max_tokens, 33 + scoring.LEAST_OPTION_TOKENS)
+    assert max_tokens is None or max(widths) <= max(max_tokens, 33 + option_scores.LEAST_OPTION_TOKENS)
 
 
 def test_what_rows_and_options_begin_with_is_computed_once(tokenizer, widths):

@@ -21,7 +21,7 @@ from sft.engine import attention
 from sft.engine.attention import use_packed_attention
 from sft.engine.batches import EncodedRow, PrefixTreeBatching, micro_batches
 from sft.engine.loss import frozen_head, plain_loss, supervised_loss
-from sft.engine.option_tree import score
+from sft.engine.option_scores import score
 from sft.engine.served import say_what_is_not_served, served
 from sft.engine.tiny import tiny_copy
 from sft.engine.trial import try_out

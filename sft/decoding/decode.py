@@ -25,7 +25,7 @@ from sft.decoding.pieces import Piece, fit, read_on
 from sft.decoding.room import Room
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
 from sft.engine.attention import at_least_float32
-from sft.engine.option_tree import LEAST_OPTION_TOKENS, score
+from sft.engine.option_scores import LEAST_OPTION_TOKENS, score
 from sft.errors import RowError
 from sft.model.encoding import encode_texts, terminator_id
 from sft.tasks.task import Task

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from sft.engine.attention import use_packed_attention
 from sft.engine.batches import EncodedRow, PaddedBatching, PrefixTreeBatching
 from sft.engine.loss import plain_loss, supervised_loss
-from sft.engine.option_tree import score
+from sft.engine.option_scores import score
 from sft.engine.ragged import Cache, Feed, run
 from sft.engine.served import Logits, Served, assume
 from sft.engine.tiny import tiny_model
