@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from sft.engine.attention import at_least_float32, common_prefix_tokens, use_packed_attention
 from sft.engine.forward import hidden_states_at
 from sft.engine.lora_node import adapters_copied, one_node_layers
-from sft.engine.option_tree import ancestry, lay_out, move
+from sft.engine.option_tree import Laid, ancestry, lay_out, move
 from sft.engine.served import served_by
 
 HEAD_BLOCK_TOKENS = 256  # places whose logits exist at a time: 256 × 151,936 in float32 are 156 MB
@@ -130,35 +130,42 @@ def _trie(branches: tuple[tuple[int, ...], ...]) -> Trie:
 def _score_pass(base: PreTrainedModel, units: Sequence[Unit]) -> list[torch.Tensor]:
     """Log-probabilities of the options of each unit, from one pass."""
     shared = common_prefix_tokens([unit.prompt for unit in units], own=1)
-    input_ids, position_ids = list(units[0].prompt[:shared]), list(range(shared))
-    prompts, nodes = [], []  # flat positions: the rest of each prompt, and the nodes of each unit
-    for unit in units:
-        prompts.append(range(len(input_ids), len(input_ids) + len(unit.prompt) - shared))
-        input_ids += unit.prompt[shared:]
-        position_ids += range(shared, len(unit.prompt))
-    ancestries = []
-    for unit in units:
-        sees, depths = ancestry(tuple(unit.trie.parents))
-        ancestries.append(sees)
-        nodes.append(range(len(input_ids), len(input_ids) + len(depths)))
-        input_ids += unit.trie.token_ids
-        position_ids += (len(unit.prompt) + depth for depth in depths)
+    token_ids, positions, laid = _flat_row(shared, units)
     predicted = [  # for each option of each unit: (flat place that predicts, token)
-        [(own[node] if node >= 0 else prompt[-1], token_id) for node, token_id in branch]
-        for unit, prompt, own in zip(units, prompts, nodes, strict=True)
+        [(nodes[node] if node >= 0 else prompt[-1], token_id) for node, token_id in branch]
+        for unit, (prompt, nodes, _) in zip(units, laid, strict=True)
         for branch in unit.trie.branches
     ]
     pairs = torch.tensor([pair for branch in predicted for pair in branch])
     places, index = pairs[:, 0].unique(return_inverse=True)
     order = index.argsort(stable=True)  # the head runs at one block of places after the other
-    laid = [*zip(prompts, nodes, ancestries, strict=True)]
-    layout = lay_out(shared, laid, base)
-    asked = [torch.tensor(input_ids), torch.tensor(position_ids), places, index[order], pairs[:, 1][order]]
-    layout, (token_ids, positions, places, at, tokens) = move(layout, asked, base.device)
+    asked = [token_ids, positions, places, index[order], pairs[:, 1][order]]
+    layout, (token_ids, positions, places, at, tokens) = move(lay_out(shared, laid, base), asked, base.device)
     hidden = hidden_states_at(base, token_ids, positions, layout, places)
     values = _log_probabilities(base, hidden, at, tokens, index[order])
     found = iter(values[order.argsort()].split([len(branch) for branch in predicted]))
     return [torch.stack([next(found).sum() for _ in unit.trie.branches]) for unit in units]
+
+
+def _flat_row(shared: int, units: Sequence[Unit]) -> tuple[torch.Tensor, torch.Tensor, list[Laid]]:
+    """Token ids and position ids of a pass, (tokens,) both, on the CPU, and where each unit stands in it.
+
+    Args:
+        shared: how many tokens all prompts begin with; they stand first, once. Then come the rests of all prompts,
+            and the nodes of all units.
+    """
+    token_ids, positions = list(units[0].prompt[:shared]), list(range(shared))
+    prompts, laid = [], []
+    for unit in units:
+        prompts.append(range(len(token_ids), len(token_ids) + len(unit.prompt) - shared))
+        token_ids += unit.prompt[shared:]
+        positions += range(shared, len(unit.prompt))
+    for unit, prompt in zip(units, prompts, strict=True):
+        sees, depths = ancestry(tuple(unit.trie.parents))
+        laid.append((prompt, range(len(token_ids), len(token_ids) + len(depths)), sees))
+        token_ids += unit.trie.token_ids
+        positions += (len(unit.prompt) + depth for depth in depths)
+    return torch.tensor(token_ids), torch.tensor(positions), laid
 
 
 def _log_probabilities(
