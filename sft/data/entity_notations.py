@@ -16,7 +16,7 @@ from sft.data.token_rows import entities_in_text, tags_in
 from sft.errors import RowError
 from sft.tasks.entity_lines import NO_ENTITY, occurrence
 from sft.tasks.entity_marks import entities_in_copy
-from sft.tasks.ner import REPEATED
+from sft.tasks.raw_entities import REPEATED
 from sft.text import read_literal, shown
 
 START_NAMES = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from sft.errors import InputError, RowError
 from sft.tasks.classification import MULTI_LABEL
 from sft.tasks.names import IN_NAMES, SEPARATORS, parts_of
-from sft.tasks.ner import NESTED, TWO_LABELS
+from sft.tasks.raw_entities import NESTED, TWO_LABELS
 
 SHOWN = 5  # reasons in a message
 _MOST_KINDS = 200  # different reasons that are kept apart

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +14,11 @@ from sft.tasks import metrics
 from sft.tasks.entity_lines import NO_ENTITY, entity_line, occurrence, read_entity
 from sft.tasks.entity_marks import marked, marked_text, read_marked
 from sft.tasks.long_texts import CLAUSE_END, SENTENCE_END, Span, merged
-from sft.tasks.names import not_listed, read_names
-from sft.tasks.options import clean_label
+from sft.tasks.names import read_names
+from sft.tasks.raw_entities import REPEATED, as_raw, entity_of, label_of, without_repeats
 from sft.text import clean_text, shifted_offsets
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
-NESTED = "实体重叠（嵌套 nested）"  # the kind of error of a row with overlapping entities
-TWO_LABELS = "同一个实体有两个标签"  # the same, of one whose entities are the same characters
-REPEATED = "写了不止一遍的实体只留一个"  # what is to be said of a row
 PROBLEMS = ("invalid", "unknown_label", "invented", "repeated", "out_of_order")  # see `Ner.parse`
 JSON, INLINE = ANSWER_FORMATS = ("json", "inline")  # `sft.tasks.entity_lines`, `sft.tasks.entity_marks`
 
@@ -130,8 +126,8 @@ class Ner:
             return {"text": text, "entities": []}
         original = raw["text"]
         if drop is not None:
-            items = [item for item in items if not drop(_label_of(item))]
-        entities = [_convert_entity(item, original, names) for item in items]
+            items = [item for item in items if not drop(label_of(item))]
+        entities = [entity_of(item, original, names) for item in items]
         if text is not original:
             offsets = shifted_offsets(original)
             for entity in entities:
@@ -139,7 +135,7 @@ class Ner:
                 entity |= {"start": start, "end": end, "text": text[start:end]}
         entities.sort(key=lambda entity: entity["start"])
         if any(right["start"] < left["end"] for left, right in pairwise(entities)):
-            entities = _without_repeats(entities)
+            entities = without_repeats(entities)
             if note is not None:
                 note(REPEATED)
         return {"text": text, "entities": entities}
@@ -158,9 +154,9 @@ class Ner:
         if "messages" not in row:
             names |= self.names
         elif isinstance(row["entities"], list):  # a record, whose labels have their names already
-            row = row | {"entities": [_as_raw(entity) for entity in row["entities"]]}
+            row = row | {"entities": [as_raw(entity) for entity in row["entities"]]}
         for item in row["entities"] if isinstance(row["entities"], list) else ():
-            if (label := _label_of(item)) and label not in names:
+            if (label := label_of(item)) and label not in names:
                 reason = f"标签 {label!r} 不在 {'、'.join(self.labels)} 里"
                 raise RowError("entity_label", reason, f"标签 {label!r} 不是这个模型的")
         return self.convert(row, names)
@@ -323,70 +319,3 @@ def _split(record: dict, point: int) -> tuple[dict, dict]:
             if entity["start"] >= point
         ]
     return left, right
-
-
-def _as_raw(entity: object) -> object:
-    """An entity of a record with the field names of raw rows."""
-    if not isinstance(entity, dict):
-        return entity
-    raw_names = {"start": "start_idx", "end": "end_idx", "text": "entity_text", "label": "entity_label"}
-    return {raw_names.get(name, name): value for name, value in entity.items()}
-
-
-def _label_of(item: object) -> str:
-    """The label of a raw entity; empty if it has none."""
-    label = item.get("entity_label") if type(item) is dict else None
-    return clean_label(label) if type(label) is str else ""
-
-
-def _convert_entity(item: object, text: str, names: Mapping[str, str] | None) -> dict:
-    """One entity of a record; its offsets are those in the given ``text``."""
-    if type(item) is not dict:
-        raise RowError("entities", f"每个实体应是一个对象，实际是 {str(item)[:60]}")
-    start, end, label = item.get("start_idx"), item.get("end_idx"), item.get("entity_label")
-    if type(start) is not int or type(end) is not int:
-        raise RowError("start_idx", f"起止位置应是整数，实际是 {start!r} 和 {end!r}", "位置不是整数")
-    if not 0 <= start < end <= len(text):
-        reason = f"起止位置 {start}、{end} 不在文本之内（文本长 {len(text)}），或是空的"
-        raise RowError("start_idx", reason, "位置越界或是空的")
-    if type(label) is not str or not label.strip():
-        raise RowError("entity_label", f"应是非空的字符串，实际是 {label!r}")
-    surface, given = text[start:end], item.get("entity_text")
-    if given is not None and given != surface:
-        _compare_surface(given, surface, text, start, end)
-    label = clean_label(label)
-    if names is not None:
-        if label not in names:
-            reason = f"标签 {label!r} 不在 {'、'.join(names)} 里；可以用 --labels 加上它"
-            raise RowError("entity_label", reason, not_listed(label, names))
-        label = names[label]
-    return {"start": start, "end": end, "text": surface, "label": label}
-
-
-def _without_repeats(entities: Iterable[dict]) -> list[dict]:
-    """Entities, sorted, without those that are there already.
-
-    Raises:
-        RowError: other entities overlap.
-    """
-    kept = list({metrics.span_of(entity): entity for entity in entities}.values())
-    for left, right in pairwise(kept):
-        if (left["start"], left["end"]) == (right["start"], right["end"]):
-            reason = f"实体 {left['text']!r} 有两个标签（{left['label']}、{right['label']}）；只能有一个"
-            raise RowError("entities", reason, TWO_LABELS)
-        if right["start"] < left["end"]:
-            raise RowError("entities", f"实体 {left['text']!r} 与 {right['text']!r} 重叠（嵌套 nested）", NESTED)
-    return kept
-
-
-def _compare_surface(given: object, surface: str, text: str, start: int, end: int) -> None:
-    """Accept an entity text that differs from the sentence only in Unicode normalisation.
-
-    Raises:
-        RowError: it differs in another way.
-    """
-    if isinstance(given, str) and unicodedata.normalize("NFC", given) == unicodedata.normalize("NFC", surface):
-        return
-    hint = "；end_idx 应不含最后一个字" if text[start : end + 1] == given else ""
-    reason = f"{given!r} 与文本 {start} 到 {end} 处的 {surface!r} 不符{hint}"
-    raise RowError("entity_text", reason, f"实体的文字与位置不符{hint}")
