@@ -306,7 +306,7 @@ def _cluener(label: str, surface: str, places: object, field: str) -> Iterator[M
 
 
 def _place(mentions: Sequence[Mention], text: str, notes: list[str], field: str, *, in_order: bool) -> list[dict]:
-    """The places of entities without offsets, as `sft.tasks.ner.Ner.parse` finds them.
+    """The places of entities without offsets, as `sft.tasks.entity_lines.read_lines` finds them.
 
     What is written once more than it occurs is taken once.
 

@@ -3,9 +3,9 @@
 An answer is either the fixed sentence for "no entity", or one JSON object a line; its label is one of the task's. So
 every answer can be parsed. The text of an entity is what the model says: mostly a part of the source, wherever it is,
 but any plain text is allowed. A model that is made to say other words than its own says wrong ones; a name that is not
-in the source, or none of whose places is free, is left out of the result instead (see `sft.tasks.ner.Ner.parse`).
-Where such a name is said again and again, without a new entity in between, the model goes round in circles: the answer
-ends.
+in the source, or none of whose places is free, is left out of the result instead (see
+`sft.tasks.entity_lines.read_lines`). Where such a name is said again and again, without a new entity in between, the
+model goes round in circles: the answer ends.
 
 Why not a grammar library: in llguidance and XGrammar a grammar does not know which places of the source are taken. And
 drafts copy from the place in the source where the model is.

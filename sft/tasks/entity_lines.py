@@ -15,6 +15,40 @@ def entity_line(text: str, label: str) -> str:
     return f'{{"entity_text": {_quoted(text)}, "entity_label": {_quoted(label)}}}'
 
 
+def read_lines(answer: str, text: str, labels: Sequence[str], problems: dict[str, int]) -> list[dict]:
+    """The entities of an answer with their offsets in ``text``; each has the number of its line, from 0, as ``line``.
+
+    An answer does not say which occurrence of a text it means. It is the leftmost one after the end of the previous
+    entity; if there is none, the leftmost one that is still free.
+
+    Args:
+        problems: what is wrong is added here. ``invalid``: a line that is not the agreed JSON; ``unknown_label``;
+            ``invented``: the entity's text is not in the text; ``repeated``: all of its occurrences are taken;
+            ``out_of_order``: it is before the end of the previous entity. Only the last kind is kept.
+    """
+    entities: list[dict] = []
+    cursor = 0
+    lines = [] if answer.strip() == NO_ENTITY else answer.strip().split("\n")
+    for number, line in enumerate(lines):
+        entity = read_entity(line)
+        if entity is None:
+            problems["invalid"] += 1
+            continue
+        surface, label = entity
+        if label not in labels:
+            problems["unknown_label"] += 1
+        elif surface not in text:
+            problems["invented"] += 1
+        elif (start := occurrence(surface, text, cursor, entities)) is None:
+            problems["repeated"] += 1
+        else:
+            end = start + len(surface)
+            problems["out_of_order"] += start < cursor
+            cursor = max(cursor, end)
+            entities.append({"start": start, "end": end, "text": surface, "label": label, "line": number})
+    return sorted(entities, key=lambda entity: entity["start"])
+
+
 def read_entity(line: str) -> tuple[str, str] | None:
     """``(text, label)`` of one answer line; None if the line is not the agreed JSON object."""
     try:

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from sft.errors import RowError
 from sft.tasks import metrics
-from sft.tasks.entity_lines import NO_ENTITY, entity_line, occurrence, read_entity
+from sft.tasks.entity_lines import NO_ENTITY, entity_line, read_lines
 from sft.tasks.entity_marks import marked, marked_text, read_marked
 from sft.tasks.long_texts import CLAUSE_END, SENTENCE_END, Span, merged
 from sft.tasks.names import read_names
@@ -19,7 +19,7 @@ from sft.tasks.raw_entities import REPEATED, as_raw, entity_of, label_of, withou
 from sft.text import clean_text, shifted_offsets
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
-PROBLEMS = ("invalid", "unknown_label", "invented", "repeated", "out_of_order")  # see `Ner.parse`
+PROBLEMS = ("invalid", "unknown_label", "invented", "repeated", "out_of_order")  # see `read_lines` and `read_marked`
 JSON, INLINE = ANSWER_FORMATS = ("json", "inline")  # `sft.tasks.entity_lines`, `sft.tasks.entity_marks`
 
 ANYWHERE = re.compile(r".", re.DOTALL)
@@ -221,40 +221,11 @@ class Ner:
     def parse(self, answer: str, record: dict) -> dict:
         """The entities of a generated answer with their offsets, and counts of what was wrong with the answer.
 
-        Of answers in the inline format, see `sft.tasks.entity_marks.read_marked`. JSON lines:
-
-        An answer does not say which occurrence of a text it means. It is the leftmost one after the end of the
-        previous entity; if there is none, the leftmost one that is still free (counted as ``out_of_order``).
-
-        These are left out and counted: lines that are not the agreed JSON (``invalid``), labels outside the set
-        (``unknown_label``), text that is not in the sentence (``invented``), and text all of whose occurrences are
-        taken (``repeated``). ``line`` of an entity is its line in the answer, from 0.
+        See `sft.tasks.entity_lines.read_lines` and `sft.tasks.entity_marks.read_marked`.
         """
         problems = dict.fromkeys(PROBLEMS, 0)
-        if self.answer_format == INLINE:
-            entities = read_marked(answer, record["text"], self.labels, problems)
-            return {"entities": entities, "unparsable": problems["invalid"] > 0, "problems": problems}
-        entities: list[dict] = []
-        text, cursor = record["text"], 0
-        lines = [] if answer.strip() == NO_ENTITY else answer.strip().split("\n")
-        for number, line in enumerate(lines):
-            entity = read_entity(line)
-            if entity is None:
-                problems["invalid"] += 1
-                continue
-            surface, label = entity
-            if label not in self.labels:
-                problems["unknown_label"] += 1
-            elif surface not in text:
-                problems["invented"] += 1
-            elif (start := occurrence(surface, text, cursor, entities)) is None:
-                problems["repeated"] += 1
-            else:
-                end = start + len(surface)
-                problems["out_of_order"] += start < cursor
-                cursor = max(cursor, end)
-                entities.append({"start": start, "end": end, "text": surface, "label": label, "line": number})
-        entities.sort(key=lambda entity: entity["start"])
+        read = read_marked if self.answer_format == INLINE else read_lines
+        entities = read(answer, record["text"], self.labels, problems)
         return {"entities": entities, "unparsable": problems["invalid"] > 0, "problems": problems}
 
     def problems(self, result: dict) -> dict[str, int]:
