@@ -20,7 +20,8 @@ from sft.data.formats import recognise
 from sft.data.inputs import read_file
 from sft.data.readers import read_rows
 from sft.data.records import make_record
-from sft.data.shapes import GOLD_FIELDS, notation_of, remarks_on, shape_row
+from sft.data.sample_rows import notation_of, remarks_on
+from sft.data.shapes import GOLD_FIELDS, shape_row
 from sft.errors import RowError
 from sft.prediction.rows import RowSettings, to_record
 from sft.tasks.classification import Classification

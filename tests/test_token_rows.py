@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.data.columns import Columns
-from sft.data.shapes import notation_of, shape_row
+from sft.data.sample_rows import notation_of
+from sft.data.shapes import shape_row
 from sft.errors import RowError
 from tests.test_formats import annotated, tags
 

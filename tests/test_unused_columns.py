@@ -17,7 +17,7 @@ import transfer_classification_data
 from sft.data.arguments import ReadOptions
 from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS
 from sft.data.formats import recognise
-from sft.data.shapes import remarks_on
+from sft.data.sample_rows import remarks_on
 
 BODIES = [f"第{number}位同学请注意，今天下午在操场集合" for number in range(12)]
 TITLES = [f"通知{number}" for number in range(12)]

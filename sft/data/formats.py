@@ -2,7 +2,7 @@
 
 `recognise` is the only entrance, for conversion and for prediction alike. To add a format, add a step to
 `recognise_sample` or `_format_of`, and its reader to `sft.data.readers`. What a file must not be taken for is in
-`sft.data.look_alikes`.
+`sft.data.look_alikes`, the header and the columns of a table in `sft.data.table_columns`.
 """
 
 from __future__ import annotations
@@ -17,30 +17,25 @@ import orjson
 from sft.data import marked
 from sft.data.arguments import JSON_FORMATS, ROW_FORMATS, ReadOptions
 from sft.data.brat import describe_brat, is_brat
-from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS, USUAL_COLUMNS, Columns
+from sft.data.columns import Columns
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import BYTE_ORDER_MARK, file_encoding
-from sft.data.look_alikes import doubt_about_texts, foreign, has_tag_column, header_below, table_problem
+from sft.data.look_alikes import doubt_about_texts, foreign, header_below
 from sft.data.offset_evidence import with_offsets
-from sft.data.shapes import column_problem, has_options, notation_of, remarks_on
-from sft.data.sheets import is_sheet, sheet_cells, sheet_header
-from sft.data.source import Source, TableLayout
+from sft.data.sample_rows import notation_of, with_columns
+from sft.data.sheets import is_sheet
+from sft.data.source import Source
+from sft.data.table_columns import as_sheet, as_table
 from sft.data.tables import (
     DELIMITERS,
     HEADER_LINES,
-    column_names,
-    column_numbers,
-    first_rows,
     has_text_name,
     is_data,
-    layout_of,
     separator_line,
-    text_and_label,
-    titles_above,
 )
 from sft.data.tagged_layout import tagging_of
 from sft.data.tagging import Tagging
-from sft.errors import InputError, one_line
+from sft.errors import InputError
 from sft.tasks.ner import CCFBDCI_LABELS
 
 TASK = {"label": "分类", "entities": "实体识别"}
@@ -70,7 +65,7 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
         source = Source(path, answers, "brat", "brat", options.encoding)  # each file may have its own
         return replace(source, taken=(describe_brat(path, options.encoding),))
     if options.format in ("auto", "xlsx") and is_sheet(path):
-        return with_offsets(_as_sheet(Source(path, answers, "xlsx", "sheet", "utf-8"), options, gold), gold=gold)
+        return with_offsets(as_sheet(Source(path, answers, "xlsx", "sheet", "utf-8"), options, gold), gold=gold)
     if options.format in ("brat", "xlsx"):
         what = "brat（旁边没有 .ann，或不是 .ann）" if options.format == "brat" else "Excel 文件（.xlsx）"
         raise InputError(f"{path}：不是 {what}；请去掉 --format {options.format}")
@@ -121,7 +116,7 @@ def recognise_sample(source: Source, sample: list[str], options: ReadOptions, *,
     if format in marked.ANSWERS:
         return replace(source, format=format, container="marked")
     if format in TABLE_ENDINGS:
-        return _as_table(replace(source, format=format, container="table"), sample, options, gold)
+        return as_table(replace(source, format=format, container="table"), sample, options, gold)
     if format == "document" or (told and is_document(sample, "json")):
         return replace(source, format="json", container="document")
     return _as_json(replace(source, format=format, container="json_lines"), sample, options, gold)
@@ -206,122 +201,6 @@ def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | N
     return None
 
 
-# ---- Tables ----
-
-
-def _as_table(source: Source, sample: list[str], options: ReadOptions, gold: bool) -> Source:
-    told = separator_line(sample[0])
-    sample = sample[1:] if told else sample
-    if not sample:
-        raise InputError(f"{source.path}：没有一行数据；请检查文件")
-    layout = layout_of(sample, source.format, told)._replace(lines_above=int(told is not None))
-    taken = () if layout.quoted else ("引号按原文",)
-    if layout.delimiter != ("\t" if source.format == "tsv" else ","):
-        taken += (f"列之间是{'制表符' if layout.delimiter == chr(9) else f' {layout.delimiter} '}",)
-    source, rows = _below_titles(replace(source, table=layout, taken=taken), first_rows(sample, layout), options)
-    _refuse_look_alikes(source, sample, rows, options)
-    return _with_header(source, rows, options, gold)
-
-
-def _as_sheet(source: Source, options: ReadOptions, gold: bool) -> Source:
-    cells = (cells for _, cells in sheet_cells(source.path) if type(cells) is list)
-    rows = list(islice(cells, _SAMPLE_ROWS))
-    width = max(map(len, rows), default=0)  # of a row, the cells after the last one with a value are missing
-    rows = [row + [""] * (width - len(row)) for row in rows]
-    source, rows = _below_titles(replace(source, table=TableLayout()), rows, options)
-    if rows and not all(rows[0]):
-        rows[0] = sheet_header(source.path, source.table.titles)
-    _refuse_look_alikes(source, (), rows, options)
-    return _with_header(source, rows, options, gold)
-
-
-def _below_titles(source: Source, rows: list[list[str]], options: ReadOptions) -> tuple[Source, list[list[str]]]:
-    """The source and its first rows without what stands above the header."""
-    titles = titles_above(rows, (options.text_column, options.label_column))
-    if not titles:
-        return source, rows
-    shown = "、".join(next(filter(str.strip, row), "") for row in rows[:titles])
-    taken = (*source.taken, f"表头上面的 {titles} 行没有用：{one_line(shown)[:40]}")
-    return replace(source, table=source.table._replace(titles=titles), taken=taken), rows[titles:]
-
-
-def _refuse_look_alikes(
-    source: Source, sample: Sequence[str], rows: Sequence[Sequence[str]], options: ReadOptions
-) -> None:
-    """Refuse what is no table, unless the user has named its columns; tags of characters are never entities."""
-    is_told = options.text_column or options.label_column
-    problem = table_problem(sample, rows)
-    are_tags = source.answers == "entities" and has_tag_column(rows)
-    if are_tags and is_told and source.format == "tsv":  # a tagged file, but without the columns that are named
-        problem = f"没有 --text_column、--label_column 给出的列；有的列是 {one_line('、'.join(rows[0])[:80])}"
-    if problem and (not is_told or are_tags):
-        raise InputError(f"{source.path}：{problem}")
-
-
-def _with_header(source: Source, rows: list[list[str]], options: ReadOptions, gold: bool) -> Source:
-    """The source with the columns of a table, whose first rows are given, with or without a header."""
-    if not rows:
-        raise InputError(f"{source.path}:1：表头读不出来；请检查引号")
-    header = rows[0]
-    numbers = column_numbers(len(header))
-    has_header = source.table.titles > 0 or any(map(_is_usual_name, header))
-    options = _with_names(options, header, numbers) if has_header else options
-    if _lacks_header(header, rows, options, numbers):
-        columns = _columns_by_number(source.path, rows, options, gold)
-        taken = (*source.taken, _describe_numbers(columns))
-        return replace(source, table=source.table._replace(names=numbers), columns=columns, taken=taken)
-    names = column_names(header)
-    if len(set(names)) < len(names):
-        raise InputError(f"{source.path}:1：表头有重名的列（{one_line('、'.join(names))}）；请改成不同的名字")
-    sample = [dict(zip(names, row, strict=False)) for row in rows[1:]] or [dict.fromkeys(names, "")]
-    return _with_columns(source, sample, Columns(options.text_column, options.label_column), gold)
-
-
-def _with_names(options: ReadOptions, header: list[str], numbers: Sequence[str]) -> ReadOptions:
-    """The options with the names of columns instead of their numbers, unless the header is data."""
-    if is_data(header, [header]):
-        return options
-    names = dict(zip(numbers, header, strict=True))
-    text, label = (names.get(str(column), column) for column in (options.text_column, options.label_column))
-    return options._replace(text_column=text, label_column=label)
-
-
-def _lacks_header(header: list[str], rows: list[list[str]], options: ReadOptions, numbers: Sequence[str]) -> bool:
-    chosen = [column for column in (options.text_column, options.label_column) if column]
-    if chosen:
-        return not set(chosen) <= set(header) and set(chosen) <= set(numbers)
-    return not any(map(_is_usual_name, header)) and is_data(header, rows)
-
-
-def _is_usual_name(cell: str) -> bool:
-    return cell.strip().lower() in (*ALL_TEXT_COLUMNS, *ALL_LABEL_COLUMNS)
-
-
-def _columns_by_number(path: Path, rows: list[list[str]], options: ReadOptions, gold: bool) -> Columns:
-    """The columns of a table without a header, as the user says or as the cells show.
-
-    Raises:
-        InputError: the cells do not show which columns to take.
-    """
-    text, label = text_and_label(rows)
-    names = column_numbers(len(rows[0]))
-    text_column = options.text_column or (None if text is None else names[text])
-    label_column = options.label_column or (None if label is None else names[label])
-    if text_column is None or (gold and label_column is None) or text_column == label_column:
-        missing = "文本" if text_column is None else "标签"
-        shown = "，".join(f"{name} {cell[:20]!r}" for name, cell in zip(names, rows[0], strict=False))
-        raise InputError(
-            f"{path}:1：没有表头，认不出哪一列是{missing}（第一行：{shown}）；"
-            "请用 --text_column、--label_column 给出列号，如 --text_column 1 --label_column 2，或在第一行写上列名"
-        )
-    return Columns(text_column, label_column)
-
-
-def _describe_numbers(columns: Columns) -> str:
-    label = "" if columns.label is None else f"、第 {columns.label} 列作标签"
-    return f"没有表头：第 {columns.text} 列作文本{label}"
-
-
 # ---- JSON ----
 
 
@@ -350,7 +229,7 @@ def _with_notation(source: Source, rows: Sequence[dict], options: ReadOptions, g
         format = options.format
     source = replace(source, format="jsonl" if format in (None, "plain") else format)
     source = replace(source, ccfbdci_labels=source.format == "ccfbdci" and _has_ccfbdci_labels(rows))
-    return _with_columns(source, rows, columns, gold)
+    return with_columns(source, rows, columns, gold)
 
 
 def _json_objects(sample: Iterable[str]) -> Iterator[dict]:
@@ -372,28 +251,3 @@ def _has_ccfbdci_labels(rows: Sequence[dict]) -> bool:
         labels += [str(item.get("entity_label")) for item in items if type(item) is dict]
     of_ccfbdci = sum(label.strip() in CCFBDCI_LABELS for label in labels)
     return of_ccfbdci >= 0.9 * len(labels) and any("entities" in row for row in rows)
-
-
-# ---- Columns ----
-
-
-def _with_columns(source: Source, rows: Sequence[dict], columns: Columns, gold: bool) -> Source:
-    """The source with the columns to take, and what should be said about rows like these.
-
-    Raises:
-        InputError: none of the first rows has the columns, or several could be them. Rows to predict need no gold,
-            and those of JSON may each have fields of their own.
-    """
-    is_table = source.container in ("table", "sheet")
-    if gold or is_table or rows:
-        problem = column_problem(rows, source.answers if gold else None, columns)
-        if problem is not None:
-            usual = columns != USUAL_COLUMNS or any(_is_usual_name(name) for row in rows[:1] for name in row)
-            without_header = "；没有表头就写列号，如 --text_column 1" if is_table and not usual else ""
-            raise InputError(f"{source.path}:1：{problem}{without_header}")
-    return replace(
-        source,
-        columns=columns,
-        has_options=source.answers == "label" and any(has_options(row, columns) for row in rows),
-        taken=(*source.taken, *remarks_on(rows, source.answers, columns)),
-    )
