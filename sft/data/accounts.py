@@ -6,11 +6,14 @@ import hashlib
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from sft.data.rejections import Rejections, RowKinds
+from sft.data.rejections import Rejections, RowKinds, refuse_multi_label
 from sft.data.source import Source
+from sft.errors import InputError
 
 SIDES = ("train", "test")
 TRAIN, TEST = 0, 1
+MAX_BAD_SHARE = 0.2
+MAX_BAD_SHARE_OF_MANY, MANY_ROWS = 0.01, 1000
 
 
 @dataclass
@@ -36,6 +39,26 @@ class Account:
         """The counts by name."""
         names = ("read", "converted", "rejected", "merged", "leaked", "alike", "left_out", "repeated", "composed")
         return {name: vars(self)[name] for name in names}
+
+    def refuse_many_bad_rows(self) -> None:
+        """Refuse a file of which too little is left, now that all of it has been read.
+
+        Raises:
+            InputError: it has no rows, too many of them are rejected, or a row has several labels.
+        """
+        path, read, rejected = self.source.path, self.read, self.rejected
+        if not read:
+            raise InputError(f"{path}：没有一行数据；请检查文件")
+        refuse_multi_label(path, self.rejections)
+        reasons, advice = self.rejections.describe(), self.rejections.advice()
+        if rejected == read:
+            raise InputError(f"{path}：{read:,} 行都不能用：{reasons}；头一处是 {self.first_bad_row}；{advice}")
+        most = MAX_BAD_SHARE_OF_MANY if read >= MANY_ROWS else MAX_BAD_SHARE
+        if rejected > most * read:
+            raise InputError(
+                f"{path}：{read:,} 行里有 {rejected:,} 行不能用（超过 {most:.0%}），跳过它们只剩 "
+                f"{read - rejected:,} 行：{reasons}；{advice}"
+            )
 
 
 class Stratum:

@@ -1,4 +1,4 @@
-"""Rows counted by reason, and the refusal of a file of which too little is left. Imports no torch."""
+"""Rows counted by reason, and the refusal of labels that are several in one. Imports no torch."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Rejections(RowKinds):
         if "multi-label" in error.reason:
             self.count(MULTI_LABEL, line)
         else:
-            self.count(_printable(error.kind), line, _printable(error.described))
+            self.count(printable(error.kind), line, printable(error.described))
 
     def describe(self) -> str:
         """The most frequent reasons, in one line."""
@@ -126,7 +126,7 @@ def joined_labels(rows_by_label: Mapping[str, int]) -> list[str]:
     """
     joined: list[str] = []
     candidates = [label for label in rows_by_label if len(set(parts_of(label))) > 1]
-    for separator in {_separator(label) for label in candidates}:
+    for separator in dict.fromkeys(map(_separator, candidates)):
         alike = [label for label in candidates if _separator(label) == separator]
         places = _places([parts_of(label) for label in alike])
         known = {part for part in places if part in rows_by_label}
@@ -152,5 +152,6 @@ def _places(labels: list[list[str]]) -> dict[str, set[int]]:
     return places
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text on one line, with unencodable characters replaced."""
     return " ".join(text.encode("utf-8", "replace").decode().split())

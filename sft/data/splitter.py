@@ -20,7 +20,7 @@ from sft.data.arguments import Conversion
 from sft.data.readers import read_rows
 from sft.data.recipes import Recipe
 from sft.data.records import make_record
-from sft.data.rejections import joined_labels, multi_label_file, refuse_multi_label
+from sft.data.rejections import joined_labels, multi_label_file, printable
 from sft.data.source import Source
 from sft.errors import InputError, LeftOut, RowError
 from sft.tasks.options import clean_label
@@ -29,8 +29,6 @@ from sft.text import compared
 
 MAX_LABELS = 1000
 MAX_LABEL_CHARACTERS = 20_000  # of all labels together, where every prompt names all of them
-MAX_BAD_SHARE = 0.2
-MAX_BAD_SHARE_OF_MANY, MANY_ROWS = 0.01, 1000
 MAX_SHARE_OF_LABELS, FEWEST_ROWS_TO_JUDGE = 0.5, 20  # labels for each row
 MAX_SHARE_WITH_SEVERAL_LABELS, SEVERAL_LABELS_FROM_TEXTS = 0.2, 3  # of the texts
 _EXAMPLES = 5
@@ -142,22 +140,22 @@ class Splitter:
             writes[row_side](dumps(record, option=newline))
         account.labels = frozenset(label_counts)
         self.labels.update(label_counts)
-        self._check_bad_share(account)
+        account.refuse_many_bad_rows()
 
     def _reject(self, account: Account, number: int, line: bytes | str, error: RowError) -> None:
         account.rejected += 1
         self.rejected_fields[error.field] += 1
         account.rejections.add(error, number)
-        reason = _printable(error.reason)
-        where = f"{account.source.path}:{number}：{_printable(error.field) + '：' if error.field else ''}{reason}"
+        reason = printable(error.reason)
+        where = f"{account.source.path}:{number}：{printable(error.field) + '：' if error.field else ''}{reason}"
         if self.stop_at_bad_row:
             raise InputError(f"{where}；请改正，或用 --on_bad_row skip 跳过坏行") from error
         account.first_bad_row = account.first_bad_row or where
         shown = line[: _RAW_SHOWN * 4].decode("utf-8", "replace") if isinstance(line, bytes) else line
         entry = {
-            "file": _printable(str(account.source.path)),
+            "file": printable(str(account.source.path)),
             "line": number,
-            "field": _printable(error.field),
+            "field": printable(error.field),
             "reason": reason,
             "raw": shown[:_RAW_SHOWN].encode("utf-8", "replace").decode(),
         }
@@ -214,23 +212,8 @@ class Splitter:
     def _note_conflict(self, path: Path, number: int, text: str, gold: bytes) -> None:
         self.conflicts += 1
         if len(self.conflict_examples) < _EXAMPLES:
-            example = {"file": _printable(str(path)), "line": number, "text": text[:60], "gold": gold.decode()[:200]}
+            example = {"file": printable(str(path)), "line": number, "text": text[:60], "gold": gold.decode()[:200]}
             self.conflict_examples.append(example)
-
-    def _check_bad_share(self, account: Account) -> None:
-        path, read, rejected = account.source.path, account.read, account.rejected
-        if not read:
-            raise InputError(f"{path}：没有一行数据；请检查文件")
-        refuse_multi_label(path, account.rejections)
-        reasons, advice = account.rejections.describe(), account.rejections.advice()
-        if rejected == read:
-            raise InputError(f"{path}：{read:,} 行都不能用：{reasons}；头一处是 {account.first_bad_row}；{advice}")
-        most = MAX_BAD_SHARE_OF_MANY if read >= MANY_ROWS else MAX_BAD_SHARE
-        if rejected > most * read:
-            raise InputError(
-                f"{path}：{read:,} 行里有 {rejected:,} 行不能用（超过 {most:.0%}），跳过它们只剩 "
-                f"{read - rejected:,} 行：{reasons}；{advice}"
-            )
 
     def _refuse_joined_labels(self, rows_by_label: Mapping[str, int]) -> None:
         """Refuse rows such as ``体育|交通``, if their labels are taken as they are in the data."""
@@ -355,7 +338,7 @@ class Splitter:
             "texts": dict(zip(SIDES, self.texts, strict=True)) | {"distinct": len(self.gold_keys)},
             "texts_on_both_sides": sum(self.texts) - len(self.gold_keys),
             "files": [
-                {"file": _printable(str(account.source.path)), "format": account.source.describe(), **figure}
+                {"file": printable(str(account.source.path)), "format": account.source.describe(), **figure}
                 for account, figure in zip(self.accounts, figures, strict=True)
             ],
         }
@@ -382,8 +365,3 @@ def _gold_key(gold: bytes, side: int) -> int:
 
 def _side_of(gold_key: int) -> int:
     return gold_key & _SIDE_MASK
-
-
-def _printable(text: str) -> str:
-    """The text on one line, with unencodable characters replaced."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
