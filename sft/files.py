@@ -20,6 +20,7 @@ from sft.errors import InputError
 
 # The files that a training run leaves in its output folder.
 ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 TASK_FILE = "task.json"
 METRICS_FILE = "metrics.jsonl"
 RATE_SEARCH_FILE = "learning_rate.json"  # the trials of --learning_rate auto

@@ -23,7 +23,6 @@ from sft.tasks.evaluation import Tally
 
 logger = logging.getLogger(__name__)
 
-BLANK = -100  # no token
 ROWS_OF_LOGITS = 4  # in a pass that gives the logits of whole answers: 4 × 100 × 151,936 in float32 are 243 MB
 
 

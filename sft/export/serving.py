@@ -16,8 +16,7 @@ from sft.export.proof import Leg, Proof, compare_named
 from sft.export.reference import Reference
 from sft.export.source import Source
 from sft.export.usage import copy_client
-from sft.files import TASK_FILE, read_json
-from sft.model.adapter_config import ADAPTER_CONFIG_FILE
+from sft.files import ADAPTER_CONFIG_FILE, TASK_FILE, read_json
 from sft.tasks.sealed import hashes_beside
 
 TEMPLATE_FILE = "chat_template.jinja"

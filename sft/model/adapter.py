@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from sft.errors import InputError
 from sft.files import (
+    ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
     STATE_FILE,
     TASK_FILE,
@@ -16,7 +17,7 @@ from sft.files import (
     read_json,
     step_in_name,
 )
-from sft.model.adapter_config import ADAPTER_CONFIG_FILE, check_adapter_config
+from sft.model.adapter_config import check_adapter_config
 from sft.model.hub import MODELS_DIR, is_hub_id, model_hash, problem, resolve_model
 from sft.tasks.sealed import WAIVER, check_files
 from sft.tasks.settings import CHOSEN, TaskSettings

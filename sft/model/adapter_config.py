@@ -17,9 +17,8 @@ from pathlib import Path
 import orjson
 
 from sft.errors import InputError
-from sft.files import ADAPTER_FILE, read_json
+from sft.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, read_json
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 PLAIN = re.compile(r"[^*+?{|]*")  # a pattern that cannot take long: it repeats nothing and has no alternatives
 MATCHING_SECONDS = 5  # a usual pattern takes a millisecond
 # Reads [[pattern, way], …] and names from stdin and matches each with each, as PEFT does.

@@ -18,7 +18,7 @@ from pathlib import Path
 import orjson
 
 from sft.errors import InputError, RunError
-from sft.files import large_file_hash
+from sft.files import ADAPTER_CONFIG_FILE, large_file_hash
 from sft.network import reachable
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ def _missing_part(folder: Path) -> str | None:
     if not folder.is_dir():
         return "不是文件夹"
     if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
+        adapter = (folder / ADAPTER_CONFIG_FILE).is_file()
         return "这是 LoRA 适配器，不是底座模型（缺少 config.json）" if adapter else "缺少 config.json"
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         return "缺少分词器（tokenizer.json）"
@@ -177,7 +177,7 @@ def model_hash(folder: Path) -> str:
 
     Every byte counts, so that another model of the same shape and a damaged file are noticed; names do not.
     """
-    files = sorted([*folder.glob("config.json"), *folder.glob("adapter_config.json"), *folder.glob("*.safetensors")])
+    files = sorted([*folder.glob("config.json"), *folder.glob(ADAPTER_CONFIG_FILE), *folder.glob("*.safetensors")])
     return "-".join(large_file_hash(path)[:8] for path in files)
 
 

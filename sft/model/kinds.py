@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from sft.errors import InputError
-from sft.files import read_json
+from sft.files import ADAPTER_CONFIG_FILE, read_json
 
 WANTED = "需要因果语言模型（如 Qwen2.5-1.5B-Instruct）"
 # The libraries that read quantised weights: quant_method → (module, package).
@@ -44,7 +44,7 @@ def refuse_other_kinds(folder: Path) -> None:
     """
     config = read_json(folder / "config.json")
     reason = _reason(config) if isinstance(config, dict) else "config.json 不是一个 JSON 对象"
-    if reason is None and (folder / "adapter_config.json").exists():  # transformers would load it, too, silently
+    if reason is None and (folder / ADAPTER_CONFIG_FILE).exists():  # transformers would load it, too, silently
         reason = "里面既有底座模型又有适配器（adapter_config.json）；请把适配器移到别的文件夹"
     if reason is not None:
         raise InputError(f"{folder}：{reason}")

@@ -26,7 +26,7 @@ from sft.engine.attention import use_packed_attention
 from sft.engine.lora_node import use_lora_node
 from sft.engine.served import assume, say_what_is_not_served, served
 from sft.errors import InputError, is_out_of_memory, one_line
-from sft.files import ADAPTER_FILE, read_json
+from sft.files import ADAPTER_CONFIG_FILE, ADAPTER_FILE, read_json
 from sft.model.encoding import terminator_id
 from sft.model.kinds import refuse_other_kinds
 from sft.model.quantization import nf4_config, require_quantization, settle_quantized
@@ -85,9 +85,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(f"{folder}：没有分词器的词表（tokenizer.json，或 vocab.json 和 merges.txt）；请重新下载模型")
     if not tokenizer.is_fast:
         raise InputError(f"{folder}：没有 tokenizer.json 这样的快速分词器；请换一个带快速分词器的模型")
-    if (folder / "adapter_config.json").is_file():  # trained with this template: keep it, only stop its clock
+    is_adapter = (folder / ADAPTER_CONFIG_FILE).is_file()
+    if is_adapter:  # trained with this template: keep it, only stop its clock
         tokenizer.chat_template = tokenizer.chat_template and with_fixed_date(own_template(tokenizer, folder))
-    if not (folder / "adapter_config.json").is_file() or tokenizer.chat_template is None:
+    if not is_adapter or tokenizer.chat_template is None:
         settle_template(tokenizer, folder)
     else:
         check_template(tokenizer, folder)

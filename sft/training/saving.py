@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from sft.errors import RunError
-from sft.files import STATE_FILE, TASK_FILE, checkpoint_folder, read_json, write_json
+from sft.files import ADAPTER_CONFIG_FILE, STATE_FILE, TASK_FILE, checkpoint_folder, read_json, write_json
 from sft.tasks.settings import TaskSettings
 from sft.training import checkpoints, manifests
 from sft.training.callbacks import Postponed, StopOnNonFinite, StopOnSignal
@@ -18,8 +18,6 @@ from sft.training.evaluation import Evaluation
 from sft.training.progress import Progress
 from sft.training.run import Run
 from sft.training.sharding import ShardedTrainer
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 class SavingTrainer(ShardedTrainer):
@@ -214,7 +212,7 @@ class SavingTrainer(ShardedTrainer):
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder, state_dict=state_dict)
-        sort_target_modules(folder / ADAPTER_CONFIG)
+        sort_target_modules(folder / ADAPTER_CONFIG_FILE)
         try:
             self.processing_class.save_pretrained(folder)
         except Exception as error:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sft.errors import InputError
-from sft.files import read_json
-from sft.model.adapter import ADAPTER_CONFIG_FILE, Base, find_base, require_adapter, settings_of_adapter
+from sft.files import ADAPTER_CONFIG_FILE, read_json
+from sft.model.adapter import Base, find_base, require_adapter, settings_of_adapter
 from sft.tasks.task import Task
 from sft.training.arguments import Arguments
 from sft.training.flags import LoraArguments
