@@ -119,6 +119,18 @@ def _render_spool(recipe: Recipe, task: Task, spool: IO[bytes], file: IO[bytes])
 
 def summary(report: dict, conversion: Conversion) -> Iterator[str]:
     """The report for a person, line by line."""
+    yield from _rows_summary(report, conversion)
+    yield from _labels_summary(report)
+    texts = report["texts"]
+    yield (
+        f"不同的文本：训练 {texts['train']:,} + 测试 {texts['test']:,} = 共 {texts['distinct']:,}；"
+        f"两边都有的文本：{report['texts_on_both_sides']}"
+    )
+    yield f"写好了 {conversion.output_file} 和 {conversion.test_file}"
+
+
+def _rows_summary(report: dict, conversion: Conversion) -> Iterator[str]:
+    """What became of the rows."""
     for file in report["files"]:
         yield f"{file['file']}：{file['format']}，{file['read']:,} 行"
     leaked = f" + 与测试集重复而剔除 {report['leaked']:,}" if report["leaked"] else ""
@@ -152,6 +164,10 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
         yield f"同一文本标注不同的有 {report['conflicts']:,} 行，都保留了，如"
         for example in report["conflict_examples"][:3]:
             yield f"  {example['file']}:{example['line']}：{example['text'][:30]} → {example['gold'][:80]}"
+
+
+def _labels_summary(report: dict) -> Iterator[str]:
+    """The labels, and how many rows of each are on each side."""
     if report["corrected_labels"]:
         yield "标签里去掉了看不见的字符或末尾的分隔符：" + _listed(
             f"{found['label']!r:.60} → {found['now']} {found['count']:,}" for found in report["corrected_labels"]
@@ -166,12 +182,6 @@ def summary(report: dict, conversion: Conversion) -> Iterator[str]:
     yield "划分（训练/测试 行）：" + _listed(
         f"{name} {rows['train']:,}/{rows['test']:,}" for name, rows in report["split"].items()
     )
-    texts = report["texts"]
-    yield (
-        f"不同的文本：训练 {texts['train']:,} + 测试 {texts['test']:,} = 共 {texts['distinct']:,}；"
-        f"两边都有的文本：{report['texts_on_both_sides']}"
-    )
-    yield f"写好了 {conversion.output_file} 和 {conversion.test_file}"
 
 
 def next_command(script: str, train_file: Path) -> Iterator[str]:
