@@ -16,6 +16,7 @@ import orjson
 
 from sft.errors import InputError
 from sft.files import whole_file
+from sft.prediction.output import not_written_here, refuse_input
 
 FROM_NAME, TO_NAME = "label", "text"  # the names of the tags in the labelling interface
 
@@ -42,12 +43,9 @@ def check_tasks_path(path: Path, input_file: Path | None, *, overwrite: bool) ->
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{path}：--output_format label_studio 要写成一个普通文件；请换一个 --output_file")
-    if path.exists() and input_file is not None and input_file.exists() and path.samefile(input_file):
-        raise InputError(f"{path}：既是输入又是输出，会把数据盖掉；请换一个 --output_file")
+    refuse_input(path, input_file)
     if path.exists() and path.stat().st_size and not rows_path(path).exists() and not overwrite:
-        raise InputError(
-            f"{path}：已经有这个文件，不是 predict.py 写的；请换一个 --output_file，或加 --overwrite 盖掉它"
-        )
+        raise not_written_here(path)
 
 
 def write_tasks(path: Path, model_version: str) -> Exported:

@@ -68,8 +68,7 @@ def check_output(path: Path, input_file: Path | None, *, resume: bool, overwrite
     """
     refuse_folder(path, str(path / "predictions.jsonl"))
     _check_place(path)
-    if path.exists() and input_file is not None and input_file.exists() and path.samefile(input_file):
-        raise InputError(f"{path}：既是输入又是输出，会把数据盖掉；请换一个 --output_file")
+    refuse_input(path, input_file)
     if not path.exists() or not path.is_file() or overwrite:
         return
     progress = _read_progress(path)
@@ -80,13 +79,26 @@ def check_output(path: Path, input_file: Path | None, *, resume: bool, overwrite
                 "请换一个 --output_file，或加 --overwrite 重来"
             )
     elif progress is None and path.stat().st_size:
-        raise InputError(
-            f"{path}：已经有这个文件，不是 predict.py 写的；请换一个 --output_file，或加 --overwrite 盖掉它"
-        )
+        raise not_written_here(path)
     elif progress is not None and not progress["complete"] and progress["rows"]:
         raise InputError(
             f"{path}：上次写到第 {progress['rows']} 行没有写完；请加 --resume 接着跑，或加 --overwrite 重来"
         )
+
+
+def refuse_input(path: Path, input_file: Path | None) -> None:
+    """Refuse to write over the rows to predict.
+
+    Raises:
+        InputError: ``path`` is ``input_file``.
+    """
+    if input_file is not None and path.exists() and input_file.exists() and path.samefile(input_file):
+        raise InputError(f"{path}：既是输入又是输出，会把数据盖掉；请换一个 --output_file")
+
+
+def not_written_here(path: Path) -> InputError:
+    """The error of an output file that is there already and is from somewhere else."""
+    return InputError(f"{path}：已经有这个文件，不是 predict.py 写的；请换一个 --output_file，或加 --overwrite 盖掉它")
 
 
 def _check_place(path: Path) -> None:
