@@ -226,6 +226,7 @@ def test_broken_or_nested_braces_reject_the_line(line):
         ("用/v Blue/nx Lake/nx 耳机/n 1/2/m 为{wei4}/p ///w [/w", "用Blue Lake耳机1/2为//[", []),
         ("赵一/PER 到/O 青湖/LOC 白山/LOC", "赵一到青湖白山", [(0, 2, "PER"), (3, 5, "LOC"), (5, 7, "LOC")]),
         ("青/LOC 湖/LOC 很/O 旧/O", "青湖很旧", [(0, 2, "LOC")]),
+        ("2/O 3/O 年/O A/ORG I/ORG 部/O", "23年AI部", [(3, 5, "ORG")]),
         ("青湖/B-ORG 银行/I-ORG 白山/B-LOC", "青湖银行白山", [(0, 4, "ORG"), (4, 6, "LOC")]),
         ("青/B-LOC 大/M-LOC 湖/E-LOC 旧/S-LOC", "青大湖旧", [(0, 3, "LOC"), (3, 4, "LOC")]),
         ("张三/人名 去/v", "张三去", [(0, 2, "人名")]),

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sft.data.arguments import ReadOptions
 from sft.data.columns import Columns
+from sft.data.formats import recognise
+from sft.data.readers import read_rows
 from sft.data.sample_rows import notation_of
 from sft.data.shapes import shape_row
 from sft.errors import RowError
@@ -80,6 +83,28 @@ def test_what_label_studio_leaves_out_is_no_entity_only_in_its_own_rows():
     row = {"text": TEXT, "id": 1, "annotation_id": 1, "annotator": 1, "lead_time": 2.5}
     assert shape_row(row, "entities")["entities"] == []
     assert shape_row({"text": TEXT, "id": 1}, "entities")["entities"] is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (["1", "8", "岁", "进", "NBA"], "18岁进NBA"),
+        (["买", "iPhone", "1", "5"], "买iPhone15"),
+        (["买", "iPhone", "15"], "买iPhone 15"),
+        (["G", "D", "P", "和", "CPI"], "GDP和CPI"),
+        (["Blue", "Lake", "'s", "do", "n't"], "Blue Lake's don't"),
+        (["Москва", "река"], "Москва река"),
+        (["New", " ", "York"], "New York"),
+    ],
+)
+def test_the_same_tokens_are_the_same_text_in_a_row_and_in_a_tagged_file(tokens, text, tmp_path):
+    tags = ["B-X", *["O"] * (len(tokens) - 1)]
+    shaped = shape_row({"tokens": tokens, "ner_tags": tags}, "entities")
+    path = tmp_path / "raw.conll"
+    path.write_text("".join(f"{token}\t{tag}\n" for token, tag in zip(tokens, tags, strict=True)), encoding="utf-8")
+    ((_, _, tagged),) = read_rows(recognise(path, "entities", ReadOptions(format="conll")))
+    assert shaped["text"] == tagged["text"] == text
+    assert places(shaped) == places(tagged) == [(0, len(tokens[0]), "X")]
 
 
 # ---- The quick way of rows in the original shape ----

@@ -7,10 +7,11 @@ a sentence. `sft.data.tagged_layout.tagging_of` says how a file is laid out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from sft.data.encodings import is_decoded
+from sft.data.joining import joined
 from sft.data.source import NumberedRow, Source
 from sft.data.tagged_layout import is_comment
 from sft.data.tagging import (
@@ -18,7 +19,6 @@ from sft.data.tagging import (
     Tagging,
     columns_of,
     divides_at,
-    is_blank_between,
     take_off_index,
     token_and_tag,
     tokens_of,
@@ -179,15 +179,9 @@ def _without_index(tokens: _Tokens, first: int) -> list[str]:
 
 def _joined(tokens: Sequence[str], tagging: Tagging) -> tuple[str, Sequence[int]]:
     """The text of a sentence, and where each token begins in it."""
-    if max(map(len, tokens)) == 1 or tagging.blank_tokens or any(map(str.isspace, tokens)):
+    if tagging.blank_tokens:
         return "".join(tokens), list(accumulate(map(len, tokens[:-1]), initial=0))
-    text, starts = tokens[0], [0]
-    for before, token in pairwise(tokens):
-        if is_blank_between(before, token, short_words=tagging.short_words):
-            text += " "
-        starts.append(len(text))
-        text += token
-    return text, starts
+    return joined(tokens, short_words=tagging.short_words)
 
 
 def _spans(tokens: _Tokens, starts: Sequence[int], read_tag: _TagReader) -> list[tuple[int, int, str]]:

@@ -13,16 +13,15 @@ from dataclasses import replace
 from itertools import chain, pairwise, product
 from typing import NamedTuple
 
+from sft.data.joining import has_short_words, is_blank_between
 from sft.data.tagging import (
     BLANKS,
     DIGITS,
-    LATIN,
     LETTER_AND_LABEL,
     Reading,
     Tagging,
     columns_of,
     divides_at,
-    is_blank_between,
     reading_of,
     take_off_index,
     token_and_tag,
@@ -31,7 +30,6 @@ from sft.data.tagging import (
 from sft.errors import InputError
 
 _CJK = re.compile("[\u2e80-\ud7ff\uf900-\ufaff\ufe30-\uffef\U00020000-\U0003ffff]")
-_LATIN_WORD = re.compile(rf"[{LATIN}]+")
 # Names of columns that people write into the first line.
 _TEXT_NAMES = (
     "text",
@@ -294,9 +292,7 @@ def _index_run(tokens: list[str], first: int) -> tuple[float, bool]:
 
 def _with_join_rule(tokens: Sequence[str], layout: Tagging) -> Tagging:
     """The layout, with what is known of blanks between Latin words."""
-    words = [token for token in tokens if _LATIN_WORD.match(token)]
-    short = sum(len(word) == 1 for word in words)
-    layout = replace(layout, blank_tokens=any(map(str.isspace, tokens)), short_words=len(words) - short >= short)
+    layout = replace(layout, blank_tokens=any(map(str.isspace, tokens)), short_words=has_short_words(tokens))
     joins = not layout.blank_tokens and any(
         is_blank_between(left, right, short_words=layout.short_words) for left, right in pairwise(tokens)
     )

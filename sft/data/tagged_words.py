@@ -15,7 +15,7 @@ Imports no torch. Which words are entities:
   are no entities.
 
 The running number at the beginning of a line (``19980101-01-001-001/m``) and pinyin after a word (``为{wei4}/p``) are
-no text. Between two words of Latin letters or digits stays a blank.
+no text. Between two words of Latin letters or digits stays a blank, but not where all words are single characters.
 """
 
 from __future__ import annotations
@@ -102,10 +102,10 @@ def tagged_row(line: str, *, ltp: bool = False) -> dict:
         RowError: a word has no tag, a bracket has no partner, or an entity's tags do not fit together.
     """
     words = _words(line, ltp)
-    text, places = "", []
+    between, text, places = "" if _are_characters(words) else " ", "", []
     for word in words:
         if text and _LATIN.match(text[-1]) and _LATIN.match(word.text):
-            text += " "
+            text += between
         places.append((len(text), len(text) + len(word.text)))
         text += word.text
     entities = []
@@ -157,9 +157,13 @@ def _is_part_of_speech(tag: str) -> bool:
     return tag == "O" or _PARTS_OF_SPEECH.fullmatch(tag) is not None
 
 
+def _are_characters(words: list[_Word]) -> bool:
+    return all(len(word.text) == 1 for word in words)
+
+
 def _entities(words: list[_Word]) -> Iterator[tuple[int, int, str]]:
     """First word, last word and label of each entity."""
-    characters = all(len(word.text) == 1 for word in words)
+    characters = _are_characters(words)
     entities: list[tuple[int, int, str]] = []
     for at, word in enumerate(words):
         if word.label is None:

@@ -32,13 +32,7 @@ _LABEL_FIRST = re.compile(r"(.+)[-_]([BIEMSLUW])", re.IGNORECASE)  # LOC-B
 _GLUED_ROLE_FIRST = re.compile(r"([BIEMSLUW])[.:：]?([^\W\d].*)")  # BLOC, B.LOC
 _GLUED_LABEL_FIRST = re.compile(r"([^\W\d].*?)[.:：]?([BIEMSLUW])")  # LOCB
 DIGITS = "0123456789"
-# Letters and digits of the scripts that write blanks between words; not of CJK, which begins at U+2E80.
-LATIN = "0-9A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02c1\u0370-\u03ff\u0400-\u052f\u1e00-\u1fff"
-_WORD_ENDS = re.compile(rf"[{LATIN}][\u0021-\u2e7f]*$")
-_WORD_BEGINS = re.compile(rf"[\u0021-\u2e7f]*?[{LATIN}]")
 _DIVIDES = {"": "不用", "changes": "变了就另起一句", "restarts": "从头数就另起一句"}
-_EDGE_CHARACTERS = 50  # of a token, enough to see what stands at its edge
-_JOINED_ON = re.compile(r"['’][A-Za-z]|n['’]t$")  # 's, 're, n't
 
 
 @dataclass(frozen=True)
@@ -294,19 +288,3 @@ def take_off_index(token: str, last: int | None, first: int) -> tuple[str, int] 
     if last is None and len(rest) == 1 < len(token) <= 3:  # a sentence that begins inside a word
         return rest, int(token[1:])
     return None
-
-
-# ---- Blanks between Latin words ----
-
-
-def is_blank_between(left: str, right: str, *, short_words: bool) -> bool:
-    """Whether a blank is to be written between two tokens: both are Latin words, as in ``Blue Lake``.
-
-    Args:
-        short_words: whether a word may be one letter or digit, as in ``iPhone 6``.
-    """
-    lengths = len(left), len(right)
-    if max(lengths) < 2 or (min(lengths) < 2 and not short_words):
-        return False
-    left, right = left[-_EDGE_CHARACTERS:], right[:_EDGE_CHARACTERS]
-    return bool(_WORD_ENDS.search(left) and _WORD_BEGINS.match(right) and not _JOINED_ON.match(right))

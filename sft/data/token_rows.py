@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from sft.data.columns import Columns, Written, plain_row
+from sft.data.joining import has_short_words, joined
 from sft.errors import RowError
 from sft.text import read_literal
 
@@ -21,8 +22,6 @@ _TOKEN_COLUMNS = ("tokens", "words", "chars")
 _TEXT_COLUMNS = ("text", "sentence", "content", "文本", "句子")  # a list, or a string with blanks between the tokens
 _TAG = re.compile(r"O|[BIEMSLU][-_][^\s\x00-\x1f]+")
 _BETWEEN_TOKENS = re.compile(r"[\s\x02]+")
-_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]{2,}")
-_EDGE = re.compile(r"[A-Za-z0-9\u00c0-\u024f]")
 
 
 def tags_in(value: object) -> list[str] | None:
@@ -83,7 +82,7 @@ def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
         RowError: see `sft.data.columns.plain_row`.
     """
     token_column, tokens, tag_column = _tokens_and_tags(row)
-    text, starts = text_of_tokens(tokens)
+    text, starts = joined(tokens, short_words=has_short_words(tokens))
     if token_column != "text" and type(row.get("text")) is str:
         text, starts = row["text"], places_in_text(tokens, row["text"])
     if answers == "label":
@@ -129,22 +128,6 @@ def entities_in_text(tags: Sequence[str], text: str, field: str) -> list[dict]:
 
 def _with_texts(entities: list[dict], text: str) -> list[dict]:
     return [entity | {"entity_text": text[entity["start_idx"] : entity["end_idx"]]} for entity in entities]
-
-
-def text_of_tokens(tokens: Sequence[str]) -> tuple[str, list[int]]:
-    """The text of tokens, and where each begins.
-
-    Chinese tokens are joined as they are. Where a sentence has Latin words, there is a blank between two of its Latin
-    tokens: they would else have been one.
-    """
-    spaced = any(_WORD.search(token) for token in tokens)
-    text, starts = "", []
-    for token in tokens:
-        if spaced and text and _EDGE.match(text[-1]) and _EDGE.match(token):
-            text += " "
-        starts.append(len(text))
-        text += token
-    return text, starts
 
 
 def places_in_text(tokens: Sequence[str], text: str) -> list[int] | None:
