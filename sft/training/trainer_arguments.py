@@ -88,43 +88,23 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
     def __post_init__(self) -> None:
         if self.learning_rate == AUTO_RATE:
             self.searches_rate, self.learning_rate = True, DEFAULT_RATE
-        for name, reason in NOT_FOR_THIS_PROJECT.items():
-            if getattr(self, name):
-                raise ValueError(f"--{name}：{reason}")
+        self._refuse_what_cannot_be()
+        if self.use_liger_kernel:
+            self.liger_kernel_config = LIGER_KERNELS
         if self.full_determinism:  # CUDA reads it at the first matrix product, transformers sets it later
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # with :16:8 torch warns that it wants more
-        refuse_other_launches()
-        refuse_untried(self)
-        if self.tf32 and not is_torch_tf32_available():
-            raise ValueError("--tf32：只有 Ampere 及以后的 NVIDIA 显卡有；请去掉它")
-        if self.liger_kernel_config:
-            raise ValueError("--liger_kernel_config：本项目只用 liger-kernel 的 norm、旋转位置和门控激活；请去掉它")
-        if self.use_liger_kernel:
-            require_liger()
-            self.liger_kernel_config = LIGER_KERNELS
-        if self.compile_layers:
-            require_compiler()
         if has_launcher() and not torch.cuda.is_available():
             self.use_cpu = True  # without this, accelerate does not connect the processes that torchrun started
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # every adapter weight has a gradient
         if self.disable_tqdm is None:
             self.disable_tqdm = False  # transformers would go by its verbosity, which the scripts lower
-        evaluates = self.eval_strategy != "no"
-        best = evaluates if self.load_best_model_at_end is None else self.load_best_model_at_end
-        if best and not evaluates:
-            raise ValueError("--load_best_model_at_end 要有验证才知道哪一步最好；请给 --eval_strategy steps 或 epoch")
-        if self.searches_rate and not evaluates:
-            raise ValueError(f"--learning_rate auto 要在验证数据上比；请去掉 --eval_strategy no，{BY_HAND}")
-        if best and self.metric_for_best_model is None:
-            self.metric_for_best_model = "loss"
-        if self.greater_is_better is None and (self.metric_for_best_model or "").removeprefix("eval_") in ERRORS:
-            self.greater_is_better = False  # transformers knows it only of losses
-        # transformers refuses most combinations of evaluating and saving, and allows some in which the best step has
-        # no checkpoint. Here the trainer saves a step when it becomes the best.
+        best = self._settle_best_step()
         named = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         named = [name for words in named for name in words.replace(",", " ").split()]
         self.report_to = named[0] if len(named) == 1 else named  # "none" and "all" mean something as a single word
+        # transformers refuses most combinations of evaluating and saving, and allows some in which the best step has
+        # no checkpoint. Here the trainer saves a step when it becomes the best.
         self.load_best_model_at_end = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # --gradient_checkpointing gets another name in version 6
@@ -136,6 +116,44 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             require_hub()
         with suppress(ValueError):  # some optimizers want to see the model first
             Trainer.get_optimizer_cls_and_kwargs(self)  # an ImportError if it needs a package that is not installed
+
+    def _refuse_what_cannot_be(self) -> None:
+        """Refuse flags that nothing here obeys, and those that this machine cannot obey.
+
+        Raises:
+            ValueError: there is one; the message is for the user.
+        """
+        for name, reason in NOT_FOR_THIS_PROJECT.items():
+            if getattr(self, name):
+                raise ValueError(f"--{name}：{reason}")
+        refuse_other_launches()
+        refuse_untried(self)
+        if self.tf32 and not is_torch_tf32_available():
+            raise ValueError("--tf32：只有 Ampere 及以后的 NVIDIA 显卡有；请去掉它")
+        if self.liger_kernel_config:
+            raise ValueError("--liger_kernel_config：本项目只用 liger-kernel 的 norm、旋转位置和门控激活；请去掉它")
+        if self.use_liger_kernel:
+            require_liger()
+        if self.compile_layers:
+            require_compiler()
+
+    def _settle_best_step(self) -> bool:
+        """Whether the weights of the best step are wanted at the end; settles by which metric it is the best.
+
+        Raises:
+            ValueError: no validation would show which step that is, or which learning rate.
+        """
+        evaluates = self.eval_strategy != "no"
+        best = evaluates if self.load_best_model_at_end is None else self.load_best_model_at_end
+        if best and not evaluates:
+            raise ValueError("--load_best_model_at_end 要有验证才知道哪一步最好；请给 --eval_strategy steps 或 epoch")
+        if self.searches_rate and not evaluates:
+            raise ValueError(f"--learning_rate auto 要在验证数据上比；请去掉 --eval_strategy no，{BY_HAND}")
+        if best and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"
+        if self.greater_is_better is None and (self.metric_for_best_model or "").removeprefix("eval_") in ERRORS:
+            self.greater_is_better = False  # transformers knows it only of losses
+        return best
 
 
 def require_liger() -> None:
