@@ -56,30 +56,28 @@ def named_checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 @contextmanager
-def whole_file(path: Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
+def whole_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """Write to a temporary file beside ``path`` and rename it at the end, so that ``path`` is never half-written.
 
     If the ``with`` block raises, ``path`` is not changed.
 
     Args:
         path: the file; missing parent folders are created.
-        mode: as for ``open``; text is UTF-8 with ``\\n`` line ends.
         sync: wait until the data is on disk, so that it survives a power cut. Skip this for output that is quick to
             regenerate.
 
     Raises:
         InputError: the temporary file cannot be created.
     """
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     if is_device(path):  # it must stay what it is
-        with path.open(mode, **text) as file:
+        with path.open("wb") as file:
             yield file
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The default buffer of 8 KB makes a million records seconds slower.
-        file = open(temporary, mode, buffering=1 << 20, opener=lambda *_: _create(temporary, like=path), **text)  # noqa: SIM115
+        file = open(temporary, "wb", buffering=1 << 20, opener=lambda *_: _create(temporary, like=path))  # noqa: SIM115
     except OSError as error:
         raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个可写的路径") from error
     try:

@@ -194,7 +194,7 @@ def _counted_alike(text: str, entities: Sequence[_Entity]) -> tuple[str, Sequenc
     """
     mark, text = text.startswith("\ufeff"), text.removeprefix("\ufeff")
     ways = []
-    for moved in (entities, [_moved(entity, 1) for entity in entities]) if mark else (entities,):
+    for moved in (entities, [_without_mark(entity) for entity in entities]) if mark else (entities,):
         for counted in dict.fromkeys((text, text.replace("\r\n", "\n"))):
             ways.append((sum(_has_its_surface(entity, counted) for entity in moved), counted, moved))
     most = max(fitting for fitting, _, _ in ways)
@@ -205,8 +205,9 @@ def _counted_alike(text: str, entities: Sequence[_Entity]) -> tuple[str, Sequenc
     return best[0][1], best[0][2], doubt if entities and len(best) > 1 and not alike else ""
 
 
-def _moved(entity: _Entity, back: int) -> _Entity:
-    return entity._replace(pieces=tuple((start - back, end - back) for start, end in entity.pieces))
+def _without_mark(entity: _Entity) -> _Entity:
+    """The entity with offsets that do not count the byte order mark, if its own do."""
+    return entity._replace(pieces=tuple((start - 1, end - 1) for start, end in entity.pieces))
 
 
 def _has_its_surface(entity: _Entity, text: str) -> bool:

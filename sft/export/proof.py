@@ -133,11 +133,11 @@ def compare(
     return Leg(name, len(wanted), tuple(differences), least, note)
 
 
-def compare_named(name: str, pairs: Iterable[tuple[str, object, object]], note: str = "") -> Leg:
+def compare_named(name: str, pairs: Iterable[tuple[str, object, object]]) -> Leg:
     """Compare ``(where, wanted, found)``; all of them must be equal."""
     pairs = list(pairs)
     differences = (Difference(where, _short(one), _short(other)) for where, one, other in pairs if one != other)
-    return Leg(name, len(pairs), tuple(differences), note=note)
+    return Leg(name, len(pairs), tuple(differences))
 
 
 def _around_first_difference(

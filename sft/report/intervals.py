@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 RESAMPLES = 1000
+_SEED = 42
 ONE_POINT = 1e-9  # a bootstrap interval narrower than this is one point
 _QUANTILE = 1.959964  # of the normal distribution at 97.5 %
 _DRAWS_AT_ONCE = 1 << 22  # 32 MB of counts
@@ -45,7 +46,7 @@ class Estimate(NamedTuple):
 
 
 def with_intervals(
-    rows: Sequence[int], scores: Scores, wilson_intervals: Mapping[str, Interval], seed: int = 42
+    rows: Sequence[int], scores: Scores, wilson_intervals: Mapping[str, Interval]
 ) -> dict[str, Estimate]:
     """Each score of the given rows, with its 2.5th and 97.5th percentile over resamples.
 
@@ -58,7 +59,7 @@ def with_intervals(
 
     counts = np.asarray(rows, dtype=np.int64)
     values = scores(counts[None, :])
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(_SEED)
     at_once = max(1, _DRAWS_AT_ONCE // len(counts))
     resampled: dict[str, list[np.ndarray]] = {name: [] for name in values}
     for start in range(0, RESAMPLES, at_once):

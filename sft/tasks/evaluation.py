@@ -14,7 +14,7 @@ from sft.tasks.task import Task
 # To choose a threshold by. The F1 of n gold entities has a standard error of about sqrt(F1 (1 - F1) / n): 6 points at
 # 50, more than a threshold gains.
 LEAST_GOLD_ENTITIES = 50
-MOST_GOLD_PROBLEMS = 200  # that are counted apart
+MOST_GOLD_PROBLEMS, SHOWN_GOLD_PROBLEMS = 200, 5  # that are counted apart, and in a message
 
 
 @dataclass
@@ -76,11 +76,12 @@ class Tally:
         known, first_known = self.gold_problems.get(kind, (0, first))
         self.gold_problems[kind] = known + rows, first_known
 
-    def describe_gold_problems(self, most: int = 5) -> str:
+    def describe_gold_problems(self) -> str:
         """Why gold cannot be used, the most frequent reasons first, in one line."""
         problems = sorted(self.gold_problems.items(), key=lambda problem: -problem[1][0])
         reasons = [f"{kind} {rows:,}（如第 {first:,} 行）" for kind, (rows, first) in problems]
-        return "，".join(reasons[:most]) + (f" …… 共 {len(reasons)} 种原因" if len(reasons) > most else "")
+        more = f" …… 共 {len(reasons)} 种原因" if len(reasons) > SHOWN_GOLD_PROBLEMS else ""
+        return "，".join(reasons[:SHOWN_GOLD_PROBLEMS]) + more
 
     def add(self, other: Tally) -> None:
         """Count more rows, which come after those counted so far."""

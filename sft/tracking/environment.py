@@ -85,9 +85,9 @@ def say_overridden(decided: set[str]) -> None:
             logger.warning("SwanLab：不用环境变量 %s，以 %s 为准", found, flag)
 
 
-def usable_name(name: str | None, pattern: re.Pattern, what: str) -> str | None:
-    """A name from the environment; None, with a warning, if SwanLab would not accept it."""
+def usable_project(name: str | None, pattern: re.Pattern) -> str | None:
+    """A project's name from the environment; None, with a warning, if SwanLab would not accept it."""
     if name is None or pattern.fullmatch(name):
         return name
-    logger.warning("SwanLab：环境变量里的%s %r 不合规定，不用它", what, name[:60])
+    logger.warning("SwanLab：环境变量里的项目名 %r 不合规定，不用它", name[:60])
     return None

@@ -23,7 +23,7 @@ from sft.errors import InputError, one_line
 from sft.network import reachable
 from sft.processes import is_first_process
 from sft.tracking.charts import Charts
-from sft.tracking.environment import readable_settings, say_overridden, usable_name
+from sft.tracking.environment import readable_settings, say_overridden, usable_project
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -156,7 +156,7 @@ def start_tracking(
         logger.warning("SwanLab：%s，改为 %s", reason, resolved)
     decided = {"mode": mode != "auto", "project": project, "experiment": experiment, "log_dir": True}
     say_overridden({what for what, flag in decided.items() if flag})
-    project = project or usable_name(settings.project.name, PROJECT_NAME, "项目名") or PROJECT
+    project = project or usable_project(settings.project.name, PROJECT_NAME) or PROJECT
     experiment = experiment or settings.experiment.name or default_experiment
     for candidate in FALLBACKS.get(resolved, ()):
         try:
