@@ -19,7 +19,7 @@ HOSTILE = (
     "</script><script>window.harmed = 1</script><img src=x onerror='window.harmed=1'>&lt;“\"'`{{7*7}}\u2028\u2029😀"
 )
 CHARACTERS = "昨天国家队在上海赢了比赛，菲律宾总统埃斯特拉达访问南京大学。坦克演习股市上涨"
-FACTS = RunFacts(base_model="qwen/demo", dtype="float32", device_type="cpu", steps=59, resumed=False, kept=Kept(59))
+FACTS = RunFacts(base_model="qwen/demo", dtype="float32", device_type="cpu", steps=59, kept=Kept(59))
 SETTINGS = {
     "learning_rate": 1e-4, "num_train_epochs": 2, "max_steps": -1, "per_device_train_batch_size": 16,
     "gradient_accumulation_steps": 1, "lr_scheduler_type": "linear", "warmup_steps": 0, "lora_r": 8, "lora_alpha": 32,

@@ -23,6 +23,7 @@ from test_served import model_of, with_lora
 
 import export
 from sft.errors import InputError, RunError
+from sft.export import gguf_target
 from sft.export import reference as reference_module
 from sft.export.arguments import parse_arguments
 from sft.export.merged import prove_merged
@@ -274,17 +275,16 @@ def test_a_model_that_gguf_cannot_hold_here_is_refused_before_it_is_loaded(sourc
 
 
 def test_without_the_library_the_line_says_what_to_install(opened, monkeypatch) -> None:
-    from sft.export import gguf_target
-
     monkeypatch.setattr(gguf_target, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install -r requirements-export\.txt"):
+    with pytest.raises(InputError, match=r"pip install -r requirements-export\.txt.*pip install gguf==\d"):
         gguf_target.Gguf(opened[0], "model", "f16", None)
 
 
 def test_the_development_requirements_have_the_same_library() -> None:
     folder = Path(export.__file__).parent
     pins = [(folder / f"requirements-{name}.txt").read_text(encoding="utf-8") for name in ("dev", "export")]
-    assert len({re.search(r"^gguf==\S+", text, re.MULTILINE)[0] for text in pins}) == 1
+    (pin,) = {re.search(r"^gguf==\S+", text, re.MULTILINE)[0] for text in pins}
+    assert f"pip install {pin}" == gguf_target.ONLY_GGUF
 
 
 # ---- Ollama ----
@@ -469,11 +469,12 @@ def as_pattern(grammar: str) -> re.Pattern:
 def card_of(source, folder: Path, adapter: Path, **settings: object) -> str:
     """The card that training would write about the adapter."""
     run = {
-        "output_dir": str(adapter), "train_file": "train.jsonl", "num_train_epochs": 1.0, "rows_a_step": 16,
+        "output_dir": str(adapter), "train_file": "train.jsonl", "num_train_epochs": 2.0, "rows_a_step": 16,
         "seed": 42, "lora_r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "lora_target_modules": ["q_proj"],
         "learning_rate": 1e-4,
     }  # fmt: skip
-    results = {"train_loss": 1.0, "eval_f1": 0.5, "eval_f1_人名": 0.25, "eval_loss": 2.0, "test_f1": 0.75}
+    results = {"train_loss": 1.0, "epoch": 0.25, "eval_f1": 0.5, "eval_f1_人名": 0.25, "eval_loss": 2.0}
+    results["test_f1"] = 0.75
     write_model_card(folder, run | source.settings.to_json() | settings, results)
     return (folder / "README.md").read_text(encoding="utf-8")
 
@@ -506,6 +507,10 @@ def test_the_card_names_the_base_on_the_hub_only_if_it_is_known(adapter: Path, o
     assert card.startswith("---\nbase_model: Qwen/Qwen3-0.6B\nlicense: apache-2.0\n")
     assert "| f1 | 0.5000 | 0.7500 |" in card
     assert "人名 | 0.25" not in card
+
+
+def test_the_card_says_how_long_was_trained_and_not_what_was_asked_for(adapter: Path, opened, tmp_path: Path) -> None:
+    assert "train.jsonl，0.25 轮，" in card_of(opened[0], tmp_path, adapter)
 
 
 def test_the_licence_is_what_the_bases_own_card_says(tmp_path: Path) -> None:

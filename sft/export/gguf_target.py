@@ -19,13 +19,14 @@ from sft.model.loading import load_config
 logger = logging.getLogger(__name__)
 
 INSTALL = "pip install -r requirements-export.txt"
+ONLY_GGUF = "pip install gguf==0.19.0"  # where the other package of that file cannot be compiled, pip installs neither
 NO_LLAMA = f"没有装 llama-cpp-python（{INSTALL}），GGUF 的回答没有对照；权重、设置是读回来核对的"
 
 
 def require_gguf() -> None:
     """Raises InputError if the library `gguf` is not installed."""
     if find_spec("gguf") is None:
-        raise InputError(f"写 GGUF 要先装 gguf：{INSTALL}")
+        raise InputError(f"写 GGUF 要先装 gguf：{INSTALL}；其中 llama-cpp-python 编译不了，就只装 {ONLY_GGUF}")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ def write_model_card(output_dir: Path, settings: Mapping[str, Any], results: Map
     Args:
         settings: the run's settings by name, those of ``task.json`` included; ``hub_id`` of the base and ``license``
             where they are known.
-        results: what the run prints; the metrics of validation and test over all labels are listed.
+        results: what the run prints: the epochs that were trained, which flags such as ``--max_steps`` can make others
+            than ``--num_train_epochs``, and metrics, of which those of validation and test over all labels are listed.
 
     Raises:
         InputError: it cannot be written.
@@ -49,7 +50,7 @@ python predict.py --adapter {folder} --text "……"
 
 {_metrics(settings, results)}
 
-- 训练数据：{Path(settings["train_file"]).name}，{settings["num_train_epochs"]:g} 轮，\
+- 训练数据：{Path(settings["train_file"]).name}，{results["epoch"]:.3g} 轮，\
 一条最多 {settings["max_length"]} 个 token{LONGER.get(settings.get("long_text"), "")}
 - LoRA：r {settings["lora_r"]}，alpha {settings["lora_alpha"]}，dropout {settings["lora_dropout"]}，\
 {"、".join(settings["lora_target_modules"])}
@@ -103,7 +104,7 @@ repetition_penalty=1.0, eos_token_id=tokenizer.convert_tokens_to_ids(task["end_t
 [0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-合并成普通的模型；给 vLLM 或 SGLang；给 Ollama（每一种都先用留出的数据对照，答得不一样就不导出）：
+合并成普通的模型；给 vLLM 或 SGLang；给 Ollama（每一种都先用留出的数据对照，对不上就不导出）：
 
 ```
 python export.py --adapter {folder} --to merged --output_dir {folder}-merged

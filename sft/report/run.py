@@ -108,7 +108,6 @@ class RunFacts(NamedTuple):
         dtype: of the model's weights, such as ``float32``.
         device_type: ``cuda`` or ``cpu``.
         steps: optimizer steps.
-        resumed: whether the run went on from a checkpoint.
         kept: what the run keeps.
         trials: of ``--learning_rate auto``, in order: ``(rate, steps, validation loss)``; empty for a rate by hand.
     """
@@ -117,7 +116,6 @@ class RunFacts(NamedTuple):
     dtype: str
     device_type: str
     steps: int
-    resumed: bool
     kept: Kept
     trials: Sequence[tuple[float, int, float | None]] = ()
 
@@ -264,7 +262,7 @@ def _facts(data: RunData, results: Mapping[str, float], facts: RunFacts) -> list
     return [
         ("base", facts.base_model),
         ("data", [(f"rows_{split}", {"rows": figure(len(rows))}) for split, rows in data.splits.items() if rows]),
-        ("training_time_resumed" if facts.resumed else "training_time", clock(results["train_runtime"])),
+        ("training_time", clock(results["train_runtime"])),  # of the whole run, also of one that was resumed
         ("steps", ("steps_epochs", {"steps": figure(facts.steps), "epochs": f"{results['epoch']:.4g}"})),
         ("tokens", ("tokens_share", tokens)),
         ("peak_memory_cuda" if facts.device_type == "cuda" else "peak_memory", memory),

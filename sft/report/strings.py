@@ -43,7 +43,6 @@ STRINGS: dict[str, tuple[str, str]] = {
     "names_left_out": ("没有采用的名字", "Names left out"),
     "left_out_names": ("{invented} 个文中没有，{repeated} 个重复", "{invented} not in the text, {repeated} repeated"),
     "training_time": ("训练用时", "Training time"),
-    "training_time_resumed": ("训练用时（续跑后）", "Training time (since it was resumed)"),
     "steps": ("步数", "Steps"),
     "steps_epochs": ("{steps} 步，{epochs} 轮", "{steps} steps, {epochs} epochs"),
     "tokens": ("token：实际计算 / 名义", "Tokens: executed / logical"),

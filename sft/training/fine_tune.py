@@ -357,7 +357,6 @@ def write_down(
         dtype=settings.dtype,
         device_type=prepared.arguments.training.device.type,
         steps=steps,
-        resumed=run.checkpoint is not None,
         kept=kept,
         trials=run.search.trials if run.search else (),
     )
