@@ -249,6 +249,12 @@ def test_a_normal_run_pays_about_a_quarter_more_at_most(count, validation, epoch
         assert plan.share <= 0.25
 
 
+def test_a_run_of_300_steps_pays_about_a_quarter_more_and_one_of_50_about_as_much_again():
+    shares = [plan_search(rows(8 * steps), rows(50), training()).share for steps in (300, 1000, 50)]
+    assert 0.15 < shares[1] < shares[0] < 0.3
+    assert 0.9 < shares[2] < 1.4
+
+
 def test_several_processes_are_refused():
     with pytest.raises(InputError, match=r"--learning_rate auto：只能在一个进程里试，现在有 2 个"):
         plan_search(rows(4000), rows(200), training(world_size=2))

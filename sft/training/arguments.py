@@ -92,7 +92,7 @@ def _short_help(description: str, defaults: dict[str, object]) -> argparse.Argum
     parser = Parser(
         description=description,
         usage="%(prog)s [--train_file 文件] [--output_dir 文件夹] [其他参数]",
-        epilog="transformers 的 TrainingArguments 的其余参数也都可用：--help_all 列出全部",
+        epilog="transformers 的 TrainingArguments 的其余参数也可用，在这里不起作用的会拒绝：--help_all 列出全部",
     )
     for title, group in GROUPS.items():
         section = parser.add_argument_group(title)

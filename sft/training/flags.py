@@ -123,7 +123,9 @@ class DataArguments:
     validation_file: str | None = _flag(None, "验证集；不给时从训练集里切出一份")
     validation_ratio: float = _flag(0.05, "没有验证集时从训练集里切出的比例；0 表示不验证")
     max_validation_rows: int = _flag(200, "切出的验证集最多多少条")
-    test_file: str | None = _flag(None, "测试集：只在训练结束后用一次；默认用训练集旁边的 test_*.jsonl；none 表示不用")
+    test_file: str | None = _flag(
+        None, "测试集：只在训练结束后用一次；默认用转换时写在训练集旁边的那份；none 表示不用"
+    )
     max_length: int = _flag(1024, "一条数据（提示加答案）最多多少 token")
     long_text: str = _choice(
         *("ends", "head"),
@@ -172,10 +174,11 @@ class TrainerDefaults:
 
     output_dir: str | None = _flag("output", "输出文件夹")
     per_device_train_batch_size: int = _flag(16, "每张卡每个小批多少条；放不下会自动分几次算，结果相同")
-    gradient_accumulation_steps: int = _flag(1, "累积多少个小批更新一次；与上一项之积是每步的条数")
+    gradient_accumulation_steps: int = _flag(1, "累积多少个小批更新一次；与上一项、卡数之积是每步的条数")
     per_device_eval_batch_size: int = _flag(16, "验证和预测时每批多少条")
     learning_rate: float = _flag(
-        DEFAULT_RATE, "学习率；auto：先用一小份数据试 7 个，取验证损失最低的（约多用四分之一的时间）"
+        DEFAULT_RATE,
+        "学习率；auto：先用一小份数据试 7 个，取验证损失最低的（300 步以上约多用四分之一的时间，50 步约一倍）",
     )
     num_train_epochs: float = _flag(2, "训练多少轮")
     logging_steps: float = _flag(10, "每多少步记录一次；不给时短的训练记得更密，至少 20 个点")
