@@ -121,15 +121,3 @@ def test_every_command_of_the_guide_is_one_of_those(tmp_path: Path):
     elsewhere += (r"python -m benchmarks\.memory_table \S+", r"python -m sft\.tracking\.replay output/reviews")
     for command in all_commands(GUIDE):
         assert command in COMMANDS or any(re.fullmatch(pattern, command) for pattern in elsewhere), command
-
-
-@pytest.mark.parametrize("path", [GUIDE, ENGLISH], ids=lambda path: path.name)
-def test_its_links_lead_somewhere(path):
-    text = path.read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)\s]+)\)", text)
-    headings = {heading.lower().replace(".", "").replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)}
-    assert targets
-    for target in targets:
-        name, _, anchor = target.partition("#")
-        assert (path.parent / name).exists(), target
-        assert name or anchor in headings, target

@@ -1,6 +1,6 @@
 """Run the reliability matrix, and write its table to docs/reliability.md.
 
-    python -m benchmarks.reliability                    # everything, on two processes: under an hour on two cores
+    python -m benchmarks.reliability                    # everything, on two processes; the table has the seconds
     python -m benchmarks.reliability E1 C1 --workers 4  # some families; the table keeps the others' last results
     python -m benchmarks.reliability --short            # a small fixed sample of each; writes no table
     python -m benchmarks.reliability --every 10         # a tenth of each; the table says so
