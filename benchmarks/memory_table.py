@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from sft.training.memory import (
     CONTEXT_BYTES,
+    FIXED_SHARE,
     GROWING_SHARE,
     ModelShape,
     StepKind,
@@ -42,10 +43,12 @@ def main() -> None:
     for tokens in MICRO_BATCH_TOKENS:
         needed = (estimate_memory_bytes(shape, kind, tokens, tokens // SUPERVISED_SHARE) / 1e9 for kind in kinds)
         print(f"| {tokens:,} | {' | '.join(f'{gigabytes:.1f} GB' for gigabytes in needed)} |")
-    print("\n| 显存 | 默认 | 重算激活 | nf4 | nf4，重算激活 |\n|---|---|---|---|---|")
+    print("\n| 显存 | 默认 | Windows、WSL | 重算激活 | nf4 | nf4，重算激活 |\n|---|---|---|---|---|---|")
+    ways = [(kind, GROWING_SHARE) for kind in kinds]
+    ways.insert(1, (plain, FIXED_SHARE))  # there torch's blocks cannot grow
     for card in CARDS_GB:
         free_bytes = (card - SYSTEM_GB) * 1e9 - CONTEXT_BYTES
-        fitting = (largest_micro_batch_tokens(free_bytes, shape, kind, GROWING_SHARE) for kind in kinds)
+        fitting = (largest_micro_batch_tokens(free_bytes, shape, kind, share) for kind, share in ways)
         shown = (f"{max(0, min(int(tokens), MICRO_BATCH_TOKENS[-1])):,}" for tokens in fitting)
         print(f"| {card} GB | {' | '.join(shown)} |")
 

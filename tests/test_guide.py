@@ -105,12 +105,13 @@ def test_its_memory_tables_are_what_the_estimator_says():
 
 
 def table_rows(text: str) -> dict[str, list[float]]:
-    """For table rows that begin with a number: first cell → the numbers in the next two cells."""
+    """For table rows that begin with a number: first cell → the numbers with which the next cells begin."""
     rows = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("| ") and re.fullmatch(r"[\d,]+( GB)?", cells[0]) and len(cells) >= 3:
-            rows[cells[0]] = [float(re.match(r"[\d,.]+", cell)[0].replace(",", "")) for cell in cells[1:3]]
+            figures = (re.match(r"[\d,.]+", cell) for cell in cells[1:])
+            rows[cells[0]] = [float(figure[0].replace(",", "")) for figure in figures if figure]
     return rows
 
 

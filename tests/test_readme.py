@@ -444,6 +444,11 @@ def is_the_first_block(workspace: Workspace, hub: StubHub, command: str) -> None
     assert command in FIRST_BLOCK
 
 
+def is_what_quickstart_says(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """In Git Bash on Windows."""
+    assert f'then echo "    {command}"' in (REPOSITORY / "quickstart.sh").read_text(encoding="utf-8")
+
+
 def builds_and_runs_the_container(workspace: Workspace, hub: StubHub, command: str) -> None:
     """There is no Docker here: check the image's name and folder against the Dockerfile."""
     assert "chinese-llm-sft" in command
@@ -498,6 +503,7 @@ RULES = [
     Rule(r"bash quickstart\.sh", is_quickstart),
     Rule(r"git clone URL \S+ && cd \S+", is_the_first_block),
     Rule(r"source \.venv/bin/activate", is_the_first_block),
+    Rule(r"source \.venv/Scripts/activate", is_what_quickstart_says),
     Rule(r"docker (build|run) .*", builds_and_runs_the_container),
     Rule(r"hf download \S+ \S+ --repo-type dataset --local-dir \.", downloads_one_file),
     Rule(r"bash test\.sh", runs_what_test_sh_should),
