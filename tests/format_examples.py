@@ -521,10 +521,10 @@ def page(language: int) -> str:
     """A page of all formats, in Chinese (0) or English (1)."""
     title = ("# 认得的数据格式", "# The formats that are recognised")[language]
     intro = (
-        "转换（`transfer_*.py`）和预测（`predict.py`）用同一套识别，格式、编码和列都自动认，认不准就用一行话问你，`--format` 可以指明。"
+        "转换（`transfer_*.py`）和预测（`predict.py`）用同一套识别，格式、编码和列都自动认；认不准就停下，用一行话说该给哪个参数。"
         "每种格式三行，后面是第一行变成的文本和标注（位置从 0 数，不含终点）。本页由 `python -m tests.format_examples` 生成，例子就是测试。",
         "Conversion (`transfer_*.py`) and prediction (`predict.py`) recognise files in the same way: format, encoding and "
-        "columns by themselves, with a question in one line when in doubt; `--format` says it. Three lines of each format, "
+        "columns by themselves; in doubt they stop, with one line that says which flag to give. Three lines of each format, "
         "then the text and the annotation that the first row becomes (offsets from 0, ends exclusive). This page is "
         "written by `python -m tests.format_examples`; the examples are the tests.",
     )[language]

@@ -47,11 +47,16 @@ def machine(tmp_path, monkeypatch):
     return give
 
 
+# Without the first command pip keeps the torch that is there: its version is the one that is asked for.
+VERSION = torch.__version__.partition("+")[0]
+REPLACED = f"先 pip uninstall -y torch，再按 pytorch.org 的说明装带 CUDA 的 torch {VERSION}"
+
+
 @pytest.mark.parametrize(
     "given, cause, cure",
     [
-        ({"driver": 580, "cuda": None}, "不带 CUDA", "换装带 CUDA 的 torch"),
-        ({"smi": True, "cuda": None, "device": False}, "不带 CUDA", "换装带 CUDA 的 torch"),  # Windows
+        ({"driver": 580, "cuda": None}, "不带 CUDA", REPLACED),
+        ({"smi": True, "cuda": None, "device": False}, "不带 CUDA", REPLACED),  # Windows
         ({"driver": 535}, "驱动 535 太旧", "要 580 以上；请更新驱动"),
         ({"driver": 570}, "驱动 570 太旧", "要 580 以上；请更新驱动"),
         ({"driver": 580, "device": False}, "容器", "--gpus all"),

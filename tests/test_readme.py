@@ -306,6 +306,12 @@ def installs_one_of_the_optional(workspace: Workspace, hub: StubHub, command: st
     assert command.removeprefix("pip install ") in pins
 
 
+def frees_the_place_of_another_build(workspace: Workspace, hub: StubHub, command: str) -> None:
+    """Without it pip sees that the pinned version is there, whatever it was built for."""
+    (pin,) = (one for one in requirements_of(workspace.path("requirements.txt")) if one.name == command.split()[-1])
+    assert pin.specifier.contains(f"{next(iter(pin.specifier)).version}+cpu")
+
+
 def exports(workspace: Workspace, hub: StubHub, command: str) -> None:
     if "--to gguf" in command:
         pytest.importorskip("gguf", reason="needs requirements-export.txt")
@@ -514,6 +520,7 @@ RULES = [
     Rule(r"pip install gguf==\S+", installs_one_of_the_optional),
     Rule(r"python export\.py --adapter output/Qwen2\.5-NER --to (merged|vllm|gguf) --output_dir \S+", exports),
     Rule(r"python output/Qwen2\.5-NER-gguf/client\.py \S+", asks_the_export),
+    Rule(r"pip uninstall -y torch", frees_the_place_of_another_build),
     Rule(r"pip install -e \.", is_a_package),
     Rule(r"set \w+=\w+", sets_utf8),
     Rule(r"python -m sft\.tracking\.replay output/\w+", replays),

@@ -55,20 +55,23 @@ def unused_gpu() -> str | None:
     if not (NVIDIA_DRIVER / "version").is_file() and shutil.which("nvidia-smi") is None:
         return None
     if torch.version.cuda is None:
-        return (
-            f"这台机器有 NVIDIA 显卡，装的 torch {torch.__version__} 却不带 CUDA；"
-            "请按 pytorch.org 的说明换装带 CUDA 的 torch"
-        )
+        return f"这台机器有 NVIDIA 显卡，装的 torch {torch.__version__} 却不带 CUDA；请{_replaced_by('带 CUDA 的')}"
     driver, least = _driver_version(), LEAST_DRIVERS.get(torch.version.cuda.partition(".")[0])
     if driver and least and driver < least:
         return (
             f"NVIDIA 显卡的驱动 {driver} 太旧，torch {torch.__version__} 的 CUDA {torch.version.cuda} "
             f"要 {least} 以上；"
-            "请更新驱动，或按 pytorch.org 的说明换装 CUDA 版本低一些的 torch"
+            f"请更新驱动，或{_replaced_by('CUDA 版本低一些的')}"
         )
     if driver and not NVIDIA_DEVICE.exists():
         return "这台机器有 NVIDIA 显卡，这个容器里却用不到；请在 docker run 时加 --gpus all"
     return f"torch 用不了这台机器的 NVIDIA 显卡（{_cuda_problem()}）；请先让 nvidia-smi 运行正常，再重试"
+
+
+def _replaced_by(build: str) -> str:
+    """How to get another build of torch. Its version is the same, so pip would say that it is installed already."""
+    version = torch.__version__.partition("+")[0]
+    return f"先 pip uninstall -y torch，再按 pytorch.org 的说明装{build} torch {version}"
 
 
 def _driver_version() -> int | None:
@@ -104,7 +107,7 @@ def require_working(device: torch.device, dtype: torch.dtype) -> None:
             raise RunError("显存已经占满，连一个小矩阵也放不下；请先结束占着它的程序（nvidia-smi 会列出）") from error
         raise InputError(
             f"{_card(device)}用不了装的 torch {torch.__version__}（{one_line(error)}）；"
-            "请按 pytorch.org 的说明换装支持这张卡的 torch，或设 CUDA_VISIBLE_DEVICES=-1 改用 CPU"
+            f"请{_replaced_by('支持这张卡的')}，或设 CUDA_VISIBLE_DEVICES=-1 改用 CPU"
         ) from error
 
 
