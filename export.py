@@ -1,4 +1,4 @@
-"""把训练好的适配器导出成别的程序能用的样子，并在说“好了”之前，用自己的数据证明它答得一样。
+"""把训练好的适配器导出成别的程序能用的样子，并在说“好了”之前，用自己的数据与适配器对照。
 
 python export.py --adapter output/Qwen2.5-NER --to merged --output_dir output/Qwen2.5-NER-merged
 python export.py --adapter output/Qwen2.5-NER --to gguf --gguf_type q8_0 --output_dir output/Qwen2.5-NER-gguf

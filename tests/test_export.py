@@ -28,6 +28,7 @@ from sft.export import reference as reference_module
 from sft.export.arguments import parse_arguments
 from sft.export.merged import prove_merged
 from sft.export.reference import mean_log_probabilities
+from sft.export.rows import rows_to_compare
 from sft.files import read_json
 from sft.model.hub import license_of, published_id
 from sft.report.model_card import write_model_card
@@ -63,6 +64,7 @@ def test_a_merged_model_answers_as_the_adapter(merged: Path) -> None:
         assert leg["compared"] == leg["equal"] == len(exports.TEXTS)
     card = (merged / "README.md").read_text(encoding="utf-8")
     assert f"提示的 token：{len(exports.TEXTS)} / {len(exports.TEXTS)} 相同" in card
+    assert f"{len(exports.TEXTS)} 条，回答都是贪心的" in card
 
 
 @pytest.mark.parametrize("name", exports.MERGED_FAULTS)
@@ -359,6 +361,8 @@ def test_vllm_gets_the_adapter_as_it_is(adapter: Path, served: Path) -> None:
     script = (served / "serve.sh").read_text(encoding="utf-8")
     assert "--max-lora-rank 8 " in script
     assert subprocess.run(["bash", "-n", str(served / "serve.sh")], check=False).returncode == 0
+    card = (served / "README.md").read_text(encoding="utf-8")
+    assert f"{len(exports.TEXTS)} 条，没有对照回答，" in card
 
 
 @pytest.mark.parametrize("file", ["chat_template.jinja", "adapter_model.safetensors"])
@@ -547,6 +551,16 @@ def test_the_interface_of_three_lines_gives_what_predict_writes(adapter: Path, t
     assert predictor([{"text": texts[0]}, {"text": ""}])[1] == {"error": "text: 文本是空的"}
     with pytest.raises(InputError, match="列表"):
         predictor("一段文本")
+
+
+def test_a_text_that_is_longer_than_those_of_training_is_not_said_to_exceed_max_length(opened, tmp_path: Path) -> None:
+    source = opened[0]._replace(settings=opened[0].settings.replace(usual_text_tokens=8))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "张伟到了上海。" * 3}), encoding="utf-8")
+    rows = rows_to_compare(tmp_path / "rows.jsonl", source, 1)
+    reference = reference_module.reference_of(source, rows, 8, answers=False)
+    assert len(reference.records) > 1
+    (note,) = reference.notes
+    assert "正文超过训练时常见的 8 个 token" in note
 
 
 def test_a_long_article_is_cut_for_the_comparison_as_in_training_and_the_card_says_how(tokenizer, tmp_path) -> None:

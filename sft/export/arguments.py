@@ -33,7 +33,7 @@ RENAMED_FLAGS = {
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; a mistake in it ends the program with one Chinese line and exit code 2."""
-    parser = Parser(description="导出训练好的适配器，并用自己的数据证明导出的答得一样")
+    parser = Parser(description="导出训练好的适配器，并用自己的数据与它对照，对不上就不导出")
     parser.add_argument("--adapter", type=Path, required=True, help="训练脚本的 --output_dir")
     parser.add_argument(
         "--to",

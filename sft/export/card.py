@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from sft.export.source import Source
 
 
-def write_card(folder: Path, source: Source, proof: Proof, kind: str, *, file: str = "") -> None:
+def write_card(folder: Path, source: Source, proof: Proof, kind: str, rows: int, *, file: str = "") -> None:
     """Write ``README.md``.
 
     Args:
         kind: the target, one of ``--to``.
+        rows: how many were compared.
         file: the name of the model's file, where the target is a file.
     """
     lines = "\n".join(
         f"  - {line.strip()}" if line[0] == " " else f"- {line.removeprefix('- ')}" for line in proof.lines()
     )
-    rows = proof.legs[0].compared
+    answered = any(leg.name == "answers" for leg in proof.legs)
+    answers = "回答都是贪心的（不采样，不受约束）" if answered else "没有对照回答"
     text = f"""---
 language: zh
 tags: [{source.task.name}, {kind}]
@@ -43,7 +45,7 @@ tags: [{source.task.name}, {kind}]
 
 ## 与适配器的对照
 
-{rows} 条，回答都是贪心的（不采样，不受约束），每一项都由导出的东西自己算：
+{rows} 条，{answers}，每一项都由导出的东西自己算：
 
 {lines}
 """

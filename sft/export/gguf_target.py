@@ -91,7 +91,8 @@ class Gguf:
 
             modelfile = (folder / MODELFILE).read_text(encoding="utf-8")
             proof = prove_modelfile(modelfile, self.source, reference, proof)
-        write_card(folder, self.source, proof, "ollama" if self.ollama else "gguf", file=self.file)
+        kind = "ollama" if self.ollama else "gguf"
+        write_card(folder, self.source, proof, kind, len(reference.records), file=self.file)
         return proof
 
 

@@ -68,7 +68,7 @@ class Merged:
     def prove(self, folder: Path, reference: Reference) -> Proof:
         """See `Target`."""
         proof = prove_merged(folder, self.source, reference, self.dtype, self.least, self.batch_size)
-        write_card(folder, self.source, proof, "merged")
+        write_card(folder, self.source, proof, "merged", len(reference.records))
         return proof
 
 

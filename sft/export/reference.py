@@ -97,8 +97,11 @@ def _usable(source: Source, rows: Rows, limits: Limits) -> tuple[list[dict], lis
         long += len(pieces) > 1 or pieces[0].record is not record
         usable += [piece.record for piece in pieces]
         prompts += [piece.prompt_ids for piece in pieces]
+    too_long = f"超过 {source.max_length} 个 token"
+    if limits.piece_tokens is not None:  # a text that is longer than those of training is read in pieces
+        too_long = f"正文超过训练时常见的 {limits.piece_tokens} 个 token，或连提示{too_long}"
     told = (
-        (long, f"太长（超过 {source.max_length} 个 token），先像 predict.py 那样截或拆，再对照"),
+        (long, f"太长（{too_long}），先像 predict.py 那样截或拆，再对照"),
         (suspicious, "的文本里有控制 token 的写法，只有 predict.py 会把它当普通文字，没有对照"),
         (impossible, "怎样截都太长，没有对照"),
     )

@@ -59,7 +59,7 @@ class Serving:
     def prove(self, folder: Path, reference: Reference) -> Proof:
         """See `Target`."""
         proof = prove_serving(folder, self.source, reference)
-        write_card(folder, self.source, proof, "vllm")
+        write_card(folder, self.source, proof, "vllm", len(reference.records))
         return proof
 
 
