@@ -30,6 +30,7 @@ from sft.training.memory import (
     tokens_that_fit,
     weight_bytes,
 )
+from sft.training.preview import training_seconds
 from tests.live_bytes import Counted, count_step
 
 QWEN_1_5B = Qwen2Config(vocab_size=151_936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
@@ -124,6 +125,19 @@ def test_recomputing_and_four_bits_never_need_more(kind, free_bytes):
     if free_bytes > weight_bytes(SHAPE, kind):
         assert fit(recompute=True) >= fit(recompute=False)
     assert weight_bytes(SHAPE, kind._replace(quantized=True)) <= weight_bytes(SHAPE, kind._replace(quantized=False))
+
+
+# ---- how long it takes ----
+
+
+@pytest.mark.parametrize(
+    ("rows", "rows_a_second", "tokens_a_second"), [(16, 63.6, 3224), (128, 318.6, 14328)], ids=["16 rows", "128 rows"]
+)
+def test_the_time_of_a_step_on_a_gpu_is_near_what_was_measured(rows, rows_a_second, tokens_a_second):
+    """On the H100 of docs/gpu.md (2026-11-26). Its matrix products alone would take a twentieth of 16 rows' step."""
+    seconds = rows / rows_a_second
+    estimated = training_seconds(SHAPE, PLAIN, tokens_a_second * seconds, 1, 762.1e12)
+    assert estimated == pytest.approx(seconds, rel=0.2)
 
 
 # ---- checkpointing by itself ----

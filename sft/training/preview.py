@@ -15,12 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from sft.engine.batches import Batching, EncodedRow, split_rows
 from sft.errors import printable
 from sft.terminal import columns_of, display_width, folded
-from sft.training.memory import estimate_memory_bytes, fitting_tokens, shape_of, step_kind
+from sft.training.memory import ModelShape, StepKind, estimate_memory_bytes, fitting_tokens, shape_of, step_kind
 from sft.training.prepare import Prepared
 from sft.training.steps import planned_steps, rows_a_step
 
 NAME_COLUMNS = 10  # of the plan
 IMPORTED_LATER_BYTES = 10**8  # SwanLab, scikit-learn and matplotlib
+RATE_SHARE = 0.5  # of the speed of a matrix product, which training reaches while it computes
+# Starting the kernels of a layer, forward and backward, on the H100 of docs/gpu.md: there a step with 16 short rows
+# takes 20 times as long as its matrix products.
+GPU_SECONDS_A_LAYER = 0.009
 
 
 def show_rows(rows: Sequence[EncodedRow], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -40,16 +44,16 @@ def show_plan(prepared: Prepared) -> None:
     steps, epochs = planned_steps(len(rows), training)
     share = executed_share(rows, training.per_device_train_batch_size, batching, training.seed)
     tokens = share * sum(len(row) for row in rows) * epochs
-    searched = prepared.search.share * tokens if prepared.search else 0
     shape, kind = shape_of(prepared.base_folder), step_kind(prepared.dtype, arguments)
     max_tokens = arguments.data.max_tokens_per_micro_batch or fitting_tokens(shape, kind, training.device)
     largest = largest_micro_batch(rows, training.per_device_train_batch_size, batching, max_tokens)
     memory = estimate_memory_bytes(shape, kind, *largest)
-    # The base is frozen: the forward pass, and a backward pass only for the gradient of the inputs.
-    flops = (6 if kind.recompute else 4) * shape.parameters * (tokens + searched)
-    seconds = flops / (
-        0.5 * measure_flops(training.device, prepared.dtype)
-    )  # training reaches half the speed of a matrix product
+    on_gpu = training.device.type == "cuda"
+    batches = steps * training.gradient_accumulation_steps
+    passes = batches * max(1.0, tokens / training.world_size / batches / max_tokens) if on_gpu else 0
+    seconds = training_seconds(shape, kind, tokens, passes, measure_flops(training.device, prepared.dtype))
+    seconds *= 1 + (prepared.search.share if prepared.search else 0)
+    starts = "，加上启动核的时间" if on_gpu else ""
     lines = {
         "数据": f"{len(rows):,} 条，{sum(len(row) for row in rows):,} 个 token，"
         f"其中学习 {sum(len(row.answer_ids) for row in rows):,} 个",
@@ -57,7 +61,7 @@ def show_plan(prepared: Prepared) -> None:
         "批处理": f"{batching.description}，实际计算的 token 是数据的 {share:.0%}，一次前向最多 {max_tokens} 个",
         "数值": f"{prepared.settings.dtype}，{training.device}",
         "内存估计": memory_text(memory, training.device),
-        "时间估计": f"{time_text(seconds)}（按本机矩阵乘法速度的一半估算，不含验证）",
+        "时间估计": f"{time_text(seconds)}（按本机矩阵乘法速度的一半{starts}估算，不含验证）",
     }
     if prepared.search:
         lines["试学习率"] = prepared.search.describe()
@@ -86,6 +90,19 @@ def time_text(seconds: float) -> str:
         return "不到 1 分钟"
     hours, minutes = divmod(math.ceil(seconds / 60), 60)
     return f"约 {hours} 小时 {minutes} 分钟" if hours else f"约 {minutes} 分钟"
+
+
+def training_seconds(shape: ModelShape, kind: StepKind, tokens: float, gpu_passes: float, rate: float) -> float:
+    """How long training on so many tokens takes, about.
+
+    Args:
+        gpu_passes: forward and backward passes whose kernels the host has to start; 0 on a CPU.
+        rate: of a matrix product, in floating-point operations per second.
+    """
+    again = 1.5 if kind.recompute else 1.0  # the forward pass of each layer twice
+    # The base is frozen: the forward pass, and a backward pass only for the gradient of the inputs.
+    computing = again * 4 * shape.parameters * tokens / (RATE_SHARE * rate)
+    return computing + again * gpu_passes * shape.layers * GPU_SECONDS_A_LAYER
 
 
 def executed_share(rows: Sequence[EncodedRow], batch_rows: int, batching: Batching, seed: int) -> float:
