@@ -178,7 +178,7 @@ class TrainerDefaults:
     per_device_eval_batch_size: int = _flag(16, "验证和预测时每批多少条")
     learning_rate: float = _flag(
         DEFAULT_RATE,
-        "学习率；auto：先用一小份数据试 7 个，取验证损失最低的（300 步以上约多用四分之一的时间，50 步约一倍）",
+        "学习率；auto：先用一小份数据试 7 个，取验证损失最低的（400 步以上约多用四分之一的时间，50 步约一倍半）",
     )
     num_train_epochs: float = _flag(2, "训练多少轮")
     logging_steps: float = _flag(10, "每多少步记录一次；不给时短的训练记得更密，至少 20 个点")
