@@ -216,7 +216,8 @@ def check_places(arguments: argparse.Namespace) -> None:
     if arguments.report is not None:
         from sft.report.page import check_report_path
 
-        check_report_path(arguments.report)
+        files = {name: getattr(arguments, name) for name in ("input_file", "output_file", "task_file")}
+        check_report_path(arguments.report, files)
 
 
 def model_choice(arguments: argparse.Namespace) -> ModelChoice:

@@ -505,7 +505,7 @@ def test_the_page_about_a_prediction_is_made_of_its_output_lines(tmp_path):
     path = tmp_path / "new" / "report.html"
     answers = [prediction | {"problems": {}} for prediction in predictions]
     findings, tally = findings_of(NER), Tally.of(NER, [NER.gold(record) for record in records], answers)
-    page.check_report_path(path)
+    page.check_report_path(path, {})
     page.add_lines(findings, lines)
     facts = page.PredictionFacts("test.jsonl", base="qwen/demo", adapter=None, dtype="float32")
     page.write_prediction_page(path, NER, findings, tally, facts)

@@ -59,6 +59,18 @@ class ReadOptions(NamedTuple):
         return cls(arguments.format, arguments.encoding, arguments.text_column, arguments.label_column)
 
 
+def refuse_columns(path: Path, format: str, options: ReadOptions) -> None:
+    """For a file without columns or fields.
+
+    Raises:
+        InputError: the user names one.
+    """
+    for flag in ("text_column", "label_column"):
+        if getattr(options, flag) is not None:
+            what = "每行一段文本" if format == "lines" else f"{format} 格式"
+            raise InputError(f"{path}：按{what}读，没有列；请去掉 --{flag}，或用 --format 指明是哪种表格或 JSON")
+
+
 class Conversion(NamedTuple):
     """What a conversion writes, and how it splits.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from sft.data import marked
-from sft.data.arguments import JSON_FORMATS, ROW_FORMATS, ReadOptions
+from sft.data.arguments import JSON_FORMATS, ROW_FORMATS, ReadOptions, refuse_columns
 from sft.data.brat import describe_brat, is_brat
 from sft.data.columns import Columns
 from sft.data.documents import is_document, read_document
@@ -62,6 +62,7 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
     if options.format in ("auto", "brat") and is_brat(path):
         if answers == "label":
             raise other_task(path, "brat", "entities")
+        refuse_columns(path, "brat", options)
         source = Source(path, answers, "brat", "brat", options.encoding)  # each file may have its own
         return replace(source, taken=(describe_brat(path, options.encoding),))
     if options.format in ("auto", "xlsx") and is_sheet(path):
@@ -111,10 +112,9 @@ def recognise_sample(source: Source, sample: list[str], options: ReadOptions, *,
         return replace(source, format="conll", container="tagged", tagging=tagging)
     told = options.format != "auto"
     format = options.format if told else _format_of(source, sample, ending, gold)
-    if format == "lines":
-        return replace(source, format="lines")
-    if format in marked.ANSWERS:
-        return replace(source, format=format, container="marked")
+    if format == "lines" or format in marked.ANSWERS:
+        refuse_columns(source.path, format, options)
+        return replace(source, format=format, container="lines" if format == "lines" else "marked")
     if format in TABLE_ENDINGS:
         return as_table(replace(source, format=format, container="table"), sample, options, gold)
     if format == "document" or (told and is_document(sample, "json")):

@@ -84,7 +84,7 @@ def column_problem(rows: Sequence[dict], answers: str | None, columns: Columns =
     """Why none of a file's first rows can be read, for want of a column: a message for the user. None if one can.
 
     Args:
-        answers: as in `shape_row`; None if the rows need no gold.
+        answers: as in `shape_row`; None if the rows need no gold, but in a column that the user names.
     """
     problem = None
     for row in rows:
@@ -98,7 +98,7 @@ def column_problem(rows: Sequence[dict], answers: str | None, columns: Columns =
 
 def _column_problem(row: dict, answers: str | None, columns: Columns) -> str | None:
     listed = "、".join(row)[:200]
-    for name, flag in ((columns.text, "--text_column"), (columns.label if answers else None, "--label_column")):
+    for name, flag in ((columns.text, "--text_column"), (columns.label, "--label_column")):
         if name is not None and value_at(row, name, default=row) is row:
             return f"没有 {flag} 给出的列 {name!r}；有的列是 {listed}"
     try:

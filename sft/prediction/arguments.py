@@ -107,6 +107,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_together(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    of_files = {"format": "auto", "encoding": "auto", "text_column": None, "label_column": None, "max_rows": None}
+    for flag, default in of_files.items():
+        if arguments.text is not None and getattr(arguments, flag) != default:
+            parser.error(f"--{flag} 只用于 --input_file 和标准输入，不用于 --text；请去掉它")
     if arguments.adapter is None and not arguments.base_only:
         parser.error("请用 --adapter 给出训练脚本的 --output_dir；想看未微调的模型请加 --base_only")
     if arguments.resume and (arguments.input_file is None or arguments.output_file is None):

@@ -13,7 +13,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from sft.errors import InputError, one_line
-from sft.files import REPORT_FILE, refuse_folder, whole_file
+from sft.files import REPORT_FILE, refuse_folder, same_file, whole_file
 from sft.report.charts import reliability
 from sft.report.findings import Findings, scores_of
 from sft.report.intervals import RESAMPLES
@@ -50,17 +50,32 @@ CONVERSION_FIGURES = (
 )  # fmt: skip
 
 
-def check_report_path(path: Path) -> None:
+def check_report_path(path: Path, others: Mapping[str, Path | None]) -> None:
     """Find out before any costly work that no page can be written to ``path``.
 
+    Args:
+        others: the other files of the command line, which a page must not replace, by flag.
+
     Raises:
-        InputError: it is a folder, or its folder cannot be made.
+        InputError: it is a folder, or its folder cannot be made; or something else than a page is there.
     """
     refuse_folder(path, f"--report {path / REPORT_FILE}")
+    for flag, other in others.items():
+        if other is not None and same_file(path, other):
+            raise InputError(f"--report {path}：也是 --{flag}，会盖掉它；请换一个 --report")
+    if path.is_file() and not _is_page(path):
+        raise InputError(f"--report {path}：已经有这个文件，不是网页；请换一个 --report，如 report.html")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}：无法写入（{error.strerror}）；请换一个 --report") from error
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is empty or begins like a page: an earlier report may be replaced."""
+    with path.open("rb") as file:
+        beginning = file.read(1000).strip().lower()
+    return not beginning or beginning.startswith(b"<!doctype html")
 
 
 def add_lines(findings: Findings, lines: Iterable[bytes]) -> None:

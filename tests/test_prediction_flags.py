@@ -1,0 +1,91 @@
+"""The flags of `predict.py`: none does nothing in silence, and what a refusal advises works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from models import save_adapter
+
+import predict
+
+ROWS = [{"text": "国家队赢了", "label": "体育"}, {"text": "打仗", "label": "军事"}]
+
+
+@pytest.fixture(scope="module")
+def labels(tokenizer, tmp_path_factory) -> Path:
+    return save_adapter(tokenizer, tmp_path_factory.mktemp("labels"), ("体育", "军事", "经济"))
+
+
+@pytest.fixture
+def rows(tmp_path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS), encoding="utf-8")
+    return path
+
+
+def told(script, words: list[object], capsys) -> tuple[int, str]:
+    """The exit code, and what was written to stderr."""
+    try:
+        code = script.main(list(map(str, words)))
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr().err
+
+
+# ---- a report ----
+
+
+def test_a_report_never_takes_the_place_of_data_or_predictions(labels, rows, tmp_path, capsys):
+    before, notes = rows.read_bytes(), tmp_path / "notes.md"
+    notes.write_text("mine")
+    words = ["--adapter", labels, "--input_file", rows]
+    output = tmp_path / "predictions.jsonl"
+    for more, said in (
+        (["--report", rows], "也是 --input_file"),
+        (["--report", output, "--output_file", output], "也是 --output_file"),
+        (["--report", notes], "不是网页"),
+    ):
+        code, line = told(predict, [*words, *more], capsys)
+        assert (code, line.count("\n")) == (2, 1)
+        assert said in line
+    assert (rows.read_bytes(), notes.read_text(), output.exists()) == (before, "mine", False)
+
+
+def test_an_earlier_report_is_replaced(labels, rows, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    for _ in range(2):
+        assert told(predict, ["--adapter", labels, "--input_file", rows, "--report", page], capsys)[0] == 0
+    assert page.stat().st_size > 1000
+
+
+# ---- what is read ----
+
+
+@pytest.mark.parametrize(
+    "more", [["--max_rows", "3"], ["--format", "csv"], ["--encoding", "big5"], ["--text_column", "a"]]
+)
+def test_a_text_on_the_command_line_has_no_rows_columns_or_encoding(labels, more, capsys):
+    code, line = told(predict, ["--adapter", labels, "--text", "打仗", *more], capsys)
+    assert code == 2
+    assert f"{more[0]} 只用于 --input_file 和标准输入" in line
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+@pytest.mark.parametrize("flag", ["--text_column", "--label_column"])
+def test_a_column_that_is_not_there_is_told_with_those_that_are(labels, tmp_path, rows, name, flag, capsys):
+    """A mistyped ``--label_column`` would otherwise be rows without gold, and no metrics."""
+    (tmp_path / "rows.csv").write_text("text,label\n国家队赢了,体育\n", encoding="utf-8")
+    code, line = told(predict, ["--adapter", labels, "--input_file", tmp_path / name, flag, "lable"], capsys)
+    assert code == 2
+    assert f"没有 {flag} 给出的列 'lable'；有的列是 text、label" in line
+
+
+@pytest.mark.parametrize("flag", ["--text_column", "--label_column"])
+def test_lines_of_text_have_no_columns(labels, tmp_path, flag, capsys):
+    path = tmp_path / "texts.txt"
+    path.write_text("国家队赢了\n打仗\n", encoding="utf-8")
+    code, line = told(predict, ["--adapter", labels, "--input_file", path, flag, "内容"], capsys)
+    assert code == 2
+    assert f"没有列；请去掉 {flag}" in line
