@@ -1,14 +1,18 @@
-"""The flags of `predict.py`: none does nothing in silence, and what a refusal advises works."""
+"""The flags of `predict.py` and `export.py`: none does nothing in silence, and what a refusal advises works."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import exports
 import pytest
 from models import save_adapter
 
+import export
 import predict
+from sft.export.place import lowest_share
+from sft.export.proof import Difference, Leg
 
 ROWS = [{"text": "国家队赢了", "label": "体育"}, {"text": "打仗", "label": "军事"}]
 
@@ -16,6 +20,11 @@ ROWS = [{"text": "国家队赢了", "label": "体育"}, {"text": "打仗", "labe
 @pytest.fixture(scope="module")
 def labels(tokenizer, tmp_path_factory) -> Path:
     return save_adapter(tokenizer, tmp_path_factory.mktemp("labels"), ("体育", "军事", "经济"))
+
+
+@pytest.fixture(scope="module")
+def entities(tokenizer, tmp_path_factory) -> Path:
+    return exports.make_adapter(tokenizer, tmp_path_factory.mktemp("entities"))
 
 
 @pytest.fixture
@@ -89,3 +98,52 @@ def test_lines_of_text_have_no_columns(labels, tmp_path, flag, capsys):
     code, line = told(predict, ["--adapter", labels, "--input_file", path, flag, "内容"], capsys)
     assert code == 2
     assert f"没有列；请去掉 {flag}" in line
+
+
+# ---- limits of the other task ----
+
+
+def test_limits_that_do_nothing_for_labels_are_refused(labels, entities, capsys):
+    words = ["--adapter", labels, "--text", "打仗"]
+    for flag, said in (("--piece_tokens", "只用于实体识别"), ("--max_new_tokens", "--constrained false")):
+        code, line = told(predict, [*words, flag, "5"], capsys)
+        assert code == 2
+        assert said in line
+    assert told(predict, [*words, "--max_new_tokens", "5", "--constrained", "false"], capsys)[0] == 0
+    limits = ["--piece_tokens", "5", "--max_new_tokens", "5"]
+    assert told(predict, ["--adapter", entities, "--text", "张伟", *limits], capsys)[0] == 0
+
+
+# ---- export ----
+
+
+@pytest.mark.parametrize(
+    ("target", "more", "said", "not_said"),
+    [
+        ("vllm", ["--dtype", "float32"], "请去掉它", "--gguf_type"),
+        ("gguf", ["--dtype", "float32"], "请用 --gguf_type，或去掉它", "vllm"),
+        ("vllm", ["--min_agreement", "0.9"], "不对照回答", "--gguf_type"),
+    ],
+)
+def test_a_flag_of_another_target_is_refused_with_advice_for_this_one(
+    entities, tmp_path, target, more, said, not_said, capsys
+):
+    code, line = told(export, ["--adapter", entities, "--to", target, "--output_dir", tmp_path / "x", *more], capsys)
+    assert code == 2
+    assert said in line
+    assert not_said not in line
+
+
+def test_without_kept_rows_the_flag_that_gives_some_is_named(entities, tmp_path, capsys):
+    (tmp_path / "none.jsonl").write_text("")
+    words = ["--adapter", entities, "--to", "vllm", "--output_dir", tmp_path / "x"]
+    code, line = told(export, [*words, "--rows", tmp_path / "none.jsonl"], capsys)
+    assert code == 2
+    assert "请用 --rows" in line
+
+
+def test_the_agreement_that_a_refused_export_advises_is_one_that_passes():
+    legs = [Leg("answers", 7, (Difference("a", "b", "c"),) * count, least=1.0) for count in (1, 2)]
+    share = lowest_share(legs)
+    assert share == 0.714
+    assert all(Leg("answers", leg.compared, leg.differences, least=share).passed for leg in legs)

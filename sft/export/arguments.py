@@ -66,7 +66,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_boolean(model, "--no_verify", help="不核对适配器、分词器和 task.json 是否还是训练写下的样子，结果自负")
     arguments = parse(parser, argv, RENAMED_FLAGS)
     if arguments.dtype is not None and arguments.to != "merged":
-        parser.error(f"--dtype 只用于 --to merged；--to {arguments.to} 请用 --gguf_type，或去掉它")
+        instead = "请用 --gguf_type，或" if arguments.to in ("gguf", "ollama") else "请"
+        parser.error(f"--dtype 只用于 --to merged，不用于 {arguments.to}；{instead}去掉它")
+    if arguments.min_agreement is not None and arguments.to == "vllm":
+        parser.error("--min_agreement：--to vllm 不对照回答（vLLM 不在这里运行）；请去掉它")
     if arguments.gguf_type is not None and arguments.to not in ("gguf", "ollama"):
         parser.error(f"--gguf_type 只用于 --to gguf 和 ollama，不用于 {arguments.to}")
     return arguments

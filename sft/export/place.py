@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sft.errors import InputError, RunError
-from sft.export.proof import TITLES, Proof
+from sft.export.proof import TITLES, Leg, Proof
 from sft.files import patiently, write_json
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ class Place:
         write_json(self.folder / PROOF_FILE, proof.to_json())
         if proof.failed:
             legs = "、".join(TITLES[leg.name] for leg in proof.failed)
-            only_answers = all(leg.name == "answers" for leg in proof.failed)
-            loosen = "；确实要放宽，加 --min_agreement" if only_answers else ""
+            only_answers = all(leg.name == "answers" and leg.compared for leg in proof.failed)
+            loosen = f"；确实要放宽，加 --min_agreement {lowest_share(proof.failed)}" if only_answers else ""
             raise RunError(
                 f"{self.output_dir}：没有导出：与适配器不同的是 {legs}（上面有最先不同的几处）；"
                 f"写好的留在 {self.folder}，不要使用{loosen}"
@@ -56,6 +56,11 @@ class Place:
         else:
             patiently(self.folder.replace, self.output_dir)
         logger.info("导出在 %s；怎样用见里面的 README.md", self.output_dir)
+
+
+def lowest_share(legs: Sequence[Leg]) -> float:
+    """The lowest share of equal things, rounded down to three places: a minimum that all would pass."""
+    return min(1000 * leg.equal // leg.compared for leg in legs) / 1000
 
 
 @contextmanager

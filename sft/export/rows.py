@@ -52,7 +52,7 @@ def rows_to_compare(path: Path, source: Source, most: int) -> Rows:
         raise InputError(f"{path}：无法读取（{error.strerror}）；请用 --rows 给出转换后的数据") from error
     records = tuple(_record(line, f"{path}:{number}", source) for number, line in lines)
     if not records:
-        raise InputError(f"{path}：文件是空的；没有数据就没有办法证明导出的答得一样")
+        raise InputError(f"{path}：文件是空的，没有数据对照导出的答得是否一样；请用 --rows 给出转换后的数据")
     return Rows(records, path)
 
 
