@@ -75,12 +75,39 @@ class TestRefusals:
             (["--deepspeed", "ds.json"], "--use_fsdp --fsdp_version 2"),
             (["--fsdp_config", "fsdp.json"], "--fsdp"),
             (["--load_in_4bit"], "请用 --quantization nf4"),
+            (["--auto_find_batch_size"], "自动分几次算"),
+            (["--remove_unused_columns", "true"], "请去掉它"),
+            (["--prediction_loss_only"], "--max_validation_rows"),
+            (["--eval_accumulation_steps", "4"], "--per_device_eval_batch_size"),
+            (["--include_num_input_tokens_seen"], "executed_tokens"),
+            (["--label_names", "labels"], "请去掉它"),
+            (["--include_for_metrics", "loss"], "请去掉它"),
+            (["--debug", "underflow_overflow"], "请去掉它"),
         ],
     )
     def test_what_would_do_nothing_is_refused_and_the_right_flag_is_named(self, words, advice, capsys):
         line = refusal(words, capsys)
         assert words[0].partition("=")[0] in line
         assert advice in line
+
+    @pytest.mark.parametrize(
+        "words, advice",
+        [
+            (["--eval_strategy", "epochs"], "--eval_strategy 应是 no、steps、epoch 之一"),
+            (["--save_strategy", "never"], "--save_strategy 应是 no、steps、epoch、best 之一"),
+            (["--lr_scheduler_kwargs", "num_cycles=2"], "--lr_scheduler_kwargs num_cycles=2：应是 JSON 对象"),
+            (["--lr_scheduler_kwargs", "{num_cycles: 2}"], """如 '{"num_cycles": 2}'"""),
+            (["--gradient_checkpointing_kwargs", "x"], """如 '{"use_reentrant": false}'"""),
+            (["--optim_args", "momentum"], "如 momentum=0.9"),
+            (["--accelerator_config", "none.json"], "none.json"),
+        ],
+    )
+    def test_a_value_of_another_kind_is_told_with_its_flag_and_an_example(self, words, advice, capsys):
+        assert advice in refusal(words, capsys)
+
+    @pytest.mark.parametrize("flag", ["train_file", "test_file", "output_dir", "lora_target_modules", "run_name"])
+    def test_an_empty_value_as_from_a_variable_that_is_not_set_is_named(self, flag, capsys):
+        assert f"--{flag} 的值是空的" in refusal([f"--{flag}", ""], capsys)
 
     @pytest.mark.parametrize(
         "config, words",
@@ -154,7 +181,9 @@ class TestRefusals:
             ("per_device_train_batch_size", "0"), ("learning_rate", "-1"), ("learning_rate", "nan"),
             ("max_steps", "0"), ("max_steps", "-2"), ("num_train_epochs", "0"), ("num_train_epochs", "inf"),
             ("max_train_samples", "-5"), ("validation_ratio", "1.5"), ("lora_r", "0"), ("lora_dropout", "1"),
-            ("lora_alpha", "0"), ("max_length", "-1"), ("preview", "-1"),
+            ("lora_alpha", "0"), ("max_length", "-1"), ("preview", "-1"), ("seed", "-1"), ("seed", "4294967296"),
+            ("data_seed", "-1"), ("adam_beta1", "1"), ("adam_beta2", "nan"), ("adam_epsilon", "-1"),
+            ("eval_delay", "-1"),
         ],
     )  # fmt: skip
     def test_a_number_out_of_range_is_named_with_the_range(self, flag, value, capsys):

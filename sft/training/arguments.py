@@ -71,10 +71,11 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
             args=argv, return_remaining_strings=True, look_for_args_file=False
         )
         check_ranges(groups)
-    except (ValueError, TypeError, ImportError) as error:  # from the checks of TrainingArguments
+    except (ValueError, TypeError, ImportError, OSError) as error:  # from the checks of TrainingArguments
         parser.error(one_line(error))
     refuse_unknown(parser, unknown)
     given = given_flags(parser, argv)
+    refuse_empty(parser, groups, given)
     for flag in sorted(given & DTYPE_FLAGS.keys()):
         parser.error(f"--{flag}：数值类型由 --dtype 决定（auto、bfloat16、float16、float32）；{DTYPE_FLAGS[flag]}")
     return Arguments(*groups, given=given)
@@ -87,12 +88,20 @@ def given_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> frozens
     return frozenset(known[flag].dest for flag in flags if flag in known)
 
 
+def refuse_empty(parser: argparse.ArgumentParser, groups: Sequence[object], given: frozenset[str]) -> None:
+    """Exit with 2 if a flag has an empty value, as from a shell variable that is not set."""
+    for name in sorted(given):
+        value = next((getattr(group, name) for group in groups if hasattr(group, name)), None)
+        if value == "" or (name == "lora_target_modules" and not value):
+            parser.error(f"--{name} 的值是空的；请写上值，或去掉它")
+
+
 def _short_help(description: str, defaults: dict[str, object]) -> argparse.ArgumentParser:
     """A parser with only this project's flags; ``--help_all`` also lists the hundred other flags of transformers."""
     parser = Parser(
         description=description,
         usage="%(prog)s [--train_file 文件] [--output_dir 文件夹] [其他参数]",
-        epilog="transformers 的 TrainingArguments 的其余参数也可用，在这里不起作用的会拒绝：--help_all 列出全部",
+        epilog="transformers 的 TrainingArguments 的其余参数也可用（在这里不起作用的会被拒绝）：--help_all 列出全部",
     )
     for title, group in GROUPS.items():
         section = parser.add_argument_group(title)

@@ -30,11 +30,12 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         text = f"{'大于' if self.above else '不小于'} {self.least:g}"
         if self.below is not None:
-            text += f"、小于 {self.below:g}"
+            text += f"、小于 {self.below:.10g}"
         return text if self.besides is None else f"{self.besides:g}，或{text}"
 
 
 POSITIVE, COUNT, ANY_COUNT, AMOUNT = Range(0, above=True), Range(1), Range(0), Range(0)
+SEED = Range(0, below=1 << 32)  # of numpy
 RANGES = {
     "lora_r": COUNT,
     "lora_alpha": COUNT,
@@ -61,6 +62,13 @@ RANGES = {
     "save_steps": POSITIVE,
     "eval_steps": POSITIVE,
     "dataloader_num_workers": ANY_COUNT,
+    "seed": SEED,
+    "data_seed": SEED,
+    "adam_beta1": Range(0, below=1),
+    "adam_beta2": Range(0, below=1),
+    "adam_epsilon": AMOUNT,
+    "eval_delay": AMOUNT,
+    "ddp_timeout": COUNT,
 }
 
 

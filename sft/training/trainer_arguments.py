@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import warnings
@@ -57,7 +58,19 @@ NOT_FOR_THIS_PROJECT = {
     "label_smoothing_factor": "本项目的损失没有标签平滑；请去掉它",
     "neftune_noise_alpha": "一批数据共有的开头只算一次，不能各加各的噪声；请去掉它",
     "deepspeed": f"不支持；{USE_INSTEAD}",
+    "auto_find_batch_size": "放不下的批本来就会自动分几次算，结果相同；请去掉它",
+    "remove_unused_columns": "数据的各列由本项目的批处理决定；请去掉它",
+    "prediction_loss_only": "验证总是真的预测一遍；想快些，请减小 --max_validation_rows 或少验证几次，并去掉它",
+    "batch_eval_metrics": "验证由本项目自己做；请去掉它",
+    "include_for_metrics": "验证由本项目自己做；请去掉它",
+    "label_names": "验证由本项目自己做；请去掉它",
+    "eval_accumulation_steps": "验证时显存不够会自动减半重算；想再少用，请减小 --per_device_eval_batch_size；请去掉它",
+    "include_num_input_tokens_seen": "token 数总会记录（executed_tokens、logical_tokens）；请去掉它",
+    "debug": "损失和梯度里的 NaN、Inf 本来就会查；请去掉它",
 }
+STRATEGIES = {"eval_strategy": ("no", "steps", "epoch"), "save_strategy": ("no", "steps", "epoch", "best")}
+OFF = (None, False, "", "no", "false")  # values of such a flag that ask for nothing
+FROM_FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # of the flags for JSON, those that can name a file
 # Of liger-kernel: its norm, rotary embedding and gated activation, not its losses.
 LIGER_KERNELS = {
     "rope": True,
@@ -124,8 +137,15 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
             ValueError: there is one; the message is for the user.
         """
         for name, reason in NOT_FOR_THIS_PROJECT.items():
-            if getattr(self, name):
+            if getattr(self, name) not in OFF and getattr(self, name):
                 raise ValueError(f"--{name}：{reason}")
+        for name, allowed in STRATEGIES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"--{name} 应是 {'、'.join(allowed)} 之一，实际是 {getattr(self, name)}")
+        for name in self._VALID_DICT_FIELDS:
+            require_json(name, getattr(self, name))
+        if self.optim_args and not all("=" in part for part in self.optim_args.split(",")):
+            raise ValueError(f"--optim_args {self.optim_args}：应是 名字=值，几个用逗号分开，如 momentum=0.9")
         refuse_other_launches()
         refuse_untried(self)
         if self.tf32 and not is_torch_tf32_available():
@@ -154,6 +174,23 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         if self.greater_is_better is None and (self.metric_for_best_model or "").removeprefix("eval_") in ERRORS:
             self.greater_is_better = False  # transformers knows it only of losses
         return best
+
+
+def require_json(name: str, value: object) -> None:
+    """Check the text of a flag that takes a JSON object.
+
+    Raises:
+        ValueError: it is none; the message is for the user.
+    """
+    if not isinstance(value, str) or (name in FROM_FILES and not value.startswith("{")):
+        return
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        example = '{"use_reentrant": false}' if "checkpointing" in name else '{"num_cycles": 2}'
+        raise ValueError(f"--{name} {value}：应是 JSON 对象，名字用双引号，如 '{example}'")
 
 
 def require_liger() -> None:
