@@ -88,6 +88,7 @@ def training(rows_a_step: int, epochs: float, max_steps: int = -1):
         world_size=1,
         num_train_epochs=epochs,
         max_steps=max_steps,
+        dataloader_drop_last=False,
     )
 
 

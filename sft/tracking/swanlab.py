@@ -140,10 +140,7 @@ def start_tracking(
     """
     if mode not in MODES:
         raise InputError(f"--swanlab_mode {mode}：应是 {'、'.join(MODES)} 之一")
-    if project is not None and PROJECT_NAME.fullmatch(project) is None:
-        raise InputError(
-            f"--swanlab_project {project}：SwanLab 的项目名只能有英文字母、数字和 _ - + .，最长 100 个字符"
-        )
+    require_project_name(project)
     if mode == "disabled" or not is_first_process():
         return _untracked(log_dir)
     try:
@@ -169,6 +166,18 @@ def start_tracking(
     if resolved != "disabled":
         logger.warning("SwanLab 用不了，本次只记 metrics.jsonl")
     return _untracked(log_dir)
+
+
+def require_project_name(project: str | None) -> None:
+    """Refuse a name for a project that SwanLab does not accept.
+
+    Raises:
+        InputError: it is one.
+    """
+    if project is not None and PROJECT_NAME.fullmatch(project) is None:
+        raise InputError(
+            f"--swanlab_project {project}：SwanLab 的项目名只能有英文字母、数字和 _ - + .，最长 100 个字符"
+        )
 
 
 def resolve_mode(requested: str) -> tuple[str, str]:

@@ -18,12 +18,16 @@ from sft.decoding.room import Room
 from sft.engine.batches import Batching, EncodedRow, split_rows, to_device
 from sft.engine.lora_node import adapters_copied, one_node_layers
 from sft.engine.loss import supervised_loss
+from sft.errors import InputError
 from sft.tasks.evaluation import at_least, best_calibration, best_threshold, calibrated, metrics_of_predictions
 from sft.tasks.settings import CHOSEN, TaskSettings
 from sft.tasks.task import Task
+from sft.tracking.charts import is_of_one_label
 from sft.training.sharding import whole_weights
 
 logger = logging.getLogger(__name__)
+
+OF_EVERY_TASK = ("loss", "ece", "unparsable")  # metrics
 
 
 class Examples(NamedTuple):
@@ -173,6 +177,24 @@ class Evaluator:
         metrics = metrics_of_predictions(self.task, golds, kept) or {}
         metrics |= {name: value for name, value in chosen.items() if value is not None}
         return Evaluation(metrics | {"loss": loss}, kept, unfiltered=list(predictions), **chosen)
+
+
+def require_metric(task: Task, records: Sequence[dict], wanted: str | None) -> None:
+    """Refuse a metric to choose the best step by that no evaluation of these validation records can have.
+
+    Args:
+        wanted: the flag ``--metric_for_best_model``.
+
+    Raises:
+        InputError: there is no such metric.
+    """
+    golds = [gold for record in records if (gold := task.gold(record)) is not None]
+    if not golds or wanted is None:
+        return
+    names = {*task.metrics(task.count(golds, golds)), *OF_EVERY_TASK}
+    if wanted.removeprefix("eval_") not in names:
+        known = "、".join(sorted(name for name in names if not is_of_one_label(f"eval_{name}")))
+        raise InputError(f"--metric_for_best_model：没有 {wanted} 这个指标，可选的有 {known}")
 
 
 def named_metrics(evaluation: Evaluation | None, split: str) -> dict[str, float]:

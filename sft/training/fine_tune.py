@@ -68,9 +68,11 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
     """
     prepared = prepare(task_type, arguments)  # writes nothing but a base model that is missing, reads no weights
     if arguments.data.preview:
-        return show_rows(prepared.rows.train[: arguments.data.preview], prepared.tokenizer)
+        show_rows(prepared.rows.train[: arguments.data.preview], prepared.tokenizer)
     if arguments.data.dry_run:
-        return show_plan(prepared)
+        show_plan(prepared)
+    if arguments.data.preview or arguments.data.dry_run:
+        return None
     with own_folder(prepared):
         run = open_run(prepared)  # checkpoint to resume, identity, micro-batch
         if run is None:
@@ -166,7 +168,7 @@ def tracked(prepared: Prepared, run: Run, trainer: SftTrainer) -> Iterator[Track
     tracking = start_tracking(
         mode=flags.swanlab_mode,
         project=flags.swanlab_project,
-        experiment=flags.swanlab_experiment,
+        experiment=flags.swanlab_experiment or prepared.arguments.training.run_name,
         default_experiment=run.output_dir.name,
         log_dir=Path(flags.swanlab_logdir),
         config=shown_settings(prepared, run),

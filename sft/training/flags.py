@@ -164,7 +164,7 @@ class TrackingArguments:
         help="auto：已登录就用云端，否则记在本机（swanlab watch 查看）",
     )
     swanlab_project: str | None = _flag(None, f"SwanLab 项目名；默认用环境变量 SWANLAB_PROJECT，没有就是 {PROJECT}")
-    swanlab_experiment: str | None = _flag(None, "SwanLab 实验名；默认用输出文件夹的名字")
+    swanlab_experiment: str | None = _flag(None, "SwanLab 实验名；默认用 --run_name，没有就是输出文件夹的名字")
     swanlab_logdir: str = _flag("swanlog", "SwanLab 在本机写到哪里")
 
 

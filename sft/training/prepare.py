@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,15 +30,19 @@ from sft.model.quantization import require_quantization
 from sft.model.template import prompt_date
 from sft.tasks.settings import TaskSettings, require_pair, settings_path
 from sft.tasks.task import Task
+from sft.tracking.swanlab import require_project_name
 from sft.training.arguments import Arguments
 from sft.training.checkpointing import settle_checkpointing, step_tokens
 from sft.training.choosing_rows import Numbered, hold_out, sample, warn_of_labels_without_rows
+from sft.training.evaluation import require_metric
+from sft.training.idle_flags import say_idle_flags
 from sft.training.lengths import describe_lengths, most_new_tokens, usual_text_tokens
 from sft.training.rate_plan import SearchPlan, plan_search
+from sft.training.schedule import check_schedule
 from sft.training.sharding import refuse_where_it_cannot
 from sft.training.start import start_from_adapter
-from sft.training.steps import advice_on_few_steps, fitting_logging_steps, planned_steps
-from sft.training.validation_size import SIZE_FLAGS, validation_texts
+from sft.training.steps import advice_on_few_steps, advice_on_late_validation, fitting_logging_steps, planned_steps
+from sft.training.validation_size import validation_texts
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +113,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         RunError: the base model could not be downloaded.
     """
     data, training = arguments.data, arguments.training
+    require_project_name(arguments.tracking.swanlab_project)
     dtype = resolve_dtype(arguments.model.dtype, training.device)
     check_device(training.device, dtype, on_purpose=training.use_cpu and "use_cpu" in arguments.given)
     warn_of_mixed_precision(dtype)
@@ -128,9 +134,13 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         if "lora_target_modules" not in arguments.given:  # the run, the card and the adapter name the layers
             arguments = arguments._replace(lora=replace(arguments.lora, lora_target_modules=modules))
     tokenizer = load_tokenizer(Path(arguments.model.init_adapter or base_folder))
-    rows, lengths = encode_rows(splits.train, task, tokenizer, data.max_length)
+    say_idle_flags(arguments, validates=bool(splits.validation), tests=bool(splits.test))
+    require_metric(task, [record for _, record in splits.validation], training.metric_for_best_model)
+    encode = partial(encode_file, task=task, tokenizer=tokenizer, max_length=data.max_length)
+    rows, lengths = encode(splits.train, data.train_file)
     require_supervision(rows, data.train_file)
-    validation, test = (encode_rows(records, task, tokenizer, data.max_length)[0] for records in splits[1:])
+    validation, _ = encode(splits.validation, data.validation_file or data.train_file)
+    test, _ = encode(splits.test, find_test_file(data.test_file, Path(data.train_file)))
     logger.info("%s", describe_lengths(lengths, data.max_length, task.long_text))
     settings = TaskSettings(
         task,
@@ -148,6 +158,10 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     batching = choose_batching(config, data.batching, tokenizer.pad_token_id)
     validates = training.eval_strategy != "no"
     settle_training_arguments(arguments, dtype, len(rows), bool(splits.validation))
+    steps, _ = planned_steps(len(rows), training)
+    check_schedule(training, steps, validates=bool(splits.validation))
+    if advice := advice_on_late_validation(steps, training):
+        logger.warning("%s", advice)
     settle_checkpointing(arguments, base_folder, dtype, step_tokens(rows, batching, training))
     search = plan_search(rows, validation, training) if training.searches_rate else None
     if not (data.preview or arguments.model.init_adapter) and (advice := advice_on_few_steps(len(rows), training)):
@@ -243,7 +257,6 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
     train = sample(read_task_records(Path(data.train_file), task), data.max_train_samples, training.seed)
     warn_of_labels_without_rows(task, train, Path(data.train_file))
     if training.eval_strategy == "no":
-        say_what_is_not_validated(arguments)
         validation = []
     elif data.validation_file is not None:
         require_records(Path(data.validation_file), type(task))
@@ -261,20 +274,26 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
     return Splits(train, validation, test)
 
 
-def say_what_is_not_validated(arguments: Arguments) -> None:
-    """For ``--eval_strategy no``: flags about validation rows that then do nothing, in one line."""
-    given = {"validation_file", *SIZE_FLAGS} & arguments.given
-    unused = [f"--{name}" for name in sorted(given) if getattr(arguments.data, name)]
-    if unused:
-        logger.warning("--eval_strategy no：不验证，%s 没有用上；训练集全部用来训练", "、".join(unused))
-
-
 def find_test_file(test_file: str | None, train_file: Path) -> Path | None:
     """The file of ``--test_file`` (``none``: no test). Default: the one beside the training file, if it exists."""
     if test_file is not None:
         return None if test_file.lower() == "none" else Path(test_file)
     beside = path_of_test(train_file)
     return beside if beside.is_file() else None
+
+
+def encode_file(
+    records: Numbered, file: Path | str | None, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[EncodedRow], LengthReport]:
+    """The rows of a file of records, encoded; see `encode_rows`.
+
+    Raises:
+        InputError: a row cannot be made to fit.
+    """
+    try:
+        return encode_rows(records, task, tokenizer, max_length)
+    except InputError as error:
+        raise InputError(f"{file} {error}") from error
 
 
 def require_supervision(rows: Sequence[EncodedRow], train_file: str) -> None:
@@ -329,7 +348,7 @@ def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, rows: in
     # Autocast and loss scaling; bfloat16 and float32 need neither. The Trainer only reads the second of the two.
     training.fp16 = dtype == torch.float16
     training.mixed_precision = "fp16" if training.fp16 else "no"
-    training.dataloader_pin_memory = training.device.type == "cuda"
+    training.dataloader_pin_memory = training.dataloader_pin_memory and training.device.type == "cuda"
     training.length_column_name = "length"
     training.restore_callback_states_from_checkpoint = True  # early stopping continues to count
     if not has_validation:
@@ -337,6 +356,11 @@ def settle_training_arguments(arguments: Arguments, dtype: torch.dtype, rows: in
         training.eval_on_start = False
         training.load_best_model_at_end = False
         training.metric_for_best_model = None
+    if training.save_strategy == "best" and not has_validation:
+        raise InputError(
+            "--save_strategy best：没有验证数据，不知道哪一步最好；"
+            "请给 --validation_file 或 --validation_ratio，或用 --save_strategy epoch"
+        )
     if training.load_best_model_at_end and training.save_strategy == "no":
         raise InputError(
             "--save_strategy no：不存检查点，就留不住验证最好的一步；请用 --save_strategy best，"

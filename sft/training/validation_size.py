@@ -34,6 +34,11 @@ def validation_texts(texts: int, arguments: Arguments) -> int:
     data, given = arguments.data, arguments.given
     by_flags = _by_flags(texts, arguments)
     if given & SIZE_FLAGS:
+        if by_flags == 0 and data.max_validation_rows and data.validation_ratio:
+            logger.warning(
+                "--validation_ratio %g：%d 条里分不出一条，不验证，保留最后一步；要验证请加大它，如 0.2",
+                *(data.validation_ratio, texts),
+            )
         return by_flags
     raised = max(by_flags, min(LEAST_ROWS, int(texts * LARGEST_SHARE)))
     if raised < FEWEST_ROWS and not given & WANTS_VALIDATION:
