@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -157,3 +158,17 @@ def test_the_name_of_the_run_is_that_of_the_experiment(small, tmp_path, monkeypa
     for number, more in enumerate((["--run_name", "a"], ["--run_name", "a", "--swanlab_experiment", "b"], [])):
         assert train([*small, "--output_dir", str(tmp_path / str(number)), "--eval_strategy", "no", *more]) == 130
     assert asked == ["a", "b", None]
+
+
+def test_the_advice_about_a_checkpoint_of_other_settings_works_when_it_is_typed(small, tmp_path, capsys, caplog):
+    words = [*small, "--output_dir", str(tmp_path / "run"), "--max_steps", "1", "--eval_strategy", "no"]
+    assert train(words) == 0
+    (tmp_path / "run" / "all_results.json").unlink()  # as if it had been killed after its checkpoint
+    other = [*words, "--seed", "7"]
+    capsys.readouterr()
+    assert train([*other, "--resume_from_checkpoint", "true"]) == 2
+    assert "去掉续跑，加 --overwrite_output_dir 从头开始" in capsys.readouterr().err.splitlines()[-1]
+    assert train([*other, "--overwrite_output_dir"]) == 0
+    assert json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert train([*other, "--overwrite_output_dir", "--resume_from_checkpoint", "true"]) == 0
+    assert "--overwrite_output_dir 没有用上" in caplog.text

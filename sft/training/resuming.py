@@ -88,7 +88,7 @@ def _advice(output_dir: Path) -> str:
     """What to do if the settings are not those of the run in ``output_dir``."""
     if (output_dir / ALL_RESULTS_FILE).is_file():
         return f"这次训练已经完成，{how_to_go_on(output_dir)}"
-    return "请改回原来的设置，或去掉续跑从头开始"
+    return "请改回原来的设置，或去掉续跑，加 --overwrite_output_dir 从头开始"
 
 
 def _problem_of_best(checkpoint: Path, identity: dict) -> str | None:

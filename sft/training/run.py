@@ -119,6 +119,8 @@ def open_run(prepared: Prepared) -> Run | None:
     training = prepared.arguments.training
     output_dir = Path(training.output_dir)
     identity = run_identity(prepared)
+    if prepared.arguments.data.overwrite_output_dir and str(training.resume_from_checkpoint).lower() in NEWEST:
+        logger.warning("--overwrite_output_dir 没有用上：要续跑；想从头开始，就去掉 --resume_from_checkpoint")
     with training.main_process_first(local=False):  # it may repair the folder, and the others must see the same
         if asks_to_resume(prepared) and is_finished(output_dir, identity):
             logger.warning("%s：这次训练已经完成，没有可续的，什么都没有改", output_dir)

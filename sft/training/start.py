@@ -56,7 +56,9 @@ def start_from_adapter(task: Task, arguments: Arguments) -> Start:
         raise InputError(f"--output_dir {output_dir}：会盖掉 --init_adapter {folder}；请换一个 --output_dir")
     settings = settings_of_adapter(folder)
     if settings.task.name != task.name:
-        raise InputError(f"--init_adapter {folder}：它的任务是 {settings.task.name}，数据是 {task.name} 的")
+        raise InputError(
+            f"--init_adapter {folder}：它的任务是 {settings.task.name}，数据是 {task.name} 的；请换适配器或换数据"
+        )
     if settings.task.labels != task.labels:
         logger.warning("%s", _other_labels(folder, settings.task.labels, task.labels))
     before, now = settings.task.answer_format, task.answer_format
