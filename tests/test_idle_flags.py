@@ -38,7 +38,8 @@ def said(small, caplog):
     def warnings(*more: str) -> list[str]:
         caplog.clear()
         dev = small[small.index("--train_file") + 1].replace("train.jsonl", "dev.jsonl")
-        assert train([*small, "--dry_run", *(word.replace("DEV", dev) for word in more)]) == 0
+        files = {"DEV": dev, "TRAIN": dev.replace("dev.jsonl", "train.jsonl")}
+        assert train([*small, "--dry_run", *(files.get(word, word) for word in more)]) == 0
         lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         return [line for line in lines if "步才学得会" not in line and not line.startswith("训练数据只有")]
 
@@ -107,6 +108,22 @@ def test_flags_that_do_something_are_not_told(said, more):
 def test_what_would_fail_later_fails_in_a_dry_run(small, capsys, more, told):
     assert train([*small, "--dry_run", *more]) == 2
     assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--validation_file", "DEV", "--test_file", "DEV"], [("测试集", 4, 4, "验证集")]),
+        (["--validation_file", "TRAIN", "--test_file", "DEV"], [("验证集", 12, 12, "训练集")]),
+        (["--test_file", "TRAIN", *SPLIT], [("测试集", 12, 6, "训练集"), ("测试集", 12, 6, "验证集")]),
+        (["--test_file", "DEV", *SPLIT], []),
+    ],
+)
+def test_texts_that_two_splits_share_are_told(said, more, told):
+    """The scores on them are those of texts that the model, or the choice of its best step, has seen."""
+    assert [line.partition("：")[0] for line in said(*more)] == [
+        f"{scored}的 {rows} 条里，有 {shared} 条的文本{seen}里也有" for scored, rows, shared, seen in told
+    ]
 
 
 def test_the_advice_for_a_schedule_works_when_it_is_typed(small, capsys):

@@ -229,7 +229,8 @@ def test_the_best_of_each_round_goes_on_and_no_rate_is_tried_twice(first, second
 def training(**changes):
     """What a plan needs of transformers' arguments."""
     defaults = {"world_size": 1, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "seed": 42}
-    return SimpleNamespace(**defaults | {"max_steps": -1, "num_train_epochs": 2.0} | changes)
+    defaults |= {"max_steps": -1, "num_train_epochs": 2.0, "dataloader_drop_last": False}
+    return SimpleNamespace(**defaults | changes)
 
 
 ROWS = [[number] * 20 for number in range(9000)]  # their length is all that a plan looks at

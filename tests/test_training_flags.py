@@ -83,6 +83,9 @@ class TestRefusals:
             (["--label_names", "labels"], "请去掉它"),
             (["--include_for_metrics", "loss"], "请去掉它"),
             (["--debug", "underflow_overflow"], "请去掉它"),
+            (["--do_eval"], "请用 predict.py"),
+            (["--do_predict", "true"], "请用 predict.py"),
+            (["--do_train", "false"], "请用 predict.py"),
         ],
     )
     def test_what_would_do_nothing_is_refused_and_the_right_flag_is_named(self, words, advice, capsys):
@@ -152,6 +155,9 @@ class TestRefusals:
         refuse_where_it_cannot(training, torch.bfloat16)
         with pytest.raises(InputError, match="nf4"):
             refuse_where_it_cannot(training, torch.bfloat16, "nf4")
+
+    def test_the_flags_of_transformers_own_examples_are_taken(self):
+        assert parsed("--do_train", "--do_eval", "--do_predict").training.do_train
 
     def test_fsdp_can_be_switched_off(self):
         training = parsed("--fsdp", "false").training

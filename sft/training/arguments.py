@@ -57,7 +57,7 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
     for flag in {"-h", "--help", "--version"}.intersection(argv):
         _short_help(description, defaults).parse_args([flag])
     let_segments_grow()  # before torch is imported
-    from sft.training.trainer_arguments import build_parser
+    from sft.training.trainer_arguments import ALWAYS_TRAINS, build_parser
 
     parser = build_parser(description)
     parser.set_defaults(**defaults)
@@ -76,6 +76,8 @@ def parse_arguments(description: str, argv: Sequence[str], **defaults: object) -
     refuse_unknown(parser, unknown)
     given = given_flags(parser, argv)
     refuse_empty(parser, groups, given)
+    if "do_train" in given and not groups[-1].do_train:
+        parser.error(f"--do_train false：{ALWAYS_TRAINS}")
     for flag in sorted(given & DTYPE_FLAGS.keys()):
         parser.error(f"--{flag}：数值类型由 --dtype 决定（auto、bfloat16、float16、float32）；{DTYPE_FLAGS[flag]}")
     return Arguments(*groups, given=given)

@@ -40,6 +40,7 @@ from sft.training.lengths import describe_lengths, most_new_tokens, usual_text_t
 from sft.training.rate_plan import SearchPlan, plan_search
 from sft.training.schedule import check_schedule
 from sft.training.sharding import refuse_where_it_cannot
+from sft.training.shared_texts import warn_of_shared_texts
 from sft.training.start import start_from_adapter
 from sft.training.steps import advice_on_few_steps, advice_on_late_validation, fitting_logging_steps, planned_steps
 from sft.training.validation_size import validation_texts
@@ -271,7 +272,9 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
             require_pair(test_file, TaskSettings.read(settings_path(test_file)))
     test = read_task_records(test_file, task) if test_file else []
     logger.info("训练 %d 条，验证 %d 条，测试 %d 条（%s）", len(train), len(validation), len(test), test_file or "无")
-    return Splits(train, validation, test)
+    splits = Splits(train, validation, test)
+    warn_of_shared_texts(**{name: [record for _, record in rows] for name, rows in splits._asdict().items()})
+    return splits
 
 
 def find_test_file(test_file: str | None, train_file: Path) -> Path | None:

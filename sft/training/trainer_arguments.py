@@ -68,6 +68,7 @@ NOT_FOR_THIS_PROJECT = {
     "include_num_input_tokens_seen": "token 数总会记录（executed_tokens、logical_tokens）；请去掉它",
     "debug": "损失和梯度里的 NaN、Inf 本来就会查；请去掉它",
 }
+ALWAYS_TRAINS = "这个脚本总要训练；只看成绩，请用 predict.py 的 --adapter 和 --input_file；要训练就去掉它"
 STRATEGIES = {"eval_strategy": ("no", "steps", "epoch"), "save_strategy": ("no", "steps", "epoch", "best")}
 OFF = (None, False, "", "no", "false")  # values of such a flag that ask for nothing
 FROM_FILES = ("accelerator_config", "fsdp_config", "deepspeed")  # of the flags for JSON, those that can name a file
@@ -139,6 +140,8 @@ class SftTrainingArguments(TrainerDefaults, TrainingArguments):
         for name, reason in NOT_FOR_THIS_PROJECT.items():
             if getattr(self, name) not in OFF and getattr(self, name):
                 raise ValueError(f"--{name}：{reason}")
+        if (self.do_eval or self.do_predict) and not self.do_train:
+            raise ValueError(f"--{'do_eval' if self.do_eval else 'do_predict'}：{ALWAYS_TRAINS}")
         for name, allowed in STRATEGIES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"--{name} 应是 {'、'.join(allowed)} 之一，实际是 {getattr(self, name)}")
