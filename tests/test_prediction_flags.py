@@ -134,6 +134,16 @@ def test_a_flag_of_another_target_is_refused_with_advice_for_this_one(
     assert not_said not in line
 
 
+def test_an_export_never_takes_the_place_of_the_adapter(entities, tmp_path, capsys):
+    served, rows = tmp_path / "served", entities / "check_rows.jsonl"
+    assert told(export, ["--adapter", entities, "--to", "vllm", "--output_dir", served], capsys)[0] == 0
+    words = ["--adapter", served, "--to", "merged", "--output_dir", served, "--rows", rows, "--overwrite"]
+    code, line = told(export, words, capsys)
+    assert code == 2
+    assert "--output_dir 就是 --adapter" in line
+    assert (served / "adapter_model.safetensors").is_file()
+
+
 def test_without_kept_rows_the_flag_that_gives_some_is_named(entities, tmp_path, capsys):
     (tmp_path / "none.jsonl").write_text("")
     words = ["--adapter", entities, "--to", "vllm", "--output_dir", tmp_path / "x"]

@@ -65,6 +65,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add_boolean(model, "--allow_other_base", help="允许底座与训练时的不同（形状相同、权重不同），结果自负")
     add_boolean(model, "--no_verify", help="不核对适配器、分词器和 task.json 是否还是训练写下的样子，结果自负")
     arguments = parse(parser, argv, RENAMED_FLAGS)
+    if arguments.output_dir.resolve() == arguments.adapter.resolve():  # an earlier export for vLLM is an adapter, too
+        parser.error("--output_dir 就是 --adapter，会盖掉它；请换一个 --output_dir")
     if arguments.dtype is not None and arguments.to != "merged":
         instead = "请用 --gguf_type，或" if arguments.to in ("gguf", "ollama") else "请"
         parser.error(f"--dtype 只用于 --to merged，不用于 {arguments.to}；{instead}去掉它")
