@@ -43,6 +43,7 @@ from sft.training.sharding import refuse_where_it_cannot
 from sft.training.shared_texts import warn_of_shared_texts
 from sft.training.start import start_from_adapter
 from sft.training.steps import advice_on_few_steps, advice_on_late_validation, fitting_logging_steps, planned_steps
+from sft.training.untrained_answers import advice_on_untrained_answers
 from sft.training.validation_size import validation_texts
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,8 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     settle_checkpointing(arguments, base_folder, dtype, step_tokens(rows, batching, training))
     search = plan_search(rows, validation, training) if training.searches_rate else None
     if not (data.preview or arguments.model.init_adapter) and (advice := advice_on_few_steps(len(rows), training)):
+        logger.warning("%s", advice)
+    if advice := advice_on_untrained_answers(rows, tokenizer, base_folder):
         logger.warning("%s", advice)
     return Prepared(
         settings=settings,
