@@ -430,6 +430,43 @@ def test_the_client_sends_the_form_of_the_answer(served: Path) -> None:
     assert received == [("/v1/chat/completions", client.request_of(task, "今天下雨。", "vllm"))]
 
 
+@pytest.mark.parametrize("status", [None, 400])
+def test_the_client_tells_in_one_line_that_no_answer_comes(served: Path, status) -> None:
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(b'{"error": "no such model"}')
+
+        def log_message(self, *_) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Refusing)
+    url = f"http://127.0.0.1:{server.server_port}"
+    if status is None:
+        server.server_close()  # nobody listens there
+    else:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+    command = [sys.executable, str(served / "client.py"), "--url", url, "今天下雨。"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
+    server.server_close()
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"{url}：")
+    assert ("连不上" if status is None else '（400）：{"error": "no such model"}') in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is not None, reason="llama-cpp-python is installed")
+def test_the_client_says_what_to_install_for_a_gguf_file(served: Path, tmp_path) -> None:
+    for name in ("client.py", "task.json"):
+        shutil.copy(served / name, tmp_path)
+    (tmp_path / "a.gguf").touch()
+    command = [sys.executable, str(tmp_path / "client.py"), "--api", "gguf", "今天下雨。"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "pip install llama-cpp-python" in done.stderr
+
+
 def test_the_grammar_takes_every_answer_of_the_task_and_no_other(served: Path) -> None:
     """The grammar read as a regular expression."""
     client, task = load_client(served), read_json(served / "task.json")
@@ -549,6 +586,12 @@ def test_the_interface_of_three_lines_gives_what_predict_writes(adapter: Path, t
     predictor = Predictor.load(str(adapter))
     assert predictor(texts) == lines
     assert predictor([{"text": texts[0]}, {"text": ""}])[1] == {"error": "text: 文本是空的"}
+    # The cells of a table: an empty one is no reason to lose the others.
+    assert predictor([None, float("nan"), texts[0]]) == [
+        {"error": "text: 缺少这个字段"},
+        {"error": "text: 应是字符串，实际是 float"},
+        *predictor([texts[0]]),
+    ]
     with pytest.raises(InputError, match="列表"):
         predictor("一段文本")
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -115,14 +116,21 @@ def request_of(task: dict, text: str, api: str, options: list[str] | None = None
 
 
 def ask(url: str, body: dict) -> str:
-    """The answer of an OpenAI-compatible server."""
+    """The answer of an OpenAI-compatible server; one line and the end of the program where none comes."""
     request = urllib.request.Request(
         f"{url.rstrip('/')}/v1/chat/completions",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=300) as response:
-        return _answer_of(json.load(response)["choices"][0])
+    try:
+        with urllib.request.urlopen(request, timeout=300) as response:
+            return _answer_of(json.load(response)["choices"][0])
+    except urllib.error.HTTPError as error:
+        told = " ".join(error.read().decode("utf-8", "replace").split())[:500]
+        sys.exit(f"{url}：拒绝了这个请求（{error.code}）：{told}")
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        sys.exit(f"{url}：连不上（{reason}）；请先启动服务（命令见 README.md），在别处的用 --url 给出地址")
 
 
 def _answer_of(choice: dict) -> str:
@@ -142,7 +150,12 @@ def is_long(task: dict, text: str) -> bool:
 
 def ask_file(path: Path, task: dict, text: str, options: list[str] | None = None) -> str:
     """The answer of a GGUF file, through llama-cpp-python."""
-    from llama_cpp import Llama, LlamaGrammar
+    try:
+        from llama_cpp import Llama, LlamaGrammar
+    except ModuleNotFoundError:
+        sys.exit(
+            "没有装 llama-cpp-python：请先 pip install llama-cpp-python，或启动 llama-server，加 --api llama-server"
+        )
 
     allowed = task | ({"labels": options} if options else {})
     model = Llama(str(path), n_ctx=task.get("max_length", 1024), verbose=False)

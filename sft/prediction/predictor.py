@@ -138,13 +138,15 @@ class Predictor:
     def __call__(self, rows: Iterable[str | dict]) -> list[dict]:
         """The results of texts, or of rows as `predict.py` reads them: the lines that it would write, as dicts.
 
+        What is no text, such as the None or NaN of an empty cell, has ``{"error": …}`` in its place.
+
         Raises:
             InputError: ``rows`` is a single text.
             RunError: the GPU has not enough memory.
         """
         if isinstance(rows, str | dict):
             raise InputError("应是一个列表，如 predictor([一段文本])；这里是单独的一条")
-        given = [{"text": row} if isinstance(row, str) else row for row in rows]
+        given = [row if isinstance(row, dict | RowError) else {"text": row} for row in rows]  # an error for no text
         windows = in_groups(given, rows_per_window(self.limits))
         return [orjson.loads(line) for window in windows for line in predict_window(self, window)[0]]
 
