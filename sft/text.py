@@ -109,6 +109,11 @@ def _segments(text: str) -> list[str]:
     return segments
 
 
+def with_count(name: str, count: str) -> str:
+    """``体育 12``, but ``5：12`` where the name ends in a digit, which would read like a part of the number."""
+    return f"{name}{'：' if name[-1:].isdigit() else ' '}{count}"
+
+
 def _independent(left: str, right: str) -> bool:
     """Whether ``right`` stays separate from ``left`` under NFC."""
     normalize = unicodedata.normalize

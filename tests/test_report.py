@@ -411,7 +411,7 @@ def test_what_is_zero_takes_no_room(tmp_path):
 
 def test_the_kept_weights_and_the_threshold_are_told_and_marked(tmp_path):
     text = Page(write_report(tmp_path / "best", NER, span_rows(30))).text
-    assert "采用的是第 40 步的权重（共 59 步）：各次验证中微平均 F1最好的一次" in " ".join(text.split())
+    assert "采用的是第 40 步的权重（共 59 步）：各次验证中最好的一次（按微平均 F1）" in " ".join(text.split())
     assert "概率低于 0.35 的实体不给" in text
     assert text.count("采用：40") == 2 and text.count("采用：0.35") == 1
     assert "温度" not in text
@@ -421,6 +421,9 @@ def test_the_kept_weights_and_the_threshold_are_told_and_marked(tmp_path):
     chosen = FACTS._replace(kept=Kept(40, "eval_f1", 0.35, temperature=1.875, score_bias=0.5))
     text = Page(write_report(tmp_path / "biased", NER, span_rows(30), facts=chosen)).text
     assert "概率按温度 1.875 和偏置 +0.5 校准过" in text
+    everything = FACTS._replace(kept=Kept(40, "eval_f1", 0.0))
+    text = Page(write_report(tmp_path / "everything", NER, span_rows(30), facts=everything)).text
+    assert "阈值是 0，实体全给" in text and "概率低于" not in text
     last = FACTS._replace(kept=Kept(59))
     text = Page(write_report(tmp_path / "last", CLASSIFICATION, label_rows(30), facts=last)).text
     assert "采用的是第 59 步的权重（共 59 步），也就是最后一步" in text

@@ -123,7 +123,13 @@ def test_the_closing_line_counts_rows_entities_and_labels():
         "预测了 3 条，其中 1 条出错，3 个实体（人名 2，地点 1；概率不低于 0.15）"
     )
     labels = count_labels(map(orjson.dumps, [{"label": "体育"}, {"label": "体育"}, {"label": None}]))
-    assert what_was_done(3, 0, labels, "label", None) == "预测了 3 条（体育 2）"
+    assert what_was_done(3, 0, labels, "label", None) == "预测了 3 条（体育 2；1 条没有给标签）"
+    assert what_was_done(5, 1, labels, "label", 0.9) == (
+        "预测了 5 条，其中 1 条出错（体育 2；概率不低于 0.9；2 条没有给标签）"
+    )
+    assert what_was_done(3, 0, counts, "entities", 0.0) == "预测了 3 条，3 个实体（人名 2，地点 1）"
+    stars = count_labels(map(orjson.dumps, [{"label": "5"}, {"label": "5"}, {"label": "很好"}]))
+    assert what_was_done(3, 0, stars, "label", None) == "预测了 3 条（5：2，很好 1）"  # not "5 2"
     assert what_was_done(1, 0, count_labels([]), "entities", None) == "预测了 1 条，0 个实体"
 
 

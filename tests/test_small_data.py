@@ -209,6 +209,15 @@ def test_the_closing_lines_compare_with_the_score_before_training(before, result
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = SimpleNamespace(training=SimpleNamespace(output_dir=str(tmp_path)), data=SimpleNamespace(test_file="none"))
     run.data.train_file = str(tmp_path / "train.jsonl")
+    run.training.load_best_model_at_end, run.training.metric_for_best_model = True, "eval_f1"
     figures = {"train_runtime": 9.0, "logical_tokens": 100} | results
     text = after_training(figures, run)
     assert told in text and text.count("→") == ("→" in told)
+    for best, kept in ((3, "权重　 采用第 3 步的（共 9 步）：验证成绩最好（F1）"), (9, None), (None, None)):
+        (tmp_path / "trainer_state.json").write_text(json.dumps({"best_global_step": best, "global_step": 9}))
+        assert [line for line in after_training(figures, run).split("\n") if "权重" in line] == (
+            [kept] if kept else []
+        )
+    run.training.load_best_model_at_end = False
+    (tmp_path / "trainer_state.json").write_text('{"best_global_step": 3, "global_step": 9}')
+    assert "权重" not in after_training(figures, run)

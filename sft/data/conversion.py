@@ -28,6 +28,7 @@ from sft.files import is_device, json_bytes, refuse_folder, same_file, whole_fil
 from sft.tasks.settings import converted_settings, settings_path
 from sft.tasks.task import Task
 from sft.terminal import command, hints_wanted, script_path, terminal_columns
+from sft.text import with_count
 
 
 def convert_files(recipe: Recipe, sources: Sequence[Source], conversion: Conversion) -> dict:
@@ -172,15 +173,15 @@ def _labels_summary(report: dict) -> Iterator[str]:
         yield "标签里去掉了看不见的字符或末尾的分隔符：" + _listed(
             f"{found['label']!r:.60} → {found['now']} {found['count']:,}" for found in report["corrected_labels"]
         )
-    yield "标签：" + _listed(f"{label} {count:,}" for label, count in report["labels"].items())
+    yield "标签：" + _listed(with_count(label, f"{count:,}") for label, count in report["labels"].items())
     if only_in_test := report["labels_only_in_test"]:
         advice = "可以换 --seed" if report["test_ratio"] else "只是写法不同就用 --labels 统一"
-        counted = _listed(f"{label} {report['labels'][label]:,}" for label in only_in_test)
+        counted = _listed(with_count(label, f"{report['labels'][label]:,}") for label in only_in_test)
         yield f"只在测试集里、训练时学不到的标签：{counted}（{advice}）"
     if report["labels_without_rows"]:
         yield f"--labels 里的 {_listed(report['labels_without_rows'])} 在数据里一次也没有出现，请检查写法"
     yield "划分（训练/测试 行）：" + _listed(
-        f"{name} {rows['train']:,}/{rows['test']:,}" for name, rows in report["split"].items()
+        with_count(name, f"{rows['train']:,}/{rows['test']:,}") for name, rows in report["split"].items()
     )
 
 

@@ -14,6 +14,7 @@ import orjson
 
 from sft.tasks.metrics import METRIC_NAMES, span_of
 from sft.terminal import RESET, display_width, folds
+from sft.text import with_count
 
 COLOURS = ("\x1b[36m", "\x1b[33m", "\x1b[35m", "\x1b[32m", "\x1b[34m", "\x1b[31m")  # of the labels, in turn
 INDENT = 2
@@ -169,11 +170,13 @@ def count_labels(lines: Iterable[bytes]) -> Counter[str]:
 
 def what_was_done(rows: int, errors: int, counts: Counter[str], answers: str, threshold: float | None) -> str:
     """``预测了 3 条，5 个实体（人名 3，地点 2；概率不低于 0.15）``."""
-    shown = [f"{label} {number:,}" for label, number in counts.most_common(LABELS_SHOWN)]
+    shown = [with_count(label, f"{number:,}") for label, number in counts.most_common(LABELS_SHOWN)]
     more = f" 等 {len(counts)} 种" if len(counts) > LABELS_SHOWN else ""
     details = ["，".join(shown) + more] if shown else []
-    if threshold is not None:
+    if threshold:
         details.append(f"概率不低于 {threshold:.4g}")
+    if answers == "label" and (without := rows - errors - counts.total()):
+        details.append(f"{without:,} 条没有给标签")
     found = f"，{counts.total():,} 个实体" if answers == "entities" else ""
     failed = f"，其中 {errors:,} 条出错" if errors else ""
     return f"预测了 {rows:,} 条{failed}{found}" + (f"（{'；'.join(details)}）" if details else "")

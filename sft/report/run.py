@@ -221,7 +221,8 @@ def _describe_kept(
         ("kept_last", figures) if kept.metric is None else ("kept_best", figures | {"metric": _named(kept.metric)})
     ]
     if kept.threshold is not None:
-        lines.append(("kept_threshold", {"threshold": f"{kept.threshold:g}", "metric": _named(task.metric)}))
+        key = "kept_threshold" if kept.threshold > 0 else "kept_all"
+        lines.append((key, {"threshold": f"{kept.threshold:g}", "metric": _named(task.metric)}))
     elif validation and too_few_entities(task, golds := [task.gold(record) for record in validation]):
         counts = {"entities": figure(gold_entities(golds)), "least": figure(LEAST_GOLD_ENTITIES)}
         lines.append(("no_threshold", counts))

@@ -91,7 +91,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "logarithmic": ("对数刻度", "log scale"),
     "kept": ("采用：{at}", "Kept: {at}"),
     "kept_best": (
-        "采用的是第 {step} 步的权重（共 {steps} 步）：各次验证中{metric}最好的一次，图中竖线处。",
+        "采用的是第 {step} 步的权重（共 {steps} 步）：各次验证中最好的一次（按{metric}），图中竖线处。",
         "The weights kept are those of step {step} of {steps}: the best {metric} of all validations, at the vertical "
         "line.",
     ),
@@ -99,8 +99,13 @@ STRINGS: dict[str, tuple[str, str]] = {
         "采用的是第 {step} 步的权重（共 {steps} 步），也就是最后一步：没有按验证成绩挑选。",
         "The weights kept are those of step {step} of {steps}, the last one: none were chosen by validation.",
     ),
+    "kept_all": (
+        "阈值是 0，实体全给：去掉概率低的，验证集的成绩（{metric}）不会更高；predict.py 默认也全给。",
+        "The threshold is 0, all entities are given: leaving out unlikely ones raises no {metric} on the validation "
+        "rows. predict.py gives them all, too, unless told otherwise.",
+    ),
     "kept_threshold": (
-        "概率低于 {threshold} 的实体不给：这个阈值让验证集的{metric}最高，predict.py 默认用它。",
+        "概率低于 {threshold} 的实体不给：这个阈值让验证集的成绩（{metric}）最高，predict.py 默认用它。",
         "Entities with a probability below {threshold} are left out: this threshold gives the best {metric} on the "
         "validation rows, and predict.py uses it unless told otherwise.",
     ),

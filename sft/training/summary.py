@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from sft.console import duration
-from sft.files import ADAPTER_FILE, LOSS_CURVE_FILE, METRICS_FILE, REPORT_FILE, TASK_FILE
+from sft.files import ADAPTER_FILE, LOSS_CURVE_FILE, METRICS_FILE, REPORT_FILE, STATE_FILE, TASK_FILE, read_json
 from sft.tasks.metrics import METRIC_NAMES
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
@@ -68,6 +68,8 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
     """The results of the run, where they are, and the next command."""
     output_dir = Path(arguments.training.output_dir)
     lines = {"用时": f"训练 {duration(results['train_runtime'])}，{results['logical_tokens']:,} 个 token"}
+    if kept := kept_weights(output_dir / STATE_FILE, arguments):
+        lines["权重"] = kept
     before = scores_at_start(output_dir)
     for split, name in SPLITS.items():
         figures = {figure: results.get(f"{split}_{figure}") for figure in FIGURES}
@@ -84,6 +86,21 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
     options = ["--options", options_for_flag(example.options)] if own_options else []
     words = ["python", script_path("predict.py"), "--adapter", output_dir, "--text", example.text, *options]
     return f"{told}\n下一步，试一句测试集里的：\n{command(words, terminal_columns())}"
+
+
+def kept_weights(state_file: Path, arguments: Arguments) -> str | None:
+    """Which step's weights are kept, if not the last one's: the scores told before were those of the last step."""
+    training = arguments.training
+    if not training.load_best_model_at_end or not state_file.is_file():
+        return None
+    state = read_json(state_file)
+    best, last = state["best_global_step"], state["global_step"]
+    metric = training.metric_for_best_model.removeprefix("eval_")
+    return (
+        f"采用第 {best:,} 步的（共 {last:,} 步）：验证成绩最好（{FIGURES.get(metric, metric)}）"
+        if best and best < last
+        else None
+    )
 
 
 def scores_at_start(output_dir: Path) -> dict[str, float]:
