@@ -78,6 +78,10 @@ class LeftOut(RowError):
     """A raw row that by its own words is not to be used, such as one that an annotator rejected. It is not bad."""
 
 
+class NotAnnotated(LeftOut):
+    """A raw row that nobody has annotated yet. For prediction it is an ordinary row without gold."""
+
+
 def one_line(error: BaseException | str) -> str:
     """The error's message, or a text, on one line, at most 200 characters."""
     return " ".join(str(error).split())[:200]

@@ -196,8 +196,9 @@ LABEL_EXAMPLES = [
         ),
         ("昨晚主队客场取胜。", "体育"),
         (
-            "JSON 和 JSON-MIN 都认；predict.py --output_format label_studio 写出可以导入的预标注",
-            "JSON and JSON-MIN; predict.py --output_format label_studio writes pre-annotations to import",
+            "JSON 和 JSON-MIN 都认；没有标注的、跳过的任务不要；predict.py --output_format label_studio 写出可以导入的预标注",
+            "JSON and JSON-MIN; tasks without annotation, or skipped, are left out; "
+            "predict.py --output_format label_studio writes pre-annotations to import",
         ),
     ),
     Example(
@@ -407,6 +408,7 @@ ENTITY_EXAMPLES = [
             ensure_ascii=False,
         ),
         ("赵一到青湖", _ENTITIES),
+        ("没有标注的、跳过的任务不要", "tasks without annotation, or skipped, are left out"),
     ),
     Example(
         ("alpaca", "alpaca"),

@@ -16,6 +16,7 @@ from models import save_adapter
 
 import predict
 from sft.data.shapes import shape_row
+from sft.errors import NotAnnotated
 from sft.prediction.label_studio import labelling_interface, rows_path, task_of, write_tasks
 from sft.prediction.output import GrowingFile, progress_path
 from sft.tasks.classification import Classification
@@ -53,7 +54,8 @@ def test_predicted_entities_that_a_person_accepts_read_back_the_same(sentence, d
     fields = Ner.convert(shape_row(accepted(task), "entities"))
     assert fields["text"] == text
     assert [(entity["start"], entity["end"], entity["label"]) for entity in fields["entities"]] == spans
-    assert shape_row(task, "entities")["entities"] is None, "what nobody has looked at is no gold"
+    unseen = shape_row(task, "entities")["entities"]
+    assert isinstance(unseen, NotAnnotated), "what nobody has looked at is no gold"
 
 
 def test_a_thousand_tasks_go_out_and_come_back_the_same(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import transfer_ner_data
 from sft.data.columns import Columns
 from sft.data.formats import recognise
 from sft.data.inputs import read_file
@@ -22,7 +23,7 @@ from sft.data.readers import read_rows
 from sft.data.records import make_record
 from sft.data.sample_rows import notation_of, remarks_on
 from sft.data.shapes import GOLD_FIELDS, shape_row
-from sft.errors import RowError
+from sft.errors import NotAnnotated, RowError
 from sft.prediction.rows import RowSettings, to_record
 from sft.tasks.classification import Classification
 from sft.tasks.entity_lines import NO_ENTITY, entity_line
@@ -391,7 +392,25 @@ def test_a_row_that_is_not_for_the_task_is_refused_by_both(answers, row, reason)
 
 def test_predictions_of_a_model_are_no_gold():
     row = {"data": {"text": "在青湖"}, "predictions": [{"result": [region(1, 3, "LOC", text="青湖")]}]}
-    assert shape_row(row, "entities") == {"text": "在青湖", "entities": None}
+    assert isinstance(shape_row(row, "entities")["entities"], NotAnnotated)
+    assert to_record(row, NER) == {"text": "在青湖", "original": "在青湖"}  # an ordinary row without gold
+    assert to_record(row, CLS).get("gold_error") is None
+
+
+@pytest.mark.parametrize("annotated", [20, 0])
+def test_tasks_without_annotation_or_skipped_are_left_out_and_named(tmp_path, capsys, annotated):
+    tasks = [label_studio(f"在青湖{index}", [region(1, 3, "LOC", text="青湖")]) for index in range(annotated)]
+    tasks += [label_studio(f"到赤水{index}") for index in range(15)]  # far more than bad rows may be
+    tasks += [label_studio("跳过", [], was_cancelled=True)]
+    (tmp_path / "export.json").write_text(json.dumps(tasks), encoding="utf-8")
+    code = transfer_ner_data.main(
+        ["--input_file", str(tmp_path / "export.json"), "--output_file", str(tmp_path / "train.jsonl")]
+    )
+    told = capsys.readouterr().err
+    assert "还没有标注 15" in told and "标注时跳过了（was_cancelled） 1" in told
+    assert code == (0 if annotated else 2)
+    if annotated:
+        assert "读入 36 = 转换 20 + 拒绝 0 + 合并重复 0 + 没有要的 16" in told
 
 
 def test_the_ground_truth_decides_between_annotators():

@@ -240,7 +240,8 @@ class Splitter:
         """Refuse data of which one side gets nothing, and say why: only sometimes another ratio helps."""
         for account in self.accounts:
             if not account.converted and not account.leaked:
-                lost = [f"没有要的 {account.left_out:,} 行"] if account.left_out else []
+                why = "，".join(f"{reason} {rows:,}" for reason, rows in self.left_out_reasons.items())
+                lost = [f"没有要的 {account.left_out:,} 行{why and f'（{why}）'}"] if account.left_out else []
                 lost += [account.rejections.describe()] if account.rejected else []
                 raise InputError(f"{account.source.path}：没有留下一行：{'；'.join(lost)}；请检查 --labels 和数据")
         source, rows, texts = account.source, account.read, len(self.gold_keys)

@@ -21,7 +21,7 @@ from sft.data.columns import (
     value_at,
 )
 from sft.data.offsets import UTF16_DOUBT, doubtful, is_after_wide
-from sft.errors import LeftOut, RowError
+from sft.errors import LeftOut, NotAnnotated, RowError
 
 # ---- Label Studio ----
 
@@ -56,8 +56,8 @@ def read_label_studio(row: dict, answers: str, columns: Columns) -> Written:
     kept = true if len(true) == 1 else kept
     text = _label_studio_text(row["data"], kept, columns)
     if not kept:
-        cancelled = RowError(field, "标注时跳过了这一条（was_cancelled）") if annotations else None
-        return Written(text, None, field, problem=cancelled)
+        reason = "标注时跳过了（was_cancelled）" if annotations else "在 Label Studio 里还没有标注"
+        return Written(text, None, field, problem=(LeftOut if annotations else NotAnnotated)(field, reason, reason))
     try:
         golds = [_label_studio_gold(item, text, answers, columns) for item in kept]
     except RowError as error:

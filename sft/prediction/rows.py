@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sft.data.columns import USUAL_COLUMNS, Columns
-from sft.data.shapes import shape_row
-from sft.errors import RowError
+from sft.data.shapes import GOLD_FIELDS, shape_row
+from sft.errors import NotAnnotated, RowError
 from sft.prediction.other_task import task_of_record
 from sft.text import clean_text, shifted_offsets
 
@@ -53,6 +53,8 @@ def to_record(row: dict | RowError, task: Task, settings: RowSettings = DEFAULT_
     other = None if settings.columns.text else task_of_record(row)
     try:
         row = shape_row(row, task.answers, settings.columns)
+        if isinstance(row.get(GOLD_FIELDS[task.answers]), NotAnnotated):
+            row = row | {GOLD_FIELDS[task.answers]: None}
         record = {"text": clean_text(row), "original": row["text"]}
         record["text"].encode()  # a lone surrogate cannot be tokenised
     except RowError as error:
