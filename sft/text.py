@@ -32,7 +32,7 @@ def clean_text(raw: dict) -> str:
     if type(text) is not str:
         raise RowError("text", "缺少这个字段" if text is None else f"应是字符串，实际是 {type(text).__name__}")
     if not compared(text):
-        raise RowError("text", "文本是空的")
+        raise RowError("text", "文本是空的", "文本是空的")  # the column may have any name
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
 

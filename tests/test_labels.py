@@ -159,7 +159,7 @@ class TestForgotten:
         code, said = folder.convert("cls", table(["甲", "乙"] * 8 + ["丙"] * 3 + [""]), "--labels", "甲,乙")
         assert code == 0
         reasons = [(reason["reason"], reason["rows"]) for reason in folder.report()["rejected_reasons"]]
-        assert reasons == [("标签 '丙' 不在 --labels 里", 3), ("output：标签是空的", 1)]
+        assert reasons == [("标签 '丙' 不在 --labels 里", 3), ("标签是空的", 1)]
         assert "标签 '丙' 不在 --labels 里 3 行（如 " in said and "raw.csv:18）" in said
 
     def test_of_many_rows_only_one_in_a_hundred_may_be_bad(self, folder):

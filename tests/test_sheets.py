@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import transfer_classification_data
 from sft.data.arguments import ReadOptions
 from sft.data.formats import recognise
 from sft.data.readers import read_rows
@@ -236,3 +237,16 @@ def test_of_a_row_with_the_names_of_the_user_nothing_above_counts(tmp_path):
     path = workbook(tmp_path / "a.xlsx", rows)
     source = recognise(path, "label", ReadOptions(text_column="客户留言", label_column="问题类别"))
     assert [row["text"] for _, _, row in read_rows(source)] == ["退货"]
+
+
+def test_empty_cells_are_told_without_a_column_that_the_table_does_not_have(tmp_path, capsys):
+    rows = [f"订单{index}还没有到,{'物流' if index % 2 else '退款'}" for index in range(20)]
+    path = tmp_path / "工单.csv"
+    path.write_text("\n".join(["正文,分类", *rows, ",物流", "想退货,"]) + "\n", encoding="utf-8")
+    code = transfer_classification_data.main(
+        ["--input_file", str(path), "--output_file", str(tmp_path / "train.jsonl")]
+    )
+    told = capsys.readouterr().err
+    assert code == 0
+    assert "文本是空的 1 行" in told and "标签是空的 1 行" in told
+    assert "output" not in told.split("拒绝的行：")[1].split("全部行号")[0] and "text：" not in told

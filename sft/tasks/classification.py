@@ -94,7 +94,7 @@ class Classification:
             raise RowError("output", f"应是字符串，实际是 {type(label).__name__}")
         label = clean_label(label)
         if not label:
-            raise RowError("output", "标签是空的")
+            raise RowError("output", "标签是空的", "标签是空的")  # the column may have any name
         category = raw.get("category")
         if names:
             label = names.get(label, label)
