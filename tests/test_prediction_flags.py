@@ -100,18 +100,29 @@ def test_lines_of_text_have_no_columns(labels, tmp_path, flag, capsys):
     assert f"没有列；请去掉 {flag}" in line
 
 
+def test_json_among_lines_has_the_columns_that_are_named(labels, tmp_path, capsys):
+    path = tmp_path / "rows.txt"
+    path.write_text('{"内容": "国家队赢了"}\n{"内容": "打仗"}\n', encoding="utf-8")
+    words = ["--adapter", labels, "--input_file", path, "--text_column", "内容"]
+    assert told(predict, [*words, "--output_file", tmp_path / "out.jsonl"], capsys)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["text"] for row in rows] == ["国家队赢了", "打仗"]
+
+
 # ---- limits of the other task ----
 
 
-def test_limits_that_do_nothing_for_labels_are_refused(labels, entities, capsys):
+def test_limits_that_do_nothing_for_labels_are_refused_or_told(labels, entities, capsys, caplog):
     words = ["--adapter", labels, "--text", "打仗"]
-    for flag, said in (("--piece_tokens", "只用于实体识别"), ("--max_new_tokens", "--constrained false")):
-        code, line = told(predict, [*words, flag, "5"], capsys)
-        assert code == 2
-        assert said in line
+    code, line = told(predict, [*words, "--piece_tokens", "5"], capsys)
+    assert code == 2 and "只用于实体识别" in line
+    idle = "--max_new_tokens 没有用上"
+    assert told(predict, [*words, "--max_new_tokens", "5"], capsys)[0] == 0 and idle in caplog.text
+    caplog.clear()
     assert told(predict, [*words, "--max_new_tokens", "5", "--constrained", "false"], capsys)[0] == 0
     limits = ["--piece_tokens", "5", "--max_new_tokens", "5"]
     assert told(predict, ["--adapter", entities, "--text", "张伟", *limits], capsys)[0] == 0
+    assert idle not in caplog.text
 
 
 # ---- export ----

@@ -113,7 +113,8 @@ def recognise_sample(source: Source, sample: list[str], options: ReadOptions, *,
     told = options.format != "auto"
     format = options.format if told else _format_of(source, sample, ending, gold)
     if format == "lines" or format in marked.ANSWERS:
-        refuse_columns(source.path, format, options)
+        if not any(_json_objects(sample)):  # lines to predict may be JSON, each for itself
+            refuse_columns(source.path, format, options)
         return replace(source, format=format, container="lines" if format == "lines" else "marked")
     if format in TABLE_ENDINGS:
         return as_table(replace(source, format=format, container="table"), sample, options, gold)

@@ -99,7 +99,7 @@ class Predictor:
         settings = read_settings(choice)
         if row_settings.options is not None and settings.task.options({}) is None:
             raise InputError("--options：只用于分类；实体识别的标签在训练时就定下了")
-        _refuse_idle_limits(limits, settings.task)
+        _look_at_idle_limits(limits, settings.task)
         adapter = None if choice.base_only else choice.adapter
         if choice.adapter is None:
             base_hash = None
@@ -151,18 +151,18 @@ class Predictor:
         return [orjson.loads(line) for window in windows for line in predict_window(self, window)[0]]
 
 
-def _refuse_idle_limits(limits: LimitChoice, task: Task) -> None:
-    """Refuse limits that would do nothing for a task that answers with a label.
+def _look_at_idle_limits(limits: LimitChoice, task: Task) -> None:
+    """For limits that do nothing for a task that answers with a label: tell it, or refuse.
 
     Raises:
-        InputError: there is one.
+        InputError: there is one of entities alone.
     """
     if task.answers != "label":
         return
     if limits.piece_tokens is not None:
         raise InputError("--piece_tokens：只用于实体识别；分类的长文本按 --max_length 截。请去掉它")
-    if limits.max_new_tokens is not None and limits.constrained:
-        raise InputError("--max_new_tokens：分类只给选项打分，不生成答案；请去掉它，或加 --constrained false")
+    if limits.max_new_tokens is not None and limits.constrained:  # often given for both tasks
+        logger.warning("--max_new_tokens 没有用上：分类只给选项打分，不生成答案")
 
 
 def _require_trained_end(tokenizer: PreTrainedTokenizerBase, settings: TaskSettings, adapter: Path) -> None:
