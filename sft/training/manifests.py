@@ -180,7 +180,9 @@ def best_step_of(checkpoint: Path) -> int | None:
 
 
 def state_of(checkpoint: Path) -> dict:
-    """transformers' state in a checkpoint. It can have NaN and infinity, which JSON does not know.
+    """transformers' state in a checkpoint, or in the folder of a finished run.
+
+    It can have NaN and infinity, which JSON does not know.
 
     Raises:
         InputError: it cannot be read, or is no JSON object.

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from sft.console import duration
-from sft.files import ADAPTER_FILE, LOSS_CURVE_FILE, METRICS_FILE, REPORT_FILE, STATE_FILE, TASK_FILE, read_json
+from sft.files import ADAPTER_FILE, LOSS_CURVE_FILE, METRICS_FILE, REPORT_FILE, STATE_FILE, TASK_FILE
 from sft.tasks.metrics import METRIC_NAMES
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
@@ -20,6 +20,7 @@ from sft.tracking.metrics_log import read_metrics
 from sft.training.arguments import Arguments
 from sft.training.examples import example_of, options_for_flag
 from sft.training.log_lines import short_exponent
+from sft.training.manifests import state_of
 from sft.training.prepare import Prepared
 from sft.training.run import Run
 from sft.training.steps import planned_steps, rows_a_step
@@ -68,7 +69,7 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
     """The results of the run, where they are, and the next command."""
     output_dir = Path(arguments.training.output_dir)
     lines = {"用时": f"训练 {duration(results['train_runtime'])}，{results['logical_tokens']:,} 个 token"}
-    if kept := kept_weights(output_dir / STATE_FILE, arguments):
+    if kept := kept_weights(output_dir, arguments):
         lines["权重"] = kept
     before = scores_at_start(output_dir)
     for split, name in SPLITS.items():
@@ -88,12 +89,12 @@ def after_training(results: dict[str, float], arguments: Arguments) -> str:
     return f"{told}\n下一步，试一句测试集里的：\n{command(words, terminal_columns())}"
 
 
-def kept_weights(state_file: Path, arguments: Arguments) -> str | None:
+def kept_weights(output_dir: Path, arguments: Arguments) -> str | None:
     """Which step's weights are kept, if not the last one's: the scores told before were those of the last step."""
     training = arguments.training
-    if not training.load_best_model_at_end or not state_file.is_file():
+    if not training.load_best_model_at_end or not (output_dir / STATE_FILE).is_file():
         return None
-    state = read_json(state_file)
+    state = state_of(output_dir)
     best, last = state["best_global_step"], state["global_step"]
     metric = training.metric_for_best_model.removeprefix("eval_")
     return (
