@@ -259,7 +259,6 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
     """
     data, training = arguments.data, arguments.training
     train = sample(read_task_records(Path(data.train_file), task), data.max_train_samples, training.seed)
-    warn_of_labels_without_rows(task, train, Path(data.train_file))
     if training.eval_strategy == "no":
         validation = []
     elif data.validation_file is not None:
@@ -268,6 +267,7 @@ def read_splits(task: Task, arguments: Arguments) -> Splits:
     else:
         texts = len({record["text"] for _, record in train})
         train, validation = hold_out(train, validation_texts(texts, arguments), training.seed)
+    warn_of_labels_without_rows(task, train, Path(data.train_file))
     test_file = find_test_file(data.test_file, Path(data.train_file))
     if test_file:
         require_records(test_file, type(task))
