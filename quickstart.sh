@@ -46,7 +46,7 @@ run_task ner transfer_ner_data.py train_qwen2_ner.py \
     --learning_rate 2e-3 --lora_r 16 --num_train_epochs 1.5
 
 ner_text=和河市总统阿诺夫下周将出访河闽镇。
-cls_text=在海益省，种子已经成为合作社社员最关心的话题之一。
+cls_text=药剂师曾敏梓介绍，早发现、早治疗是战胜疾病的关键。
 echo >&2
 python predict.py --adapter "$output/ner" --text "$ner_text"
 
@@ -82,6 +82,7 @@ cat <<COMMANDS
         --text '$ner_text'
     python predict.py --adapter $output/cls \\
         --text '$cls_text'
+（分类是按整篇文章学的，只给一句话常常答错。）
     swanlab watch swanlog
 换成真正的模型（下载约 3 GB），数据也可以换成自己的：
     modelscope download --model Qwen/Qwen2.5-1.5B-Instruct \\
