@@ -20,6 +20,7 @@ import train_qwen2_classification
 from sft.errors import InputError
 from sft.files import RATE_SEARCH_FILE
 from sft.tasks.classification import Classification
+from sft.training.choosing_rows import chosen_rows
 from sft.training.rate_plan import (
     CLEARLY_BETTER,
     RATES,
@@ -28,7 +29,6 @@ from sft.training.rate_plan import (
     Trial,
     best_first,
     chosen_of,
-    chosen_rows,
     plan_search,
     successive_halving,
 )

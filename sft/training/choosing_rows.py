@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from sft.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
 Numbered = list[tuple[int, dict]]  # records with their line numbers
+Row = TypeVar("Row")
+
+
+def chosen_rows(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """At most ``count`` rows at random, the same for the same seed; fewer are the first ones of more."""
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    return [rows[index] for index in order[:count]]
 
 
 def sample(records: Numbered, most: int | None, seed: int) -> Numbered:
     """At most ``most`` records (None: all) at random, in the order of the file.
 
-    Not the first ones: many files are sorted by label, and their beginning knows only one. The same seed chooses the
-    same rows, and fewer of them are a part of more.
+    Not the first ones: many files are sorted by label, and their beginning knows only one.
     """
     if most is None or most >= len(records):
         return records
-    chosen = random.Random(seed).sample(range(len(records)), len(records))[:most]
     logger.info("--max_train_samples：从 %d 条里随机取 %d 条（由 --seed 决定）", len(records), most)
-    return [records[index] for index in sorted(chosen)]
+    return sorted(chosen_rows(records, most, seed), key=lambda record: record[0])  # by line
 
 
 def hold_out(train: Numbered, count: int, seed: int) -> tuple[Numbered, Numbered]:
