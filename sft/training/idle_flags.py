@@ -6,15 +6,12 @@ import logging
 from collections.abc import Iterator
 
 from sft.training.arguments import Arguments
-from sft.training.validation_size import SIZE_FLAGS
+from sft.training.validation_size import SIZE_FLAGS, WANTS_VALIDATION
 
 logger = logging.getLogger(__name__)
 
 # What only an evaluation on validation rows can do something with.
-OF_VALIDATION = (
-    "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "early_stopping_patience", "load_best_model_at_end",
-    "metric_for_best_model", "greater_is_better",
-)  # fmt: skip
+OF_VALIDATION = (*sorted(WANTS_VALIDATION), "eval_delay", "greater_is_better")
 OF_THE_HUB = (
     "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision",
 )  # fmt: skip

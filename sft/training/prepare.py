@@ -160,14 +160,9 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
     batching = choose_batching(config, data.batching, tokenizer.pad_token_id)
     validates = training.eval_strategy != "no"
     settle_training_arguments(arguments, dtype, len(rows), bool(splits.validation))
-    steps, _ = planned_steps(len(rows), training)
-    check_schedule(training, steps, validates=bool(splits.validation))
-    if advice := advice_on_late_validation(steps, training):
-        logger.warning("%s", advice)
+    look_at_length(arguments, len(rows), validates=bool(splits.validation))
     settle_checkpointing(arguments, base_folder, dtype, step_tokens(rows, batching, training))
     search = plan_search(rows, validation, training) if training.searches_rate else None
-    if not (data.preview or arguments.model.init_adapter) and (advice := advice_on_few_steps(len(rows), training)):
-        logger.warning("%s", advice)
     if advice := advice_on_untrained_answers(rows, tokenizer, base_folder):
         logger.warning("%s", advice)
     return Prepared(
@@ -183,6 +178,27 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         arguments=arguments,
         search=search,
     )
+
+
+def look_at_length(arguments: Arguments, rows: int, *, validates: bool) -> None:
+    """Warn of a run that is too short for its validation, its warm-up or a new adapter.
+
+    Args:
+        rows: encoded training rows.
+        validates: whether there are validation rows.
+
+    Raises:
+        InputError: it has no step, or its schedule cannot be made.
+    """
+    training = arguments.training
+    steps, _ = planned_steps(rows, training)
+    check_schedule(training, steps, validates=validates)
+    if advice := advice_on_late_validation(steps, training):
+        logger.warning("%s", advice)
+    if arguments.data.preview or arguments.model.init_adapter:
+        return
+    if advice := advice_on_few_steps(rows, training):
+        logger.warning("%s", advice)
 
 
 def warn_of_mixed_precision(dtype: torch.dtype) -> None:
