@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
+from contextlib import closing
 
 import pytest
 
+from sft.errors import InputError
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
 from sft.training.evaluation import require_metric
@@ -160,22 +163,20 @@ def test_the_metrics_to_choose_from_are_those_that_an_evaluation_has():
     records = [{"text": "张伟", "entities": [{"start": 0, "end": 2, "label": "人名"}]}]
     for name in ("f1", "eval_f1", "eval_loss", "ece", "f1_人名", None):
         require_metric(Ner.with_labels(["人名"]), records, name)
+    with pytest.raises(InputError, match="没有 f1_地名 这个指标"):
+        require_metric(Ner.with_labels(["人名"]), records, "f1_地名")
 
 
 def test_the_name_of_the_run_is_that_of_the_experiment(small, tmp_path, monkeypatch):
     """As transformers says of ``--run_name``; ``--swanlab_experiment`` counts for more."""
-    from sft.training import fine_tune
-
-    asked = []
-
-    def start(**keywords):
-        asked.append(keywords["experiment"])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fine_tune, "start_tracking", start)
+    monkeypatch.setenv("SWANLAB_ROOT", str(tmp_path / "home"))
+    log = tmp_path / "swanlog"
+    local = ["--swanlab_mode", "local", "--swanlab_logdir", str(log), "--max_steps", "1", "--eval_strategy", "no"]
     for number, more in enumerate((["--run_name", "a"], ["--run_name", "a", "--swanlab_experiment", "b"], [])):
-        assert train([*small, "--output_dir", str(tmp_path / str(number)), "--eval_strategy", "no", *more]) == 130
-    assert asked == ["a", "b", None]
+        assert train([*small, *local, "--output_dir", str(tmp_path / f"run{number}"), *more]) == 0
+    with closing(sqlite3.connect(log / "runs.swanlab")) as database:
+        names = [name for (name,) in database.execute("SELECT name FROM experiment ORDER BY id")]
+    assert names == ["a", "b", "run2"]
 
 
 def test_the_advice_about_a_checkpoint_of_other_settings_works_when_it_is_typed(small, tmp_path, capsys, caplog):
