@@ -13,6 +13,7 @@ import export
 import predict
 from sft.export.place import lowest_share
 from sft.export.proof import Difference, Leg
+from sft.model.loading import load_config
 
 ROWS = [{"text": "国家队赢了", "label": "体育"}, {"text": "打仗", "label": "军事"}]
 
@@ -67,6 +68,19 @@ def test_an_earlier_report_is_replaced(labels, rows, tmp_path, capsys):
     for _ in range(2):
         assert told(predict, ["--adapter", labels, "--input_file", rows, "--report", page], capsys)[0] == 0
     assert page.stat().st_size > 1000
+
+
+# ---- how much is read ----
+
+
+def test_rows_are_not_longer_than_the_model_reads(labels, rows, capsys):
+    context = load_config(labels.parent / "base").max_position_embeddings
+    words = ["--adapter", labels, "--input_file", rows, "--max_length"]
+    code, line = told(predict, [*words, context + 1], capsys)
+    assert (code, line.count("\n")) == (2, 1)
+    assert f"--max_length {context + 1}" in line
+    advised = line.partition("请用 --max_length ")[2].split()[0]
+    assert told(predict, [*words, advised], capsys)[0] == 0
 
 
 # ---- what is read ----

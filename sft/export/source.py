@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sft.errors import InputError
 from sft.model.adapter import Base, find_base, require_adapter, settings_of_adapter
 from sft.model.encoding import terminator_id
-from sft.model.loading import load_adapter, load_base, load_config, load_tokenizer
+from sft.model.loading import context_tokens, load_adapter, load_base, load_config, load_tokenizer
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 
@@ -60,7 +60,7 @@ class Source(NamedTuple):
     def context_tokens(self) -> int:
         """The room that another program should give to a prompt and its answer, as far as the base allows."""
         wanted = self.max_length + self.max_new_tokens
-        return min(wanted, getattr(load_config(self.base.folder), "max_position_embeddings", None) or wanted)
+        return min(wanted, context_tokens(load_config(self.base.folder)) or wanted)
 
 
 def open_source(arguments: argparse.Namespace) -> Source:

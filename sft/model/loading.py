@@ -155,6 +155,25 @@ def load_config(folder: Path) -> PreTrainedConfig:
         raise InputError(f"{folder}：config.json 读不出（{one_line(error)}）；请重新下载模型") from error
 
 
+def context_tokens(config: PreTrainedConfig) -> int | None:
+    """How many tokens the model reads at most; None if its config does not say."""
+    most = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return most if type(most) is int and most > 0 else None
+
+
+def require_within_context(config: PreTrainedConfig, max_length: int) -> None:
+    """Refuse rows longer than the model reads: there it answers badly, or it has no position for them at all.
+
+    Raises:
+        InputError: ``--max_length`` is more than its context.
+    """
+    context = context_tokens(config)
+    if context is not None and max_length > context:
+        raise InputError(
+            f"--max_length {max_length}：模型最多读 {context} 个 token；请用 --max_length {context} 或更小的"
+        )
+
+
 def load_base(
     folder: Path, dtype: torch.dtype, quantization: str | None = None, device: torch.device | None = None
 ) -> PreTrainedModel:

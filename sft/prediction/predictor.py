@@ -35,6 +35,7 @@ from sft.model.loading import (
     load_base,
     load_config,
     load_tokenizer,
+    require_within_context,
     resolve_dtype,
     tokenizer_hash,
 )
@@ -114,7 +115,9 @@ class Predictor:
         device = default_device()
         dtype = _dtype(choice, settings, device)
         check_device(device, dtype)
-        load_config(base_folder)  # first of all: says which kinds of models cannot be read
+        config = load_config(base_folder)  # first of all: says which kinds of models cannot be read
+        if limits.max_length is not None:
+            require_within_context(config, limits.max_length)
         tokenizer = load_tokenizer(choice.adapter or base_folder)
         if choice.adapter is not None:
             _require_trained_end(tokenizer, settings, choice.adapter)

@@ -24,7 +24,7 @@ from sft.errors import InputError
 from sft.model.devices import check_device
 from sft.model.encoding import LengthReport, encode_rows, terminator_id
 from sft.model.hub import lasting_name, resolve_model
-from sft.model.loading import load_config, load_tokenizer, resolve_dtype
+from sft.model.loading import load_config, load_tokenizer, require_within_context, resolve_dtype
 from sft.model.lora import target_modules
 from sft.model.quantization import require_quantization
 from sft.model.template import prompt_date
@@ -128,6 +128,7 @@ def prepare(task_type: type[Task], arguments: Arguments) -> Prepared:
         base_folder = resolve_model(arguments.model.model_name_or_path)
     task = with_long_text(task, arguments)
     config = load_config(base_folder)  # first of all: says which kinds of models cannot be trained
+    require_within_context(config, data.max_length)
     quantization = None if arguments.model.quantization == "none" else arguments.model.quantization
     if quantization is not None:
         require_quantization(base_folder)
