@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -484,6 +485,42 @@ def test_dry_run_counts_the_steps_that_training_takes(base, data, tmp_path, caps
     assert train(flags(base, data, tmp_path / "run", "--dry_run")) == 0
     assert f"步数      {LAST_STEP}（每步 8 条）" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--resume_from_checkpoint", "true", "--seed", "7"],
+        ["--output_dir", "RUN/task.json/run"],
+        ["--max_length", "4097"],
+    ],
+)
+def test_what_stops_a_run_at_its_folder_stops_its_dry_run(more, finished, base, data, capsys):
+    """Both say the same; the dry run changes nothing."""
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    arguments = flags(base, data, finished, *(word.replace("RUN", str(finished)) for word in more))
+    said = []
+    for words in (["--dry_run"], []):
+        assert train([*arguments, *words]) == 2
+        captured = capsys.readouterr()
+        assert "检查通过" not in captured.out
+        said.append(captured.err.strip().splitlines()[-1].partition("（")[0])
+    assert said[0] == said[1]
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize("newest", [None, LAST_STEP - 2])
+def test_a_dry_run_says_which_checkpoint_the_run_goes_on_from(newest, finished, base, data, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    if newest:
+        (tmp_path / "run" / "all_results.json").unlink()
+        shutil.rmtree(tmp_path / "run" / f"checkpoint-{LAST_STEP}")
+    arguments = flags(base, data, tmp_path / "run", "--resume_from_checkpoint", "true", "--dry_run")
+    assert train(arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("检查通过")
+    assert (f"将从 {tmp_path / 'run' / f'checkpoint-{newest}'} 续跑" if newest else "已经完成") in last
 
 
 def test_validation_rows_are_held_out_by_text_and_by_seed():

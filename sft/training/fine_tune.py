@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ from sft.training.learning_rate import Loaded, SearchLog, with_learning_rate
 from sft.training.memory import peak_memory_bytes
 from sft.training.prepare import Prepared, prepare
 from sft.training.preview import show_plan, show_rows
-from sft.training.run import Run, open_run, own_folder, shown_path, shown_settings
+from sft.training.run import Run, look_at_folder, open_run, own_folder, shown_path, shown_settings
 from sft.training.steps import rows_a_step
 from sft.training.summary import before_training, sample_texts
 from sft.training.trainer import SftTrainer, as_dataset
@@ -71,6 +72,8 @@ def fine_tune(task_type: type[Task], arguments: Arguments) -> dict[str, float] |
         show_rows(prepared.rows.train[: arguments.data.preview], prepared.tokenizer)
     if arguments.data.dry_run:
         show_plan(prepared)
+        resuming = look_at_folder(prepared)
+        sys.stdout.write(f"检查通过，没有开始训练{resuming}\n")
     if arguments.data.preview or arguments.data.dry_run:
         return None
     with own_folder(prepared):

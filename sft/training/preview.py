@@ -69,7 +69,6 @@ def show_plan(prepared: Prepared) -> None:
     for name, text in lines.items():
         padding = " " * (NAME_COLUMNS - display_width(name))
         sys.stdout.write(folded(f"{name}{padding}{text}", columns, NAME_COLUMNS) + "\n")
-    sys.stdout.write("检查通过，没有开始训练\n")
 
 
 def memory_text(model_bytes: float, device: torch.device) -> str:

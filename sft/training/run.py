@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,16 @@ from sft.training.memory import fitting_tokens, shape_of, step_kind
 from sft.training.prepare import Prepared
 from sft.training.progress import Resumed, read
 from sft.training.rate_plan import Search
-from sft.training.resuming import NEVER, NEWEST, bring_best, how_to_go_on, is_finished, of_other_runs, to_resume
+from sft.training.resuming import (
+    NEVER,
+    NEWEST,
+    bring_best,
+    how_to_go_on,
+    is_finished,
+    of_other_runs,
+    refuse_unusable,
+    to_resume,
+)
 from sft.training.validation_size import size_beside_flags
 
 logger = logging.getLogger(__name__)
@@ -235,10 +245,22 @@ def prepare_output(output_dir: Path, identity: dict, prepared: Prepared) -> Path
         if checkpoint is not None and training.should_save:
             bring_best(checkpoint, output_dir)
         return checkpoint
-    if overwrite:
-        if training.should_save:
+    if not overwrite:
+        refuse_earlier_run(output_dir)
+    if training.should_save:
+        if overwrite:
             checkpoints.remove_all(output_dir)
-        return None
+        else:
+            (output_dir / RATE_SEARCH_FILE).unlink(missing_ok=True)
+    return None
+
+
+def refuse_earlier_run(output_dir: Path) -> None:
+    """Refuse to start in the folder of an earlier run.
+
+    Raises:
+        InputError: it has results, or a checkpoint that can be resumed.
+    """
     if (output_dir / ALL_RESULTS_FILE).is_file():
         raise InputError(
             f"{output_dir}：已有训练完成的结果；请换一个 --output_dir，或加 --overwrite_output_dir 覆盖；"
@@ -252,9 +274,36 @@ def prepare_output(output_dir: Path, identity: dict, prepared: Prepared) -> Path
                 "重来加 --overwrite_output_dir"
             )
         logger.warning("%s：%s，存同一步时会换掉它", folder, reason)
-    if training.should_save:
-        (output_dir / RATE_SEARCH_FILE).unlink(missing_ok=True)
-    return None
+
+
+def look_at_folder(prepared: Prepared) -> str:
+    """Look where the run would start, as `own_folder` and `prepare_output` do; nothing is written.
+
+    Returns:
+        What to say about resuming; empty for a new run.
+
+    Raises:
+        InputError: the folder would stop it.
+    """
+    training, overwrite = prepared.arguments.training, prepared.arguments.data.overwrite_output_dir
+    output_dir = Path(training.output_dir)
+    there = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{output_dir}：无法建立输出文件夹（{there} 不是能写的文件夹）；请换一个 --output_dir")
+    refuse_files_in_the_way(output_dir)
+    if not asks_to_resume(prepared):
+        if not overwrite:
+            refuse_earlier_run(output_dir)
+        return ""
+    identity, resume = run_identity(prepared), training.resume_from_checkpoint
+    if is_finished(output_dir, identity):
+        return f"；{output_dir} 的训练已经完成，没有可续的"
+    if overwrite and resume.lower() not in NEWEST:  # what another run left there would go first
+        refuse_unusable(Path(resume), identity)
+        checkpoint = Path(resume)
+    else:
+        checkpoint = to_resume(resume, output_dir, identity)
+    return f"；将从 {checkpoint} 续跑" if checkpoint else ""
 
 
 def refuse_files_in_the_way(output_dir: Path) -> None:
