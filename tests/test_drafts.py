@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 
+import transfer_ner_data
+from benchmarks import draft_passes
+from benchmarks.draft_passes import work_of
 from sft.decoding.automaton import Automaton, answer_format
-from sft.decoding.constrained import Bounds, Row, _draft
 from sft.decoding.drafts import Drafter, sources_of
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
 from sft.model.loading import load_tokenizer
 from sft.tasks.entity_lines import NO_ENTITY, entity_line
 
+DEMO = Path(__file__).resolve().parents[1] / "qwen" / "demo"
 LABELS = ("人名", "地理实体", "组织")
-BOUNDS = Bounds(1, 200)
 
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
-    return vocabulary_of(load_tokenizer(Path(__file__).resolve().parents[1] / "qwen" / "demo"))
+    return vocabulary_of(load_tokenizer(DEMO))
 
 
 def answer_of(*entities: tuple[str, str]) -> str:
@@ -31,22 +33,7 @@ def answer_of(*entities: tuple[str, str]) -> str:
 
 def passes_of(drafter: Drafter, vocabulary: Vocabulary, text: str, answer: str) -> int:
     """How many passes an answer takes that a model is sure of; the drafter learns from it."""
-    rules = Automaton(text, answer_format(LABELS), vocabulary)
-    (source,) = sources_of([rules.source], vocabulary)
-    row = Row(rules, source, [], rules.begin)
-    wanted = [*vocabulary.encode([answer])[0], vocabulary.end]
-    passes = 0
-    while wanted:
-        passes += 1
-        draft, decisions = _draft(row, drafter, vocabulary, BOUNDS)
-        for place, decision in enumerate(decisions):
-            chosen = wanted.pop(0)
-            drafter.learn(decision.state, chosen, source)
-            row.state = decision.allowed[chosen]
-            row.answer.append(chosen)
-            if not wanted or place == len(draft) or draft[place] != chosen:
-                break
-    return passes
+    return work_of(answer, Automaton(text, answer_format(LABELS), vocabulary), drafter, vocabulary).passes
 
 
 @pytest.mark.parametrize("bold", [False, True])
@@ -93,3 +80,23 @@ def test_a_source_has_a_token_at_each_of_its_places(text, vocabulary):
     assert list(source.places) == sorted(source.tokens)
     joined = b"".join(vocabulary.spelling[source.tokens[place]] for place in source.places)
     assert joined == vocabulary.lead + source.text
+
+
+@pytest.mark.parametrize("answer_format", ["json", "inline"])
+def test_drafts_read_a_whole_answer_in_a_few_passes(answer_format, tmp_path, capsys):
+    """With the gold answers of the bundled data, by the command of docs/prediction.md."""
+    records = tmp_path / "records.jsonl"
+    words = [
+        "--input_file",
+        str(DEMO.parents[1] / "data" / "sample" / "ner_test.jsonl"),
+        "--output_file",
+        str(records),
+    ]
+    assert transfer_ner_data.main([*words, "--answer_format", answer_format]) == 0
+    capsys.readouterr()
+    assert draft_passes.main(["--tokenizer", str(DEMO), "--records", str(records), "--every", "5"]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert len(rows) == (1 if answer_format == "inline" else 2)
+    for _, _, tokens, passes, fed in rows:
+        assert float(passes) < 0.4 * float(tokens)
+        assert float(tokens) - 1 <= float(fed.rstrip(" |")) < 3 * float(tokens)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,9 +17,6 @@ from sft.decoding.inline_drafts import InlineDrafter
 from sft.decoding.vocabulary import Vocabulary
 from sft.model.encoding import encode_texts
 from sft.tasks.entity_marks import marks_in
-
-if TYPE_CHECKING:
-    pass
 
 LEAST_MARK_TOKENS = 64  # room for marks, however short the text
 
