@@ -120,7 +120,7 @@ def progress(
         total: the number of items, if ``items`` has no length.
         hidden: show no bar, even on a terminal (``--disable_tqdm``).
     """
-    return iter(_bar(what, unit, items, total=total, disable=hidden or not is_watched(), **ONLY_IF_LONG))
+    return iter(bar(what, unit, items, total=total, disable=hidden or not is_watched(), **ONLY_IF_LONG))
 
 
 class ConversionProgress:
@@ -143,7 +143,7 @@ class ConversionProgress:
             return
         if path != self._path:
             self.__exit__()
-            self._path, self._bar = path, _bar(f"转换 {printable(path.name)}", "行", **ONLY_IF_LONG)
+            self._path, self._bar = path, bar(f"转换 {printable(path.name)}", "行", **ONLY_IF_LONG)
         if self._bar.total is None and self._bar.format_dict["elapsed"] > BAR_AFTER_SECONDS:
             self._bar.total = count_lines(path)
         self._bar.update(line - self._bar.n)
@@ -161,11 +161,11 @@ def with_progress(windows: Iterable[Window], done: int, total: int | None) -> It
     if not is_watched():
         yield from _in_lines(windows, done, total)
         return
-    with _bar("预测", "条", total=total, initial=done, disable=total == 1, leave=False) as bar:
+    with bar("预测", "条", total=total, initial=done, disable=total == 1, leave=False) as shown:
         for window in windows:
             with bars_cleared():  # its rows may go to the same terminal
                 yield window
-            bar.update(len(window[0]))
+            shown.update(len(window[0]))
 
 
 def _in_lines(windows: Iterable[Window], done: int, total: int | None) -> Iterator[Window]:
@@ -222,7 +222,7 @@ def count_lines(path: Path) -> int:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
-def _bar(what: str, unit: str, items: Iterable | None = None, **options) -> tqdm:
+def bar(what: str, unit: str, items: Iterable | None = None, **options) -> tqdm:
     """A progress bar on stderr; ``options`` are tqdm's."""
     from tqdm import tqdm
 

@@ -109,6 +109,11 @@ def _segments(text: str) -> list[str]:
     return segments
 
 
+def three_digits(number: float) -> str:
+    """``45.6``, ``2,860``: at least three digits, and no exponent for what is large."""
+    return f"{number:,.0f}" if number >= 999.5 else f"{number:.3g}"
+
+
 def with_count(name: str, count: str) -> str:
     """``体育 12``, but ``5：12`` where the name ends in a digit, which would read like a part of the number."""
     return f"{name}{'：' if name[-1:].isdigit() else ' '}{count}"

@@ -245,7 +245,17 @@ with ConversionProgress() as progress:
 
 
 @pytest.mark.parametrize(
-    ("number", "shown"), [(7, "7 个"), (9999, "9999 个"), (10_000, "1 万"), (456_000, "45.6 万"), (1.54e9, "15.4 亿")]
+    ("number", "shown"),
+    [
+        (7, "7 个"),
+        (9999, "9999 个"),
+        (10_000, "1 万"),
+        (456_000, "45.6 万"),
+        (28_600_000, "2,860 万"),
+        (99_999_999, "10,000 万"),
+        (1.54e9, "15.4 亿"),
+        (3e12, "30,000 亿"),
+    ],
 )
 def test_counts_are_told_in_chinese_units(number, shown):
     assert summary.count(number) == shown

@@ -180,7 +180,7 @@ def test_a_closed_terminal_saves_a_checkpoint_although_the_progress_bar_cannot_b
         os.execv(sys.executable, [sys.executable, train_qwen2_classification.__file__, *arguments])
     termios.tcsetwinsize(terminal, (24, 120))  # a terminal without a width has no bar
     shown = b""
-    while b"loss" not in shown or "训练".encode() not in shown:
+    while "损失".encode() not in shown or "训练:".encode() not in shown:
         shown += os.read(terminal, 1 << 16)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 128 + signal.SIGHUP

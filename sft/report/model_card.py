@@ -9,6 +9,7 @@ from typing import Any
 
 from sft.files import MODEL_CARD_FILE, whole_file
 from sft.tasks.settings import CHOSEN
+from sft.text import three_digits
 
 SPLITS = {"eval_": "验证", "test_": "测试"}
 LONGER = {"ends": "，更长的只留正文的开头和结尾", "head": "，更长的只留正文的开头"}  # by `long_text`
@@ -50,7 +51,7 @@ python predict.py --adapter {folder} --text "……"
 
 {_metrics(settings, results)}
 
-- 训练数据：{Path(settings["train_file"]).name}，{results["epoch"]:.3g} 轮，\
+- 训练数据：{Path(settings["train_file"]).name}，{three_digits(results["epoch"])} 轮，\
 一条最多 {settings["max_length"]} 个 token{LONGER.get(settings.get("long_text"), "")}
 - LoRA：r {settings["lora_r"]}，alpha {settings["lora_alpha"]}，dropout {settings["lora_dropout"]}，\
 {"、".join(settings["lora_target_modules"])}

@@ -8,7 +8,7 @@ import time
 from transformers import ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import TrainerControl
 
-from sft.console import time_left
+from sft.console import bar, time_left
 from sft.tasks.metrics import METRIC_NAMES
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,10 @@ class ProgressOnStderr(ProgressCallback):
     """transformers' progress bar with rows per second. It writes no lines: `LogLines` does."""
 
     def on_train_begin(self, args, state: TrainerState, control, **kwargs) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("训练", refresh=False)
-            self.training_bar.unit = "步"
-            self.training_bar.leave = False  # the lines have said it all
-            self.training_bar.initial = self.training_bar.n = self.current_step = state.global_step  # not 0 if resumed
+        self.current_step = state.global_step  # not 0 if resumed
+        if state.is_world_process_zero:
+            # It does not stay: the lines have said it all.
+            self.training_bar = bar("训练", "步", total=state.max_steps, initial=state.global_step, leave=False)
 
     def on_step_end(self, args, state: TrainerState, control, **kwargs) -> None:
         if self.training_bar is not None:

@@ -16,6 +16,7 @@ from sft.tasks.metrics import METRIC_NAMES
 from sft.tasks.settings import TaskSettings
 from sft.tasks.task import Task
 from sft.terminal import command, folded, hints_wanted, script_path, terminal_columns
+from sft.text import three_digits
 from sft.tracking.metrics_log import read_metrics
 from sft.training.arguments import Arguments
 from sft.training.examples import example_of, options_for_flag
@@ -52,7 +53,7 @@ def before_training(prepared: Prepared, run: Run, model: PeftModel, tracked_wher
         f"LoRA r={arguments.lora.lora_r} 训练其中 {count(trained)}",
         "数据": f"训练 {len(lengths):,} 条，验证 {len(splits.validation):,} 条，测试 {len(splits.test):,} 条；"
         f"一条 {statistics.median(lengths):.0f} 个 token（中位数），最长 {lengths[-1]:,}",
-        "计划": f"{steps:,} 步，每步 {rows_a_step(training)} 条，共 {epochs:.3g} 轮，"
+        "计划": f"{steps:,} 步，每步 {rows_a_step(training)} 条，共 {three_digits(epochs)} 轮，"
         f"约 {count(sum(lengths) * epochs)} token{rate}",
         "数值": f"{dtype}，{device_name(training.device)}，{prepared.batching.title}批处理",
         "输出": training.output_dir,
@@ -141,7 +142,7 @@ def count(number: float) -> str:
     """``456000`` → ``45.6 万``."""
     for unit, name in ((1e8, "亿"), (1e4, "万")):
         if number >= unit:
-            return f"{number / unit:.3g} {name}"
+            return f"{three_digits(number / unit)} {name}"
     return f"{number:.0f} 个"
 
 
