@@ -490,7 +490,6 @@ def test_dry_run_counts_the_steps_that_training_takes(base, data, tmp_path, caps
 @pytest.mark.parametrize(
     "more",
     [
-        [],
         ["--resume_from_checkpoint", "true", "--seed", "7"],
         ["--output_dir", "RUN/task.json/run"],
         ["--max_length", "4097"],
@@ -508,6 +507,16 @@ def test_what_stops_a_run_at_its_folder_stops_its_dry_run(more, finished, base, 
         said.append(captured.err.strip().splitlines()[-1].partition("（")[0])
     assert said[0] == said[1]
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_dry_run_in_the_folder_of_an_earlier_run_says_what_training_will_say(finished, base, data, capsys):
+    assert train(flags(base, data, finished, "--dry_run")) == 0
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert train(flags(base, data, finished)) == 2
+    refusal = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told == f"检查通过，没有开始训练。真要训练时：{refusal}"
+    assert train(flags(base, data, finished, "--dry_run", "--overwrite_output_dir")) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "检查通过，没有开始训练"
 
 
 @pytest.mark.parametrize("newest", [None, LAST_STEP - 2])

@@ -280,10 +280,10 @@ def look_at_folder(prepared: Prepared) -> str:
     """Look where the run would start, as `own_folder` and `prepare_output` do; nothing is written.
 
     Returns:
-        What to say about resuming; empty for a new run.
+        What to say about an earlier run in the folder: it stops a new one, but not somebody who looks at the plan.
 
     Raises:
-        InputError: the folder would stop it.
+        InputError: the folder cannot be used, or what shall be resumed cannot.
     """
     training, overwrite = prepared.arguments.training, prepared.arguments.data.overwrite_output_dir
     output_dir = Path(training.output_dir)
@@ -292,8 +292,11 @@ def look_at_folder(prepared: Prepared) -> str:
         raise InputError(f"{output_dir}：无法建立输出文件夹（{there} 不是能写的文件夹）；请换一个 --output_dir")
     refuse_files_in_the_way(output_dir)
     if not asks_to_resume(prepared):
-        if not overwrite:
-            refuse_earlier_run(output_dir)
+        try:
+            if not overwrite:
+                refuse_earlier_run(output_dir)
+        except InputError as error:
+            return f"。真要训练时：{error}"
         return ""
     identity, resume = run_identity(prepared), training.resume_from_checkpoint
     if is_finished(output_dir, identity):
