@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         drafts = InlineDrafter(vocabulary, task.labels) if inline else Drafter(vocabulary, task.labels, bold)
         works = []
         for record in records:
-            text, answer = record["text"], record["messages"][-1]["content"]
+            text, answer = record["text"], task.answer(record)
             rules = InlineRules(text, task.labels, vocabulary) if inline else Automaton(text, form, vocabulary)
             works.append(work_of(answer, rules, drafts, vocabulary))
         means = " | ".join(f"{sum(counted) / len(works):.1f}" for counted in zip(*works, strict=True))

@@ -285,7 +285,7 @@ def test_a_third_task_converts_by_a_recipe_of_its_own(
     assert (report["task"], report["read"], report["converted"]) == (task.name, 30, 30)
     assert json.loads(settings_path(conversion.output_file).read_bytes())["labels"] == list(task.labels)
     rows = [record for path in conversion[:2] for _, record in read_task_records(path, task)]
-    assert {row["messages"][-1]["content"] for row in rows} == answers
+    assert {task.answer(row) for row in rows} == answers
 
 
 def test_nfc_is_counted_and_merges_what_becomes_equal(tmp_path):

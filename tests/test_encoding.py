@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from dataclasses import replace
 
+import orjson
 import pytest
 from conftest import build_tokenizer
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from sft.data.records import make_record, read_task_records
 from sft.decoding.decode import Limits
 from sft.decoding.pieces import fit
 from sft.errors import InputError
@@ -45,6 +48,26 @@ def rendered(task, record: dict, tokenizer) -> str:
     """Prompt and answer as the chat template renders them."""
     messages = [*task.prompt(record), {"role": "assistant", "content": task.answer(record)}]
     return tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+def test_data_take_a_few_bytes_a_token(tokenizer, tmp_path):
+    """Records without a second copy of their text or options, and rows in which a token is a pointer."""
+    task = Classification(tuple(f"标签{n}" for n in range(50)))
+    rows = [
+        {"text": f"张伟在上海说了第{n}句话。" * 20, "options": list(task.labels), "label": "标签7"} for n in range(300)
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b"".join(orjson.dumps(make_record(task, row)) + b"\n" for row in rows))
+    encode_rows([(1, rows[0])] * 20, task, tokenizer, 9999)  # what is found once for a tokenizer is found
+    tracemalloc.start()
+    records = read_task_records(path, task)
+    of_records = tracemalloc.get_traced_memory()[0]
+    encoded, _ = encode_rows(records, task, tokenizer, 9999)
+    of_rows = tracemalloc.get_traced_memory()[0] - of_records
+    tracemalloc.stop()
+    characters, tokens = sum(len(row["text"]) for row in rows), sum(map(len, encoded))
+    assert of_records < 2 * characters + 1500 * len(rows)
+    assert of_rows < 12 * tokens
 
 
 def control_ids(tokenizer) -> set[int]:

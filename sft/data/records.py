@@ -67,10 +67,12 @@ def read_records(path: Path) -> Iterator[tuple[int, dict]]:
 def read_task_records(path: Path, task: Task) -> list[tuple[int, dict]]:
     """``(line number from 1, record)`` of a record file. Each record must be what ``task`` would write today.
 
+    The records come without their messages, which follow from the other fields: more than half of their memory.
+
     Raises:
         InputError: a record is of another task, lacks a field, or has other messages than ``task`` gives it.
     """
-    records = []
+    records, known_options = [], {}
     for line, record in read_records(path):
         if record.get("task") != task.name:
             raise InputError(
@@ -88,5 +90,9 @@ def read_task_records(path: Path, task: Task) -> list[tuple[int, dict]]:
             raise InputError(
                 f"{path}:{line}：messages 与 {settings_path(path).name} 里的提示对不上；请用 transfer_*.py 重新生成"
             )
+        del record["messages"]
+        if task.answers == "label" and (options := record.get("options")):
+            # Often the same list in each row: one in memory will do.
+            record["options"] = known_options.setdefault(tuple(options), options)
         records.append((line, record))
     return records
