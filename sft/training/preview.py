@@ -61,7 +61,7 @@ def show_plan(prepared: Prepared) -> None:
         "批处理": f"{batching.description}，实际计算的 token 是数据的 {share:.0%}，一次前向最多 {max_tokens} 个",
         "数值": f"{prepared.settings.dtype}，{training.device}",
         "内存估计": memory_text(memory, training.device),
-        "时间估计": f"{time_text(seconds)}（按本机矩阵乘法速度的一半{starts}估算，不含验证）",
+        "时间估计": f"{time_text(seconds)}（按本机矩阵乘法速度的一半{starts}估算，不含验证和测试）",
     }
     if prepared.search:
         lines["试学习率"] = prepared.search.describe()
