@@ -10,6 +10,7 @@ import random
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +32,7 @@ from sft.data.records import read_task_records
 from sft.tasks.classification import Classification
 from sft.tasks.ner import Ner
 from sft.tasks.settings import FORMAT_VERSION, settings_path, user_turn
-from sft.text import compared
+from sft.text import compared, visible
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -253,6 +254,26 @@ class FirstName(Polarity):
 
     def answer(self, record: dict) -> str:
         return record["entities"][0]["text"] if record["entities"] else "无"
+
+
+@given(st.text("青湖 \u200b\ufeff\n", min_size=1, max_size=12).filter(compared), st.data())
+def test_annotations_are_compared_without_what_shows_nothing(text, data):
+    edges = st.integers(0, len(text))
+    spans = [sorted(data.draw(st.tuples(edges, edges))) for _ in range(3)]
+    entities = [{"start": start, "end": end, "text": text[start:end], "label": "L"} for start, end in spans]
+    _, labels, annotation = entity_gold({"text": text, "entities": entities})
+    for (start, end), found in zip(spans, json.loads(annotation), strict=True):
+        assert found["text"] == (text[start:end] if compared(text) == text else compared(text[start:end]))
+        assert (found["start"], found["end"]) == tuple(len(visible(text[:edge]).lstrip()) for edge in (start, end))
+    assert labels == ["L"] * 3
+
+
+def test_many_entities_in_a_long_text_are_compared_in_one_pass():
+    text = "青湖\u200b" * 8_000
+    entities = [{"start": at, "end": at + 2, "text": "青湖", "label": "LOC"} for at in range(0, len(text), 3)]
+    begin = time.process_time()
+    entity_gold({"text": text, "entities": entities})
+    assert time.process_time() - begin < 2, "each entity went through the whole text"
 
 
 LABELLED = "".join(f"第{number}句,{'褒' if number % 3 else '贬'}\n" for number in range(30))

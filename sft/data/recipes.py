@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 import orjson
 
@@ -190,14 +191,22 @@ def entity_gold(fields: dict) -> Gold:
         return "无实体", (), b"[]"
     labels, text = [entity["label"] for entity in entities], fields["text"]
     if compared(text) != text:
-        entities = [_compared_entity(entity, text) for entity in entities]
+        entities = _compared_entities(entities, text)
     return "有实体", labels, orjson.dumps(entities)
 
 
-def _compared_entity(entity: dict, text: str) -> dict:
-    """The entity with its place in `compared` of the text."""
-    start, end = (len(visible(text[: entity[edge]]).lstrip()) for edge in ("start", "end"))
-    return entity | {"start": start, "end": end, "text": compared(entity["text"])}
+def _compared_entities(entities: Sequence[dict], text: str) -> list[dict]:
+    """The entities with their places in `compared` of the text, which is gone through once, piece by piece."""
+    edges = sorted({entity[edge] for entity in entities for edge in ("start", "end")})
+    places, length = {}, 0
+    for before, edge in pairwise([0, *edges]):
+        piece = visible(text[before:edge])
+        length += len(piece) if length else len(piece.lstrip())  # blanks before all that shows do not count
+        places[edge] = length
+    return [
+        entity | {"start": places[entity["start"]], "end": places[entity["end"]], "text": compared(entity["text"])}
+        for entity in entities
+    ]
 
 
 def _with_options(fields: dict, options: Sequence[str]) -> dict:
