@@ -91,6 +91,11 @@ WITH_OFFSETS: dict[str, tuple[str, Callable[[str, Spans], dict]]] = {
     "from and to": ("spans", lambda t, s: {"text": t, "entities": objects(t, s, "from", "to", "surface", "category")}),
     "offset and length": ("spans",
      lambda t, s: {"text": t, "entities": [{"offset": a, "length": b - a, "type": x} for a, b, x in s]}),
+    "text and its start": ("spans",
+     lambda t, s: {"text": t, "entity_list": objects(t, s, "start_index", "", "text", "type")}),
+    "beg and end": ("spans", lambda t, s: {"text": t, "entity_list": objects(t, s, "beg", "end", "", "entity_type")}),
+    "numbered lists": ("doccano",
+     lambda t, s: {"id": 0, "text": t, "labels": [[f"T{i}", x, a, b, t[a:b]] for i, (a, b, x) in enumerate(s)]}),
     "place": ("spans", lambda t, s: {"text": t, "entities": [{"span": [a, b], "type": x} for a, b, x in s]}),
     "pipeline": ("spans", lambda t, s: {"text": t, "entities": objects(t, s, "start", "end", "word", "entity_group")}),
     "text, start, end, label": ("doccano", lambda t, s: {"text": t, "entities": [[t[a:b], a, b, x] for a, b, x in s]}),
@@ -540,3 +545,13 @@ def test_a_label_in_a_cell_reads_as_in_json(written, label):
 )
 def test_a_score_an_object_or_several_lines_are_no_label(written):
     assert isinstance(shape_row({"text": "甲", "label": written}, "label")["output"], RowError)
+
+
+@pytest.mark.parametrize(
+    ("place", "missing"), [({"start": 0, "last": 2}, "认不出终点"), ({"first": 0, "end": 2}, "认不出起点")]
+)
+def test_a_start_without_an_end_is_told_with_the_fields_there_are(place, missing):
+    row = shape_row({"text": "赵一到青湖", "entities": [{"type": "PER", **place}]}, "entities")
+    assert isinstance(row["entities"], RowError)
+    assert missing in row["entities"].reason
+    assert "type" in row["entities"].reason

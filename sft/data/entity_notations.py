@@ -32,6 +32,7 @@ START_NAMES = (
     "start_position",
     "begin_offset",
     "begin",
+    "beg",
     "from",
     "offset",
 )
@@ -65,6 +66,7 @@ LABEL_NAMES = (
 _NONE = re.compile(
     r"(没有|未|无)(找到|发现|识别到?|抽取到)?(任何)?(命名)?实体[。.!！]?|无|没有|none|null", re.IGNORECASE
 )
+_NUMBER_OF_ENTITY = re.compile(r"[TE]?\d+")
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 _PLAIN_FIELDS = {"start_idx", "end_idx", "entity_label"}
 _NO_NUMBERS = frozenset((*SURFACE_NAMES, *LABEL_NAMES)) - {*PLACE_NAMES}
@@ -235,6 +237,11 @@ def _in_fields(item: dict, field: str, group: str | None = None) -> Mention:
             raise RowError(field, f"一个实体有几个标签（{shown('、'.join(map(str, label)))}）；只能有一个")
         label = label[0] if label else None
     surface = item[surfaces[0]] if surfaces else None
+    if end is None and type(start) is int and type(surface) is str:  # settled checks that it stands there
+        end = start + len(surface)
+    if (start is None) != (end is None):
+        known, missing = ("终点", "起点") if start is None else ("起点", "终点")
+        raise RowError(field, f"实体有{known}，认不出{missing}（字段有 {shown('、'.join(map(str, item)))}）")
     if surface is None and "end_idx" in item and "entity_label" not in item:
         raise RowError(
             "end_idx", "看不出 end_idx 含不含最后一个字；请给出实体原文（entity），或改用 start、end（不含最后一个字）"
@@ -251,7 +258,12 @@ def _one_of(item: dict, names: Sequence[str], field: str) -> object:
 
 
 def _in_order(item: Sequence, text: str, field: str) -> Mention:
-    """An entity as a list: doccano's ``[start, end, label]``, with its text in any place, or ``[text, label]``."""
+    """An entity as a list: doccano's ``[start, end, label]``, with its text in any place, or ``[text, label]``.
+
+    In front may be its number, as in ``["T0", label, start, end, text]``.
+    """
+    if len(item) == 5 and type(item[0]) is str and _NUMBER_OF_ENTITY.fullmatch(item[0]):
+        item = item[1:]
     numbers = [index for index, part in enumerate(item) if type(part) is int]
     words = [part for part in item if type(part) is str]
     if len(item) == 3 and (numbers != [1, 2] or len(words) != 1):
