@@ -151,3 +151,17 @@ def test_a_row_in_the_original_shape_reads_the_same_the_quick_way(row, answers):
                 return str(error)
 
     assert shaped(True) == shaped(False)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"text": list("赵一到"), "marks": ["B-PER", "I-PER", "O"]}, Columns(label="marks")),
+        ({"hanzi": list("赵一到"), "marks": ["B-PER", "I-PER", "O"]}, Columns(text="hanzi", label="marks")),
+        ({"hanzi": list("赵一到"), "tags": ["B-PER", "I-PER", "O"]}, Columns(text="hanzi")),
+    ],
+)
+def test_columns_of_any_name_are_read_if_they_are_named(row, columns):
+    shaped = shape_row(row, "entities", columns)
+    assert shaped["text"] == "赵一到"
+    assert [(e["start_idx"], e["end_idx"], e["entity_label"]) for e in shaped["entities"]] == [(0, 2, "PER")]

@@ -101,12 +101,12 @@ def whole_row_reader(row: dict, columns: Columns = USUAL_COLUMNS) -> Reader | No
     if is_label_studio(row) and (columns.text is None or columns.text not in row):
         return read_label_studio
     if columns.text is not None:
-        return read_tokens if type(row.get(columns.text)) is list and is_tokens(row) else None
+        return read_tokens if type(row.get(columns.text)) is list and is_tokens(row, columns) else None
     if is_record(row):
         return read_record
     if is_dialogue(row):
         return read_dialogue
-    if is_tokens(row):
+    if is_tokens(row, columns):
         return read_tokens
     if is_prodigy(row):
         return read_prodigy

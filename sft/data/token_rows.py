@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sft.data.columns import Columns, Written, plain_row
+from sft.data.columns import USUAL_COLUMNS, Columns, Written, plain_row
 from sft.data.joining import has_short_words, joined
 from sft.errors import RowError
 from sft.text import read_literal
@@ -47,14 +47,17 @@ def _as_list(value: object) -> object:
     return value
 
 
-def is_tokens(row: dict) -> bool:
+def is_tokens(row: dict, columns: Columns = USUAL_COLUMNS) -> bool:
     """Whether a row has a list of tokens, and perhaps tags or their numbers; or a text like one, and as many tags."""
-    return _tokens_and_tags(row) is not None
+    return _tokens_and_tags(row, columns) is not None
 
 
-def _tokens_and_tags(row: dict) -> tuple[str, list[str], str | None] | None:
-    """The column of the tokens, the tokens, and the column of the tags; rows to predict may have no tags."""
-    tag_columns = [name for name in TAG_COLUMNS if name in row]
+def _tokens_and_tags(row: dict, columns: Columns) -> tuple[str, list[str], str | None] | None:
+    """The column of the tokens, the tokens, and the column of the tags; rows to predict may have no tags.
+
+    A column that the user names is looked at first.
+    """
+    tag_columns = [name for name in dict.fromkeys((columns.label, *TAG_COLUMNS)) if name in row]
     for column in _TOKEN_COLUMNS:
         if column in row and _is_list_of(tokens := _as_list(row[column]), (str,)):
             tagged = next((name for name in tag_columns if _is_list_of(_as_list(row[name]), (str, int))), None)
@@ -62,7 +65,7 @@ def _tokens_and_tags(row: dict) -> tuple[str, list[str], str | None] | None:
                 return column, tokens, tagged
     for name in tag_columns:
         tags = tags_in(row[name])
-        for column in _TEXT_COLUMNS if tags else ():
+        for column in dict.fromkeys((columns.text, *_TEXT_COLUMNS)) if tags else ():
             tokens = _as_list(row.get(column))
             if _is_list_of(tokens, (str,)):
                 return column, tokens, name
@@ -81,7 +84,7 @@ def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
     Raises:
         RowError: see `sft.data.columns.plain_row`.
     """
-    token_column, tokens, tag_column = _tokens_and_tags(row)
+    token_column, tokens, tag_column = _tokens_and_tags(row, columns)
     text, starts = joined(tokens, short_words=has_short_words(tokens))
     if token_column != "text" and type(row.get("text")) is str:
         text, starts = row["text"], places_in_text(tokens, row["text"])
