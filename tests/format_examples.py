@@ -311,9 +311,10 @@ ENTITY_EXAMPLES = [
         "赵 B-PER\n一 I-PER\n到 O\n青 B-LOC\n湖 I-LOC\n\n今 O\n天 O\n没 O\n课 O\n\n红 B-LOC\n山 I-LOC\n下 O\n雨 O\n",
         ("赵一到青湖", _ENTITIES),
         (
-            "BIO、BIOES、BMES、BILOU；制表符也行，中间有别的列也行，注释行跳过，第一列是序号的去掉（是句子的编号就照它分句）；英文词之间补一个空格",
+            "BIO、BIOES、BMES、BILOU；制表符也行，中间有别的列也行，注释行跳过，第一列是序号的去掉（是句子的编号就照它分句）；只有两列时逗号也行；整个文件没有一个空行的（200 行起）在 。！？ 后面分句；英文词之间补一个空格",
             "BIO, BIOES, BMES, BILOU; tabs, more columns in between and comment lines are fine, a running number in the "
-            "first column is dropped (the number of a sentence divides sentences); Latin words are joined with a blank",
+            "first column is dropped (the number of a sentence divides sentences); a comma between two columns will do; a "
+            "file of 200 lines or more without one blank line is divided after 。！？; Latin words are joined with a blank",
         ),
     ),
     Example(

@@ -311,7 +311,7 @@ def test_a_number_names_a_column_and_the_header_stays_a_header(tmp_path):
 
 
 def test_a_table_of_characters_is_refused_even_if_its_columns_are_named(tmp_path):
-    path = written(tmp_path, "rows.csv", "Word,Tag\n" + TAGGED)
+    path = written(tmp_path, "rows.csv", "id,Word,Tag\n" + "".join(f"1,{line}\n" for line in TAGGED.splitlines()))
     with pytest.raises(InputError, match=r"\.conll"):
         recognise(path, "entities", ReadOptions(text_column="Word", label_column="Tag"))
     codes = written(tmp_path, "codes.csv", "text,label\n甲,B-12\n乙,S-3\n丙,B-12\n")

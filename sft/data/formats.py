@@ -23,6 +23,7 @@ from sft.data.encodings import BYTE_ORDER_MARK, file_encoding
 from sft.data.look_alikes import doubt_about_texts, foreign, header_below
 from sft.data.offset_evidence import with_offsets
 from sft.data.sample_rows import notation_of, with_columns
+from sft.data.sentence_ends import with_sentence_ends
 from sft.data.sheets import is_sheet
 from sft.data.source import Source
 from sft.data.table_columns import as_sheet, as_table
@@ -33,7 +34,7 @@ from sft.data.tables import (
     is_data,
     separator_line,
 )
-from sft.data.tagged_layout import tagging_of
+from sft.data.tagged_layout import has_commas, tagging_of
 from sft.data.tagging import Tagging
 from sft.errors import InputError
 from sft.tasks.ner import CCFBDCI_LABELS
@@ -76,6 +77,9 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
     if not sample:  # the file may hold only a byte order mark
         raise InputError(f"{path}：文件是空的；请检查下载是否完整")
     source = recognise_sample(Source(path, answers, "", "lines", encoding), sample, options, gold=gold)
+    if source.tagging:
+        with path.open(encoding=encoding, newline="\n", errors="replace") as file:
+            source = replace(source, tagging=with_sentence_ends(source.tagging, file))
     source = _as_document(source, options, gold) if source.container == "document" else source
     return with_offsets(source, gold=gold)
 
@@ -134,7 +138,9 @@ def _tagging(source: Source, sample: list[str], ending: str, options: ReadOption
             tags.
     """
     told = options.format == "conll"
-    if not told and (options.format != "auto" or ending in (*JSON_ENDINGS, "csv")):
+    if not told and (options.format != "auto" or ending in JSON_ENDINGS):
+        return None
+    if not told and ending == "csv" and not has_commas(sample):
         return None
     tagging = tagging_of(sample, text_column=options.text_column, tag_column=options.label_column, told=told)
     if tagging is None and told:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from sft.data.encodings import is_decoded
 from sft.data.joining import joined
+from sft.data.sentence_ends import MOST_SENTENCE_LINES, divided_at_ends
 from sft.data.source import NumberedRow, Source
-from sft.data.tagged_layout import is_comment
+from sft.data.tagged_layout import is_heading
 from sft.data.tagging import (
     BLANKS,
     Tagging,
@@ -22,10 +23,10 @@ from sft.data.tagging import (
     take_off_index,
     token_and_tag,
     tokens_of,
+    with_tab,
 )
 from sft.errors import InputError, RowError
 
-_MOST_SENTENCE_LINES = 100_000
 _Lines = list[tuple[int, str]]  # with their numbers from 1
 
 
@@ -48,7 +49,8 @@ def read_tagged(source: Source) -> Iterator[NumberedRow]:
         raise InputError(f"{source.path}：{tagging.doubt if tagging else '看不出标记在哪一列'}")
     read_tag = _TagReader(tagging)
     with source.path.open(encoding=source.encoding, newline="\n", errors="surrogateescape") as file:
-        numbered = _divided(enumerate(file, start=1), tagging)
+        numbered = _divided(_with_tabs(enumerate(file, start=1), tagging), tagging)
+        numbered = divided_at_ends(numbered, tagging) if tagging.divides == "ends" else numbered
         sentences = _line_by_line(numbered, tagging) if tagging.sentence_a_line else _sentences(numbered, source)
         for lines in sentences:
             try:
@@ -56,6 +58,10 @@ def read_tagged(source: Source) -> Iterator[NumberedRow]:
             except RowError as error:
                 row = error
             yield lines[0][0], "".join([line for _, line in lines]), row
+
+
+def _with_tabs(numbered: Iterator[tuple[int, str]], tagging: Tagging) -> Iterator[tuple[int, str]]:
+    return ((number, with_tab(line)) for number, line in numbered) if tagging.commas else numbered
 
 
 def _divided(numbered: Iterator[tuple[int, str]], tagging: Tagging) -> Iterator[tuple[int, str]]:
@@ -68,7 +74,7 @@ def _divided(numbered: Iterator[tuple[int, str]], tagging: Tagging) -> Iterator[
         if line[0] == "\ufeff" and line[1:2] not in (" ", "\t"):
             yield number, "\n"
             line = line[1:]
-        if tagging.divides:
+        if tagging.divides in ("changes", "restarts"):
             last, before = before, columns_of(line.lstrip(BLANKS))[0]
             if divides_at(last, before, tagging.divides):
                 yield number, "\n"
@@ -78,7 +84,7 @@ def _divided(numbered: Iterator[tuple[int, str]], tagging: Tagging) -> Iterator[
 def _line_by_line(numbered: Iterable[tuple[int, str]], tagging: Tagging) -> Iterator[_Lines]:
     waits_for_header = tagging.header
     for number, line in numbered:
-        if not line.strip(BLANKS) or (tagging.comments and is_comment(line, tagging)):
+        if not line.strip(BLANKS) or is_heading(line, tagging):
             continue
         if not waits_for_header:
             yield [(number, line)]
@@ -93,8 +99,8 @@ def _sentences(numbered: Iterator[tuple[int, str]], source: Source) -> Iterator[
     """
     if source.tagging.header:
         next((line for _, line in numbered if line.strip(BLANKS)), None)
-    while lines := list(islice(_sentence(numbered, source.tagging), _MOST_SENTENCE_LINES)):
-        if len(lines) == _MOST_SENTENCE_LINES:
+    while lines := list(islice(_sentence(numbered, source.tagging), MOST_SENTENCE_LINES)):
+        if len(lines) == MOST_SENTENCE_LINES:
             raise InputError(f"{source.path}:{lines[0][0]}：一句话超过 {len(lines)} 行；句子之间应有空行")
         yield lines
 
@@ -104,7 +110,7 @@ def _sentence(numbered: Iterator[tuple[int, str]], tagging: Tagging) -> Iterator
     begun = False
     for number, line in numbered:
         if line.strip(BLANKS) and not line.startswith("-DOCSTART-"):
-            if begun or not (tagging.comments and is_comment(line, tagging)):
+            if begun or not is_heading(line, tagging):
                 begun = True
                 yield number, line
         elif begun:

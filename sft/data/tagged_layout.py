@@ -22,10 +22,12 @@ from sft.data.tagging import (
     Tagging,
     columns_of,
     divides_at,
+    is_token_comma_tag,
     reading_of,
     take_off_index,
     token_and_tag,
     tokens_of,
+    with_tab,
 )
 from sft.errors import InputError
 
@@ -50,6 +52,8 @@ _TAG_NAMES = ("label", "labels", "tag", "tags", "ner", "ner_tag", "ner_tags", "�
 _HEADER_NAMES = frozenset([*_TEXT_NAMES, *_TAG_NAMES, "pos", "id", "index", "序号"])
 _CHUNKS = frozenset(["NP", "VP", "PP", "ADVP", "SBAR", "ADJP", "PRT", "CONJP", "INTJ", "LST", "UCP"])  # of CoNLL-2003
 _SEPARATORS = ("\x02", " ", ",")  # in a cell with a whole sentence
+_PICTURE = re.compile(r"IMGID:\S+\s*")  # above each sentence of multimodal data (Twitter-2015 and the like)
+_FEW_LINES = 100
 _EVIDENCE_LINES = 20_000
 _SHORTEST_MEAN_SENTENCE = 3  # tokens; words of Chinese have two characters on average
 _MOST_COLUMNS = 50
@@ -98,7 +102,7 @@ def tagging_of(
         InputError: the file is tagged, and a named column is not there.
     """
     lines = [line for line in sample if not line.startswith("-DOCSTART-")]
-    body = [line for line in lines if line[0] != "#"]
+    body = [line for line in lines if line[0] != "#" and not _PICTURE.fullmatch(line)]
     if not body:
         return None
     named = _Named(text_column, tag_column)
@@ -106,12 +110,28 @@ def tagging_of(
     tagging = _sentence_a_line(some, named) or _pairs_on_a_line(some)
     if tagging is None:
         tagging = _token_a_line(body, named, told=told)
+    if tagging is None and has_commas(body):
+        tagging = _token_a_line(list(map(with_tab, body)), named, told=told)
+        tagging = tagging and replace(tagging, commas=True)
     if tagging is None:
         return None
-    return replace(tagging, comments=any(is_comment(line, tagging) for line in lines if line[0] == "#"))
+    comments = any(_is_comment(line, tagging) for line in lines if line[0] == "#")
+    return replace(tagging, comments=comments, pictures=any(map(_PICTURE.fullmatch, lines)))
 
 
-def is_comment(line: str, tagging: Tagging) -> bool:
+def has_commas(lines: Sequence[str]) -> bool:
+    """Whether the first lines are a token, a comma and a tag; the very first may be a header."""
+    return len(lines) > 1 and all(map(is_token_comma_tag, lines[1:_FEW_LINES]))
+
+
+def is_heading(line: str, tagging: Tagging) -> bool:
+    """Whether a line before a sentence is none of its tokens: a comment, or the name of its picture."""
+    if tagging.pictures and _PICTURE.fullmatch(line):
+        return True
+    return tagging.comments and _is_comment(line, tagging)
+
+
+def _is_comment(line: str, tagging: Tagging) -> bool:
     """Whether a line before a sentence is a comment: it begins with ``#`` and has no tag where the others have one."""
     if line[0] != "#" or len(line.strip(BLANKS)) == 1:
         return False

@@ -32,7 +32,8 @@ _LABEL_FIRST = re.compile(r"(.+)[-_]([BIEMSLUW])", re.IGNORECASE)  # LOC-B
 _GLUED_ROLE_FIRST = re.compile(r"([BIEMSLUW])[.:：]?([^\W\d].*)")  # BLOC, B.LOC
 _GLUED_LABEL_FIRST = re.compile(r"([^\W\d].*?)[.:：]?([BIEMSLUW])")  # LOCB
 DIGITS = "0123456789"
-_DIVIDES = {"": "不用", "changes": "变了就另起一句", "restarts": "从头数就另起一句"}
+_DIVIDES = {"": "不用", "ends": "不用", "changes": "变了就另起一句", "restarts": "从头数就另起一句"}
+_TOKEN_COMMA_TAG = re.compile(r'(?:[^,"]*|[,"]|"(?:[^"]|"")*"),(?:O|[BIEMSLU][-_][^\s,"]+)\s*')
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ class Tagging:
         columns: how many columns most lines have.
         numbered: whether the column before the text is a running number.
         divides: where that number begins a sentence: ``changes``, as one sentence has one number, or ``restarts`` from
-            0 or 1, as it counts tokens; ``""`` if only blank lines do.
+            0 or 1, as it counts tokens; ``ends`` if a sentence begins after a mark that ends one, as the file has no
+            blank line; ``""`` if only blank lines do.
+        commas: whether a comma separates the token from its tag.
+        pictures: whether a line before a sentence names its picture: ``IMGID:12``.
         first_index: the first number of a word if a number is glued to each character (``科0 技1``), else None.
         header: whether the first line names the columns.
         comments: whether lines that begin with ``#`` and have no tag, before a sentence, are comments.
@@ -68,6 +72,8 @@ class Tagging:
     columns: int = 2
     numbered: bool = False
     divides: str = ""
+    commas: bool = False
+    pictures: bool = False
     first_index: int | None = None
     header: bool = False
     comments: bool = False
@@ -99,6 +105,9 @@ class Tagging:
             f"第 {self.tag_column + 1} 列是标记": self.tag_column not in (-1, self.columns - 1),
             "字后面的数字是序号，去掉": self.first_index is not None,
             "# 开头的注释跳过": self.comments,
+            "IMGID 行跳过": self.pictures,
+            "逗号后面是标记": self.commas,
+            "文件里没有空行，在 。！？ 后面分句": self.divides == "ends",
             "英文词之间补空格": self.joins_words,
         }
         return "，".join([self.scheme, *(part for part, holds in parts.items() if holds)])
@@ -218,6 +227,20 @@ def columns_of(line: str) -> list[str]:
     if line[:1] == " ":
         return [" ", *line[1:].lstrip(" ").split(" ")]
     return line.split(" ")
+
+
+def with_tab(line: str) -> str:
+    """A line ``青,B-LOC`` with a tab in place of its last comma; a token in quotation marks (``","``) without them."""
+    end = line[len(line.rstrip("\r\n")) :]
+    token, comma, tag = line.rstrip("\r\n").rpartition(",")
+    if len(token) > 1 and token[0] == token[-1] == '"':
+        token = token[1:-1].replace('""', '"')
+    return f"{token}\t{tag}{end}" if comma else line
+
+
+def is_token_comma_tag(line: str) -> bool:
+    """Whether a line is ``青,B-LOC`` or the like."""
+    return _TOKEN_COMMA_TAG.fullmatch(line) is not None
 
 
 def token_and_tag(line: str, tagging: Tagging) -> tuple[str, str]:
