@@ -20,7 +20,7 @@ from sft.data.brat import describe_brat, is_brat
 from sft.data.columns import Columns
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import BYTE_ORDER_MARK, file_encoding
-from sft.data.look_alikes import doubt_about_texts, foreign, header_below
+from sft.data.look_alikes import doubt_about_texts, foreign, half_of_two_files, header_below, without_entities
 from sft.data.offset_evidence import with_offsets
 from sft.data.sample_rows import notation_of, with_columns
 from sft.data.sentence_ends import with_sentence_ends
@@ -179,6 +179,8 @@ def _format_of(source: Source, sample: list[str], ending: str, gold: bool) -> st
         return table
     if not gold:
         return "lines"
+    if source.answers == "entities" and (what := half_of_two_files(sample, source.path.name)):
+        raise InputError(f"{source.path}：{what}")
     raise InputError(f"{source.path}:1：认不出格式（第一行是 {first[:40]!r}）；请用 --format 指明")
 
 
@@ -227,7 +229,13 @@ def _as_document(source: Source, options: ReadOptions, gold: bool) -> Source:
 
 
 def _with_notation(source: Source, rows: Sequence[dict], options: ReadOptions, gold: bool) -> Source:
-    """The source with the notation of its rows and the columns to take."""
+    """The source with the notation of its rows and the columns to take.
+
+    Raises:
+        InputError: the rows have no whole entities, or another notation than the user says; see `with_columns`.
+    """
+    if gold and source.answers == "entities" and (what := without_entities(rows, named=bool(options.label_column))):
+        raise InputError(f"{source.path}:1：{what}")
     columns = Columns(options.text_column, options.label_column)
     format = notation_of(rows, source.answers, columns)
     if options.format in JSON_FORMATS and options.format != "jsonl":

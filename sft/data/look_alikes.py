@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from sft.data.columns import ENTITY_COLUMNS, MORE_ENTITY_COLUMNS
 from sft.data.json_rows import json_row
 from sft.data.tables import HEADER_LINES, has_text_name, is_data, looks_like_labels, text_and_label
 from sft.data.tagged_layout import tagging_of
@@ -28,12 +29,59 @@ _MARKDOWN_RULE = re.compile(r"\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*")
 _TAG = re.compile(r"[OoBIEMS]|[BIEMSLU][-_]\S+")
 _TAG_COLUMN = "像带标记的文件（每行一个字和它的标记），列之间却不是空格或制表符；请换过来，句子之间空一行，存成 .conll"
 _OTHER_DELIMITERS = (",", ";", "|", "\x01")
+_TAGS_ONLY = re.compile(r"(O|[BIEMSLU][-_]\S+)( (O|[BIEMSLU][-_]\S+))*")
+_CHARACTERS_ONLY = re.compile(r"\S( +\S)+")
+_TWO_FILES = "请逐行用制表符接起来（paste {} > all.tsv），再转换 all.tsv"
+# Rows of which each asks for one kind of entity only: what is not asked is not marked, so no row is whole.
+_ONE_QUESTION_A_ROW = (
+    (
+        {"content", "result_list", "prompt"},
+        "是 PaddleNLP UIE 的训练数据：一行只问一个 prompt，同一句话的实体散在几行；"
+        "请用转换前从 doccano 导出的文件（doccano_ext.json）",
+    ),
+    (
+        {"context", "query", "start_position", "end_position"},
+        "是阅读理解（MRC）写法的数据：一行只问一类实体，同一句话的实体散在几行；请用转换前的文件，或自己并成一句一行",
+    ),
+)
+_OF_RELATIONS = ({"spo_list"}, {"h", "t", "relation"})
 _LINES_FORMAT = "每行是一段文本请加 --format lines"
 
 
 def foreign(first_line: str) -> str:
     """What a file is that begins with this line, if it is no data; else ``""``."""
     return next((what for begins, what in _FOREIGN if begins.match(first_line)), "")
+
+
+def half_of_two_files(sample: Sequence[str], name: str) -> str:
+    """What to do with lines of tags whose characters are in another file, or the other way round; else ``""``.
+
+    Args:
+        sample: the first lines of the file, without blank ones.
+        name: of the file.
+    """
+    lines = [line.strip() for line in sample]
+    if all(map(_TAGS_ONLY.fullmatch, lines)) and any(" " in line for line in lines):
+        return f"每行只有标记，没有字；字在另一个文件里（如 sentences.txt）时，{_TWO_FILES.format(f'sentences.txt {name}')}"
+    if all(map(_CHARACTERS_ONLY.fullmatch, lines)) and not any(line.isascii() for line in lines):
+        return f"每行只有空格隔开的字，没有标记；标记在另一个文件里（如 tags.txt）时，{_TWO_FILES.format(f'{name} tags.txt')}"
+    return ""
+
+
+def without_entities(rows: Sequence[dict], *, named: bool) -> str:
+    """Why rows of JSON have no whole entities, or none at all, if their fields say so; else ``""``.
+
+    Args:
+        named: whether the user says which field has the entities.
+    """
+    first = rows[0].keys() if rows else set()
+    for fields, what in _ONE_QUESTION_A_ROW:
+        if first >= fields:
+            return what
+    others = {*ENTITY_COLUMNS, *MORE_ENTITY_COLUMNS}
+    if not named and not others & first and any(first >= fields for fields in _OF_RELATIONS):
+        return "是关系抽取的数据（三元组），没有单独标出实体；请换有实体和位置的数据"
+    return ""
 
 
 def table_problem(sample: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
