@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sft.cli import one_line_errors, parse, readable_streams, run_script
 from sft.data.arguments import ANSWER_FORMATS, ENTITY_FORMATS, Conversion, ReadOptions, conversion_parser
+from sft.tasks.raw_entities import INNER, OUTER
 
 DESCRIPTION = """把实体识别的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/chinese_ner_sft/ 里的 ccfbdci.jsonl。"""
@@ -21,6 +22,10 @@ OTHER_LABELS = "标签不在 --labels 里的实体：error（默认）整行算�
 ANSWER_FORMAT = (
     "模型怎样回答：json（默认）一个实体一行 json；inline 把句子抄一遍，实体写成 [原文|标签]；"
     "存进 *.task.json，训练和预测照它来"
+)
+NESTED = (
+    "有重叠的实体（嵌套）怎么办：error（默认）整行算坏行；outer 长的留下，与它重叠的去掉；inner 短的留下；"
+    "有几行这样会说出来"
 )
 FOLDERS = (Path("data"), Path("data/chinese_ner_sft"))
 NOT_FOUND = (
@@ -45,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         other_labels=OTHER_LABELS,
     )
     parser.add_argument("--answer_format", choices=ANSWER_FORMATS, default="json", help=ANSWER_FORMAT)
+    parser.add_argument("--nested", choices=("error", OUTER, INNER), default="error", help=NESTED)
     arguments = parse(parser, sys.argv[1:] if argv is None else argv)
 
     with one_line_errors(interrupted="中断了，没有写出任何文件") as outcome:
@@ -69,7 +75,8 @@ def convert(arguments: argparse.Namespace) -> None:
     options, conversion = ReadOptions.from_arguments(arguments), Conversion.from_arguments(arguments)
     sources = [recognise(path, Ner.answers, options) for path in input_files(arguments) if path]
     sources = with_same_offsets(sources)
-    recipe = ner_recipe(sources, arguments.labels, arguments.other_labels, arguments.answer_format)
+    nested = None if arguments.nested == "error" else arguments.nested
+    recipe = ner_recipe(sources, arguments.labels, arguments.other_labels, arguments.answer_format, nested)
     recipe = with_instructions(recipe, arguments.system_prompt, arguments.label_descriptions)
     report = convert_files(recipe, sources, conversion)
     for line in (*summary(report, conversion), *next_command("train_qwen2_ner.py", conversion.output_file)):

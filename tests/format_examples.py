@@ -476,8 +476,8 @@ ENTITY_EXAMPLES = [
         ),
         ("赵一到青湖", _ENTITIES),
         (
-            "终点含不含最后一个字由 entity 看出；嵌套的实体拒绝",
-            "entity shows whether ends are inclusive; nested entities are refused",
+            "终点含不含最后一个字由 entity 看出；嵌套的实体拒绝，加 --nested outer 或 inner 只留一层",
+            "entity shows whether ends are inclusive; nested entities are refused, or one layer is kept by --nested outer or inner",
         ),
     ),
     Example(

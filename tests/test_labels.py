@@ -401,6 +401,20 @@ class TestNested:
         code, said = folder.convert("ner", self.NESTED + self.PLAIN, name="raw.jsonl")
         assert code == 0 and "实体重叠（嵌套 nested） 1 行" in said
 
+    @pytest.mark.parametrize(("kept", "entities"), [("outer", ["南京大学"]), ("inner", ["南京"])])
+    def test_the_flag_of_the_advice_keeps_the_outer_or_the_inner_ones(self, folder, kept, entities):
+        rows = "".join(self.NESTED.replace("在哪", f"在{n}") for n in range(4))
+        assert f"--nested {kept}" in folder.convert("ner", rows + self.PLAIN, name="raw.jsonl")[1]
+        code, said = folder.convert("ner", rows + self.PLAIN, "--nested", kept, name="raw.jsonl")
+        assert code == 0 and "拒绝 0" in said and f"只留{'外' if kept == 'outer' else '内'}层：4 行" in said
+        found = [[e["text"] for e in record["entities"]] for record in folder.records() if "南京" in record["text"]]
+        assert found == [entities] * 4
+
+    def test_two_labels_of_the_same_characters_are_an_error_with_the_flag_too(self, folder):
+        row = '{"text": "南京大学在哪", "label": [[0, 4, "ORG"], [0, 4, "LOC"], [0, 2, "LOC"]]}\n'
+        code, said = folder.convert("ner", row + self.PLAIN, "--nested", "outer", name="raw.jsonl")
+        assert code == 0 and "同一个实体有两个标签 1 行" in said
+
 
 class TestRepeated:
     """An entity that is written twice is one entity; the same characters with two labels are a mistake."""

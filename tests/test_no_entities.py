@@ -56,7 +56,7 @@ def test_triples_beside_entities_do_not_matter(tmp_path):
 def test_sentences_and_tags_in_two_files_are_read_when_they_are_put_together_as_advised(tmp_path):
     for name, content in (("sentences.txt", SENTENCES), ("tags.txt", TAGS)):
         (tmp_path / name).write_text(content, encoding="utf-8")
-        with pytest.raises(InputError, match="paste sentences.txt tags.txt > all.tsv"):
+        with pytest.raises(InputError, match=r"paste sentences\.txt tags\.txt > all\.tsv"):
             recognise(tmp_path / name, "entities")
     together = zip(SENTENCES.splitlines(), TAGS.splitlines(), strict=True)
     path = tmp_path / "all.tsv"

@@ -62,9 +62,11 @@ def half_of_two_files(sample: Sequence[str], name: str) -> str:
     """
     lines = [line.strip() for line in sample]
     if all(map(_TAGS_ONLY.fullmatch, lines)) and any(" " in line for line in lines):
-        return f"每行只有标记，没有字；字在另一个文件里（如 sentences.txt）时，{_TWO_FILES.format(f'sentences.txt {name}')}"
+        both = _TWO_FILES.format(f"sentences.txt {name}")
+        return f"每行只有标记，没有字；字在另一个文件里（如 sentences.txt）时，{both}"
     if all(map(_CHARACTERS_ONLY.fullmatch, lines)) and not any(line.isascii() for line in lines):
-        return f"每行只有空格隔开的字，没有标记；标记在另一个文件里（如 tags.txt）时，{_TWO_FILES.format(f'{name} tags.txt')}"
+        both = _TWO_FILES.format(f"{name} tags.txt")
+        return f"每行只有空格隔开的字，没有标记；标记在另一个文件里（如 tags.txt）时，{both}"
     return ""
 
 

@@ -121,7 +121,11 @@ def classification_recipe(sources: Iterable[Source], labels: str | None, other_l
 
 
 def ner_recipe(
-    sources: Iterable[Source], labels: str | None, other_labels: str = "error", answer_format: str = JSON
+    sources: Iterable[Source],
+    labels: str | None,
+    other_labels: str = "error",
+    answer_format: str = JSON,
+    nested: str | None = None,
 ) -> Recipe:
     """How to convert NER rows. The label set is ``labels``, or CCFBDCI's four, or every label in the data.
 
@@ -130,6 +134,7 @@ def ner_recipe(
         other_labels: what becomes of entities with a label that is not in ``labels``. ``error``: their rows are
             rejected; ``drop``: only the entities are left out.
         answer_format: how the model is to name entities: ``json`` or ``inline``.
+        nested: which of overlapping entities stay, ``outer`` or ``inner``; None to reject their rows.
 
     Raises:
         InputError: ``labels`` is not a list of different names, or there is nothing that labels could be other than.
@@ -149,7 +154,7 @@ def ner_recipe(
 
     def convert(raw: dict) -> dict:
         noted[:] = raw.get("notes", ())
-        fields = Ner.convert(raw, lookup, unwanted if other_labels == "drop" else None, noted.append)
+        fields = Ner.convert(raw, lookup, unwanted if other_labels == "drop" else None, noted.append, nested)
         _count_corrected(corrected, (item.get("entity_label") for item in raw["entities"] if type(item) is dict))
         return fields
 

@@ -93,7 +93,7 @@ class Rejections(RowKinds):
         if most_frequent.startswith("标签 "):
             return "请把标签加进 --labels；只想要其中几种，就加 --other_labels drop"
         if most_frequent == NESTED:
-            return "本工具只做互不重叠的实体，请先只留最外层或最内层"
+            return "本工具只做互不重叠的实体；请加 --nested outer（只留外层）或 --nested inner（只留内层）"
         if most_frequent == TWO_LABELS:
             return "一个实体只能有一个标签，请先只留一个"
         return "请先改正，或检查 --format、--text_column、--label_column"

@@ -15,7 +15,7 @@ from sft.tasks.entity_lines import NO_ENTITY, entity_line, read_lines
 from sft.tasks.entity_marks import marked, marked_text, read_marked
 from sft.tasks.long_texts import CLAUSE_END, SENTENCE_END, Span, merged
 from sft.tasks.names import read_names
-from sft.tasks.raw_entities import REPEATED, as_raw, entity_of, label_of, without_repeats
+from sft.tasks.raw_entities import KEPT, REPEATED, as_raw, entity_of, label_of, without_overlaps, without_repeats
 from sft.text import clean_text, shifted_offsets
 
 CCFBDCI_LABELS = {"GPE": "地理实体", "LOC": "地点", "ORG": "组织", "PER": "人名"}
@@ -105,6 +105,7 @@ class Ner:
         names: Mapping[str, str] | None = None,
         drop: Callable[[str], bool] | None = None,
         note: Callable[[str], None] | None = None,
+        nested: str | None = None,
     ) -> dict:
         """The fields of a record from a raw row ``{"text", "entities": [{"start_idx", "end_idx", ...}]}``.
 
@@ -112,6 +113,7 @@ class Ner:
             names: raw label → the name that the model writes; None to keep the labels as they are.
             drop: says whether to leave out the entities of a label, which are not looked at any further then.
             note: is told what was put right.
+            nested: which of overlapping entities stay, ``outer`` or ``inner``; None to reject their row.
 
         Raises:
             RowError: the row cannot be used.
@@ -135,9 +137,15 @@ class Ner:
                 entity |= {"start": start, "end": end, "text": text[start:end]}
         entities.sort(key=lambda entity: entity["start"])
         if any(right["start"] < left["end"] for left, right in pairwise(entities)):
-            entities = without_repeats(entities)
-            if note is not None:
-                note(REPEATED)
+            stay = without_overlaps(entities, nested) if nested else entities
+            without = without_repeats(stay)
+            for said in (
+                KEPT[nested] if len(stay) < len(entities) else "",
+                REPEATED if len(without) < len(stay) else "",
+            ):
+                if said and note is not None:
+                    note(said)
+            entities = without
         return {"text": text, "entities": entities}
 
     def known_fields(self, row: dict) -> dict:

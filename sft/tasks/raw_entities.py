@@ -18,6 +18,8 @@ from sft.tasks.options import clean_label
 NESTED = "实体重叠（嵌套 nested）"  # the kind of error of a row with overlapping entities
 TWO_LABELS = "同一个实体有两个标签"  # the same, of one whose entities are the same characters
 REPEATED = "写了不止一遍的实体只留一个"  # what is to be said of a row
+OUTER, INNER = "outer", "inner"  # which of overlapping entities stay
+KEPT = {OUTER: "重叠的实体只留外层", INNER: "重叠的实体只留内层"}  # what is to be said of a row
 
 
 def label_of(item: object) -> str:
@@ -68,6 +70,27 @@ def _compare_surface(given: object, surface: str, text: str, start: int, end: in
     hint = "；end_idx 应不含最后一个字" if text[start : end + 1] == given else ""
     reason = f"{given!r} 与文本 {start} 到 {end} 处的 {surface!r} 不符{hint}"
     raise RowError("entity_text", reason, f"实体的文字与位置不符{hint}")
+
+
+def without_overlaps(entities: Iterable[dict], kept: str) -> list[dict]:
+    """The entities of a record of which no two overlap, but for those of the same characters.
+
+    The longest, or the shortest, come first; of two that are as long, the one on the left.
+
+    Args:
+        kept: ``outer`` or ``inner``.
+
+    Returns:
+        They, by ascending ``start``.
+    """
+    sign = -1 if kept == OUTER else 1
+    stay: list[dict] = []
+    for entity in sorted(entities, key=lambda entity: (sign * (entity["end"] - entity["start"]), entity["start"])):
+        place = entity["start"], entity["end"]
+        apart = (place[1] <= other["start"] or other["end"] <= place[0] for other in stay)
+        if all(apart) or any(place == (other["start"], other["end"]) for other in stay):
+            stay.append(entity)
+    return sorted(stay, key=lambda entity: entity["start"])
 
 
 def without_repeats(entities: Iterable[dict]) -> list[dict]:
