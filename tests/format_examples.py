@@ -437,6 +437,19 @@ ENTITY_EXAMPLES = [
         ("赵一到青湖", _ENTITIES),
     ),
     Example(
+        ("YEDDA", "YEDDA"),
+        "yedda.ann",
+        "[@赵一#PER*]到[@青湖#LOC*]\n今天没课\n[@红山#LOC*]下雨\n",
+        ("赵一到青湖", _ENTITIES),
+    ),
+    Example(
+        ("CHIP 2020（CMeEE 的第一版）", "CHIP 2020 (the first CMeEE)"),
+        "chip.txt",
+        "赵一到青湖|||0    1    PER|||3    4    LOC|||\n今天没课|||\n红山下雨|||0    1    LOC|||\n",
+        ("赵一到青湖", _ENTITIES),
+        ("终点含最后一个字；嵌套的实体同 CMeEE", "ends are inclusive; nested entities as in CMeEE"),
+    ),
+    Example(
         ("人民日报 `词/词性`", "People's Daily `word/tag`"),
         "words.txt",
         "赵/nr 一/nr 到/v 青湖/ns\n今天/t 没/v 课/n\n红山/ns 下/v 雨/n\n",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sft.data.arguments import ReadOptions
-from sft.data.formats import recognise_sample
+from sft.data.formats import recognise, recognise_sample
 from sft.data.marked import ANSWERS, marked_row, marks_of
+from sft.data.readers import read_rows
 from sft.data.source import Source
 from sft.errors import InputError, RowError
 from sft.tasks.classification import Classification
@@ -36,6 +37,8 @@ FILES = {  # name: (format, lines)
     "toutiao without keywords": ("toutiao", [f"65{n}_!_103_!_news_sports_!_第{n}条" for n in range(9)]),
     "toutiao, a few bad lines": ("toutiao", [*["651_!_103_!_news_car_!_标题_!_"] * 19, "651_!_103"]),
     "inline": ("inline", ["{{org_name:青湖电视台}}讯", "无", "{{time:4月}}到{{location:青湖}}", "{{time:昨天}}没课"]),
+    "YEDDA": ("yedda", ["[@赵一#PER*]到[$青湖#LOC*]", "今天没课", "[@红山#LOC*]下雨"]),
+    "CHIP 2020": ("chip", ["赵一到青湖|||0    1    PER|||3    4    LOC|||", "今天没课|||"]),
     "People's Daily": ("words", PEOPLES_DAILY),
     "MSRA": ("words", ["当/o 希望/o 到/o 青湖/ns", "赵一/nr 来/o 了/o"]),
     "jieba": ("words", ["我/r 来到/v 青湖/ns 看/v 5G/eng", "他/r 是/v 赵一/nr", "好/a 的/uj 湖/n"]),
@@ -55,6 +58,8 @@ PROSE = {
     "TeX": [r"\frac{{a:b}}{{c}} 与 {{d}}", r"{{x}} + {{y}} = {{z:w}}"],
     "a label in a text": ["他写 __label__ 开头的文件", "fastText 要 __label__体育 这样的 标签 在前面", "好"],
     "separators": ["一_!_二", "他说 _!_ 是分隔符", "三_!_四_!_"],
+    "footnotes": ["见[@1]和[#2*]", "又见[3]#*", "[@青湖"],
+    "bars": ["甲|||乙|||丙", "甲|||1|||", "a ||| b"],
     "JSON": ['{"text": "a/n b/v"}', '{"text": "{{a:b}}"}'],
     "tags of CoNLL": ["青\tB-LOC", "湖\tI-LOC"],
     "nothing": [],
@@ -264,3 +269,62 @@ def test_every_word_with_the_tag_of_a_name_is_an_entity(words):
 )  # fmt: skip
 def test_a_line_whose_tags_do_not_fit_is_rejected(line, field):
     assert marked_row("words", line).field == field
+
+
+# ---- YEDDA, CHIP 2020 ----
+
+
+def test_marks_of_yedda_become_entities():
+    line = "[@赵一#PER*] 到[$青湖#LOC*]，[x]#3*"
+    assert entities("yedda", line) == ("赵一 到青湖，[x]#3*", [(0, 2, "PER"), (4, 6, "LOC")])
+
+
+@given(annotated())
+def test_any_entities_written_by_yedda_are_read_back(pair):
+    text, spans = pair
+    marked, end = "", 0
+    for start, stop, label in spans:
+        marked += text[end:start] + f"[@{text[start:stop]}#{label}*]"
+        end = stop
+    assume(not any(mark in text for mark in "[]#") and not any(text[a:b] != text[a:b].strip() for a, b, _ in spans))
+    assert entities("yedda", marked + text[end:]) == (text, spans)
+
+
+@pytest.mark.parametrize("line", ["[@赵一到了", "[@[@青湖#LOC*]大学#ORG*]", "赵一#PER*]到了", "[@ #PER*]到了"])
+def test_broken_or_nested_marks_of_yedda_reject_the_line(line):
+    assert marked_row("yedda", line).field == "entities"
+
+
+def test_an_annotated_file_of_yedda_is_not_brat(tmp_path):
+    path = tmp_path / "a.txt.ann"
+    path.write_text("[@赵一#PER*]到[@青湖#LOC*]\n今天没课\n[@红山#LOC*]下雨\n", encoding="utf-8")
+    source = recognise(path, "entities")
+    assert source.format == "yedda"
+    assert [row["text"] for _, _, row in read_rows(source)] == ["赵一到青湖", "今天没课", "红山下雨"]
+
+
+def test_ends_of_chip_are_inclusive():
+    line = "赵一到青湖|||0    1    PER|||3 4 LOC|||"
+    assert entities("chip", line) == ("赵一到青湖", [(0, 2, "PER"), (3, 5, "LOC")])
+    assert entities("chip", "今天没课|||") == ("今天没课", [])
+
+
+@given(annotated())
+def test_any_entities_written_as_in_chip_are_read_back(pair):
+    text, spans = pair
+    assume("|" not in text and text == text.strip())
+    marks = "".join(f"{start}    {end - 1}    {label}|||" for start, end, label in spans)
+    assert entities("chip", f"{text}|||{marks}") == (text, spans)
+
+
+@pytest.mark.parametrize("line", ["赵一到青湖", "赵一到青湖|||0 PER|||", "赵一到青湖|||0 1 PER"])
+def test_a_line_of_chip_without_whole_marks_is_rejected(line):
+    assert marked_row("chip", line).field == "entities"
+
+
+def test_offsets_of_chip_count_a_byte_order_mark_before_a_later_line(tmp_path):
+    """The lines of the original data come from files of their own, and its offsets count their marks."""
+    path = tmp_path / "train.txt"
+    path.write_text("\ufeff今天没课|||\n\ufeff赵一到青湖|||1 2 PER|||4 5 LOC|||\n", encoding="utf-8")
+    row = [row for _, _, row in read_rows(recognise(path, "entities"))][1]
+    assert [entity["text"] for entity in Ner.convert(row)["entities"]] == ["赵一", "青湖"]

@@ -21,7 +21,7 @@ LABEL_FORMATS = ("jsonl", "fudan", *ROW_FORMATS[:-1], *TABLE_FORMATS, "fasttext"
 ENTITY_FORMATS = (
     *("jsonl", "ccfbdci", "spans", "doccano", "cluener", *ROW_FORMATS),
     *TABLE_FORMATS,
-    *("conll", "inline", "words", "words_ltp", "brat"),
+    *("conll", "inline", "yedda", "chip", "words", "words_ltp", "brat"),
 )
 ANSWER_FORMATS = ("json", "inline")  # how a model names entities; `sft.tasks.ner` says what they are
 PREDICTION_FORMATS = ("auto", "lines", *dict.fromkeys((*LABEL_FORMATS, *ENTITY_FORMATS)))

@@ -53,10 +53,16 @@ class _Entity(NamedTuple):
 
 
 def is_brat(path: Path) -> bool:
-    """Whether it is an ``.ann`` file, a ``.txt`` file with one beside it, or a folder with such a pair."""
+    """Whether it is an ``.ann`` file, a ``.txt`` file with one beside it, or a folder with such a pair.
+
+    An ``.ann`` file without a ``.txt`` may be another tool's: YEDDA writes the text and the marks into one.
+    """
     if path.is_dir():
         return any(annotations.with_suffix(".txt").is_file() for annotations in _in_folder(path, "ann"))
     suffix = path.suffix.lower()
+    if suffix == ".ann" and not path.with_suffix(".txt").is_file() and path.is_file():
+        with path.open("rb") as file:
+            return not re.search(rb"\[[@$][^\[\]]*#[^#\[\]\s]+\*\]", file.read(1 << 16))
     return suffix == ".ann" or (suffix == ".txt" and path.with_suffix(".ann").is_file())
 
 

@@ -1,4 +1,4 @@
-"""Read texts that carry their marks on the same line: fastText, toutiao, ``{{type:text}}`` and ``word/tag``.
+"""Read texts that carry their marks on the same line: fastText, toutiao, ``{{type:text}}``, YEDDA, ``word/tag`` …
 
 Imports no torch. A row comes in its original shape (see `sft.data.shapes`). The formats:
 
@@ -7,13 +7,15 @@ Imports no torch. A row comes in its original shape (see `sft.data.shapes`). The
 ``toutiao``   ``id_!_code_!_name_!_title_!_keywords``: the label is the name, the text is the title. The numbers in
               front and the keywords may be missing.
 ``inline``    ``{{person_name:张三}}到了``: the braces go, a literal ``\\n`` becomes a line break.
+``yedda``     ``[@张三#Person*]到了``, as YEDDA writes it; ``[$`` is a suggestion that it exports like the others.
+``chip``      ``张三到了|||0    1    per|||``, as in CHIP 2020 and the first CMeEE: ends are inclusive.
 ``words``, ``words_ltp``  see `sft.data.tagged_words`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from sft.data.tagged_words import are_ltp_words, are_tagged_words, tagged_row
 from sft.errors import RowError
@@ -22,6 +24,8 @@ ANSWERS = {  # what each format holds
     "fasttext": "label",
     "toutiao": "label",
     "inline": "entities",
+    "yedda": "entities",
+    "chip": "entities",
     "words": "entities",
     "words_ltp": "entities",
 }
@@ -41,7 +45,9 @@ _TOUTIAO = re.compile(
 )
 
 _INLINE = re.compile(r"\{\{([^\s{}:/]{1,40}):([^{}]*)\}\}")
-_BRACES = re.compile(r"\{\{|\}\}")
+_YEDDA = re.compile(r"\[[@$]([^\[\]]*?)#([^#\[\]\s]{1,40}?)\*\]")
+_BRACES, _BRACKETS = re.compile(r"\{\{|\}\}"), re.compile(r"\[@|#[^#\s]{1,40}?\*\]")
+_CHIP = re.compile(r"((?:(?!\|\|\|).)*)\|\|\|((?:\s*\d+\s+\d+\s+[^\s|]+\s*\|\|\|)*)\s*")
 
 
 def marks_of(sample: Sequence[str]) -> str | None:
@@ -57,8 +63,13 @@ def marks_of(sample: Sequence[str]) -> str | None:
         return "fasttext"
     if _share(_TOUTIAO.fullmatch(line) for line in lines) >= _ENOUGH:
         return "toutiao"
-    if _are_inline(lines):
+    if _are_inline(lines, _INLINE, "{{"):
         return "inline"
+    if _are_inline(lines, _YEDDA, "[@"):
+        return "yedda"
+    chip = [_CHIP.fullmatch(line) for line in lines]
+    if _share(chip) >= _ENOUGH and any(found and found[2] for found in chip):
+        return "chip"
     if are_tagged_words(lines, _ENOUGH):
         return "words_ltp" if are_ltp_words(lines) else "words"
     return None
@@ -69,11 +80,11 @@ def _share(matches: Iterable[re.Match | None]) -> float:
     return sum(fits) / len(fits) if fits else 0.0
 
 
-def _are_inline(lines: list[str]) -> bool:
-    """Whether at least half of several lines have marks, and nearly all double braces are marks."""
-    marks = [len(_INLINE.findall(line)) for line in lines]
-    braces = sum(line.count("{{") for line in lines)
-    return sum(map(bool, marks)) >= max(2, len(lines) / 2) and sum(marks) >= _ENOUGH * braces
+def _are_inline(lines: list[str], mark: re.Pattern, opening: str) -> bool:
+    """Whether at least half of several lines have marks, and nearly all that opens a mark is one."""
+    marks = [len(mark.findall(line)) for line in lines]
+    opened = sum(line.count(opening) for line in lines)
+    return sum(map(bool, marks)) >= max(2, len(lines) / 2) and sum(marks) >= _ENOUGH * opened
 
 
 def marked_row(format: str, line: str) -> dict | RowError:
@@ -91,6 +102,10 @@ def marked_row(format: str, line: str) -> dict | RowError:
             return _toutiao_row(line)
         if format == "inline":
             return _inline_row(line)
+        if format == "yedda":
+            return _yedda_row(line)
+        if format == "chip":
+            return _chip_row(line)
         return tagged_row(line, ltp=format == "words_ltp")
     except RowError as error:
         return error
@@ -127,25 +142,37 @@ def _toutiao_row(line: str) -> dict:
 
 
 def _inline_row(line: str) -> dict:
-    """An entity's blanks at its edges belong to the text, not to the entity."""
+    """Literal ``\\n`` (of data with one document on a line) are line breaks."""
+    return _row_of_marks([(mark.span(), mark[2], mark[1]) for mark in _INLINE.finditer(line)], line, _plain)
+
+
+def _yedda_row(line: str) -> dict:
+    return _row_of_marks([(mark.span(), mark[1], mark[2]) for mark in _YEDDA.finditer(line)], line, _without_brackets)
+
+
+def _row_of_marks(marks: Sequence[tuple[tuple[int, int], str, str]], line: str, plain: Callable[[str], str]) -> dict:
+    """The row of a line with marks. An entity's blanks at its edges belong to the text, not to the entity.
+
+    Args:
+        marks: of each its place in the line, its text and its label.
+        plain: the text of a part of the line without marks, or what it raises if a mark there is broken.
+    """
     text, entities, end = "", [], 0
-    for mark in _INLINE.finditer(line):
-        text += _plain(line[end : mark.start()])
-        surface = _plain(mark[2])
+    for place, marked, label in marks:
+        text += plain(line[end : place[0]])
+        surface = plain(marked)
         start = len(text) + len(surface) - len(surface.lstrip())
         name = surface.strip()
         if not name:
-            raise RowError("entities", f"{mark[0]!r} 里没有文字")
-        entities.append(
-            {"start_idx": start, "end_idx": start + len(name), "entity_text": name, "entity_label": mark[1]}
-        )
+            raise RowError("entities", f"{line[slice(*place)]!r} 里没有文字")
+        entities.append({"start_idx": start, "end_idx": start + len(name), "entity_text": name, "entity_label": label})
         text += surface
-        end = mark.end()
-    return {"text": text + _plain(line[end:]), "entities": entities}
+        end = place[1]
+    return {"text": text + plain(line[end:]), "entities": entities}
 
 
 def _plain(text: str) -> str:
-    """Text outside of marks, its literal ``\\n`` (of data with one document on a line) as line breaks.
+    """Text outside of marks, its literal ``\\n`` as line breaks.
 
     Raises:
         RowError: it has double braces, which are a broken mark.
@@ -153,3 +180,25 @@ def _plain(text: str) -> str:
     if brace := _BRACES.search(text):
         raise RowError("entities", f"花括号不成对，或标注里套着标注（nested，嵌套）：{text[brace.start() :][:30]!r}")
     return text.replace("\\r\\n", "\n").replace("\\n", "\n")
+
+
+def _without_brackets(text: str) -> str:
+    if bracket := _BRACKETS.search(text):
+        raise RowError(
+            "entities", f"[@ 和 *] 不成对，或标注里套着标注（nested，嵌套）：{text[bracket.start() :][:30]!r}"
+        )
+    return text
+
+
+def _chip_row(line: str) -> dict:
+    """The offsets count from the beginning of the line, and include the last character."""
+    if (found := _CHIP.fullmatch(line)) is None:
+        raise RowError("entities", "应如 文本|||起 止 标签|||起 止 标签|||")
+    entities = []
+    for mark in filter(str.strip, found[2].split("|||")):
+        first, last, label = mark.split()
+        start, end = int(first), int(last) + 1
+        entities.append(
+            {"start_idx": start, "end_idx": end, "entity_label": label, "entity_text": found[1][start:end]}
+        )
+    return {"text": found[1], "entities": entities}

@@ -96,7 +96,8 @@ def _shape_rows(rows: Iterator[NumberedRow], source: Source) -> Iterator[Numbere
 
 def _read_lines(source: Source) -> Iterator[NumberedRow]:
     with source.path.open("rb", buffering=1 << 20) as file:
-        yield from rows_of_lines(numbered_lines(file, source.encoding), source)
+        lines = numbered_lines(file, source.encoding, with_marks=source.format == "chip")
+        yield from rows_of_lines(lines, source)
 
 
 def rows_of_lines(lines: Iterable[tuple[int, bytes | str]], source: Source) -> Iterator[NumberedRow]:
@@ -114,11 +115,14 @@ def _marked_row(line: bytes | str, format: str) -> dict | RowError:
     return text if isinstance(text, RowError) else marked_row(format, text)
 
 
-def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes | str]]:
+def numbered_lines(file: IO[bytes], encoding: str, *, with_marks: bool = False) -> Iterator[tuple[int, bytes | str]]:
     """The lines of a file or stream with their numbers from 1.
 
     Only LF ends a line, because a text may hold U+2028 and the like. Lines of UTF-8 stay bytes, which orjson reads.
     A byte order mark before a line is left out: files that were put together have them inside.
+
+    Args:
+        with_marks: whether only the one before the first line is left out: offsets on the line may count the others.
     """
     if encoding.startswith("utf-16"):
         lines = io.TextIOWrapper(file, encoding, newline="\n", errors="surrogatepass")
@@ -126,7 +130,7 @@ def numbered_lines(file: IO[bytes], encoding: str) -> Iterator[tuple[int, bytes 
         return
     if encoding.startswith("utf-8"):
         for number, line in enumerate(file, start=1):
-            yield number, line.removeprefix(codecs.BOM_UTF8)
+            yield number, line if with_marks and number > 1 else line.removeprefix(codecs.BOM_UTF8)
         return
     for number, line in enumerate(file, start=1):
         with suppress(UnicodeDecodeError):  # it stays bytes and is rejected later
