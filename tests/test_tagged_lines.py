@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sft.errors import InputError
+from sft.errors import InputError, RowError
+from tests.test_formats import read
 from tests.test_tagged import column, texts_and_spans
 
 LAKE = column("赵 一 到 了 青 湖 。", "B-PER I-PER O O B-LOC I-LOC O", " ")
@@ -79,3 +80,20 @@ def test_more_columns_between_commas_are_refused(line):
     lines = "".join(f"{line.format(token)},{tag}\n" for token, tag in [("赵", "B-PER"), ("一", "I-PER"), ("到", "O")])
     with pytest.raises(InputError, match="换过来"):
         texts_and_spans(lines * 3, "a.csv")
+
+
+# ---- Schemes ----
+
+
+def test_bios_marks_single_tokens_and_no_ends():
+    lines = column("赵 一 到 青 湖 了 沪 好", "B-PER I-PER O B-LOC I-LOC O S-LOC O")
+    said, rows = texts_and_spans(f"{lines}\n" * 3)
+    assert "BIOS" in said
+    assert rows == [("赵一到青湖了沪好", [(0, 2, "PER"), (3, 5, "LOC"), (6, 7, "LOC")])] * 3
+
+
+def test_a_few_missing_ends_do_not_make_bioes_to_bios():
+    lines = column("赵 一 到 青 湖 了 沪 好", "B-PER E-PER O B-LOC I-LOC O S-LOC O")
+    source, rows = read("a.txt", f"{lines}\n" * 3 + column("青 湖 好", "B-LOC E-LOC O"), "entities")
+    assert "BIOES" in source.describe()
+    assert [isinstance(row, RowError) for _, _, row in rows] == [True, True, True, False]

@@ -165,3 +165,9 @@ def test_columns_of_any_name_are_read_if_they_are_named(row, columns):
     shaped = shape_row(row, "entities", columns)
     assert shaped["text"] == "赵一到"
     assert [(e["start_idx"], e["end_idx"], e["entity_label"]) for e in shaped["entities"]] == [(0, 2, "PER")]
+
+
+def test_bios_marks_single_characters_and_no_ends():
+    marks = ["B-PER", "I-PER", "O", "S-LOC", "S-LOC"]
+    row = shape_row({"tokens": list("赵一到沪京"), "ner_tags": marks}, "entities")
+    assert places(row) == [(0, 2, "PER"), (3, 4, "LOC"), (4, 5, "LOC")]

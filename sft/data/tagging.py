@@ -19,13 +19,14 @@ BLANKS = " \t\r\n"
 SCHEMES = {
     "BIO": "BI",
     "IOE": "IE",
+    "BIOS": "BIS",
     "BIOES": "BIES",
     "BMES": "BMIES",
     "BMEWO": "BMIESW",
     "BILOU": "BILU",
     "IO": "",  # a tag is a label and nothing else
 }
-_LENIENT = ("BIO", "IOE", "IO")
+_LENIENT = ("BIO", "BIOS", "IOE", "IO")  # BIOS marks entities of one token, but no ends
 _ROLES = {"B": "B", "I": "I", "M": "I", "E": "E", "L": "E", "S": "S", "U": "S", "W": "S"}
 _ROLE_FIRST = re.compile(r"([BIEMSLUW])[-_](.+)", re.IGNORECASE)  # B-LOC
 _LABEL_FIRST = re.compile(r"(.+)[-_]([BIEMSLUW])", re.IGNORECASE)  # LOC-B
@@ -207,6 +208,8 @@ def _scheme(letters: Counter[str]) -> str:
     bilou = letters["L"] + letters["U"]
     if ends + bilou <= 0.02 * letters.total():
         return "BIO"
+    if letters["E"] + letters["M"] + letters["W"] + bilou <= 0.02 * letters.total() and letters["B"] and letters["I"]:
+        return "BIOS"
     if bilou > ends:
         return "BILOU"
     if not letters.keys() - {"I", "E"} and letters["I"]:

@@ -149,12 +149,13 @@ def entities_of_tags(tags: Sequence[str], tokens: Sequence[str], starts: Sequenc
     """The entities of BIO, BIOES, BMES or BILOU tags, with their offsets.
 
     In BIO an ``I-`` that continues no entity begins one, as conlleval and seqeval do. The other schemes mark the end
-    of an entity, so there such a tag is an error: to guess would be to invent a boundary.
+    of an entity, so there such a tag is an error: to guess would be to invent a boundary. ``S-`` alone marks no ends
+    (BIOS).
 
     Raises:
         RowError: a tag is of no scheme, or cannot follow the one before it.
     """
-    strict = any(tag[:1] in "EMSLU" for tag in tags)
+    strict = any(tag[:1] in "EMLU" for tag in tags)
     spans: list[list] = []  # [start, end, label]
     inside = False  # whether the last span may go on
     for tag, token, start in zip(tags, tokens, starts, strict=True):
