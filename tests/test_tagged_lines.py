@@ -82,6 +82,13 @@ def test_more_columns_between_commas_are_refused(line):
         texts_and_spans(lines * 3, "a.csv")
 
 
+@pytest.mark.parametrize("separator", [" ", "\t"])
+def test_a_tagged_file_may_be_called_csv(separator):
+    lines = column("赵 一 到 , 青 湖 了 很 好 看 。", "B-PER I-PER O O B-LOC I-LOC O O O O O", separator)
+    _, rows = texts_and_spans(f"{lines}\n" * 3, "a.csv")
+    assert rows == [("赵一到,青湖了很好看。", [(0, 2, "PER"), (4, 6, "LOC")])] * 3
+
+
 # ---- Schemes ----
 
 

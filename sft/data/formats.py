@@ -140,7 +140,7 @@ def _tagging(source: Source, sample: list[str], ending: str, options: ReadOption
     told = options.format == "conll"
     if not told and (options.format != "auto" or ending in JSON_ENDINGS):
         return None
-    if not told and ending == "csv" and not has_commas(sample):
+    if not told and ending == "csv" and not (has_commas(sample) or _is_no_table(source, sample)):
         return None
     tagging = tagging_of(sample, text_column=options.text_column, tag_column=options.label_column, told=told)
     if tagging is None and told:
@@ -151,6 +151,11 @@ def _tagging(source: Source, sample: list[str], ending: str, options: ReadOption
     if tagging and tagging.doubt:
         raise InputError(f"{source.path}：{tagging.doubt}")
     return tagging
+
+
+def _is_no_table(source: Source, sample: list[str]) -> bool:
+    """Whether what is called a table has no column but one, and may be tagged. A comma may be a token."""
+    return source.answers == "entities" and sum("," in line for line in sample) <= 0.1 * len(sample)
 
 
 def _format_of(source: Source, sample: list[str], ending: str, gold: bool) -> str:

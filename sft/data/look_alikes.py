@@ -64,7 +64,8 @@ def half_of_two_files(sample: Sequence[str], name: str) -> str:
     if all(map(_TAGS_ONLY.fullmatch, lines)) and any(" " in line for line in lines):
         both = _TWO_FILES.format(f"sentences.txt {name}")
         return f"每行只有标记，没有字；字在另一个文件里（如 sentences.txt）时，{both}"
-    if all(map(_CHARACTERS_ONLY.fullmatch, lines)) and not any(line.isascii() for line in lines):
+    characters = sum(_CHARACTERS_ONLY.fullmatch(line) is not None and not line.isascii() for line in lines)
+    if characters >= 0.9 * len(lines):  # others hold a number or a Latin word
         both = _TWO_FILES.format(f"{name} tags.txt")
         return f"每行只有空格隔开的字，没有标记；标记在另一个文件里（如 tags.txt）时，{both}"
     return ""
