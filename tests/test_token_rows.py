@@ -159,6 +159,10 @@ def test_a_row_in_the_original_shape_reads_the_same_the_quick_way(row, answers):
         ({"text": list("赵一到"), "marks": ["B-PER", "I-PER", "O"]}, Columns(label="marks")),
         ({"hanzi": list("赵一到"), "marks": ["B-PER", "I-PER", "O"]}, Columns(text="hanzi", label="marks")),
         ({"hanzi": list("赵一到"), "tags": ["B-PER", "I-PER", "O"]}, Columns(text="hanzi")),
+        ({"hanzi": "赵 一 到", "marks": "B-PER I-PER O"}, Columns(text="hanzi", label="marks")),
+        ({"hanzi": "赵 一 到", "bio": "B-PER I-PER O", "text": "别的"}, Columns(text="hanzi")),
+        ({"sentence": "赵 一 到", "bio": "B-PER I-PER O"}, Columns(text="sentence", label="bio")),
+        ({"hanzi": "赵一到", "marks": "B-PER I-PER O"}, Columns(text="hanzi", label="marks")),
     ],
 )
 def test_columns_of_any_name_are_read_if_they_are_named(row, columns):

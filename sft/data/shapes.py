@@ -25,7 +25,7 @@ from sft.data.columns import (
 from sft.data.dialogues import is_alpaca, is_dialogue, is_record, read_alpaca, read_dialogue, read_record
 from sft.data.entity_notations import are_plain_entities, raw_entities
 from sft.data.label_values import is_plain_label, label_value
-from sft.data.token_rows import TAG_COLUMNS, is_tokens, read_tokens
+from sft.data.token_rows import TAG_COLUMNS, column_of_tokens, is_tokens, read_tokens
 from sft.data.tool_exports import is_label_studio, is_prodigy, read_label_studio, read_prodigy
 from sft.errors import RowError
 
@@ -96,12 +96,12 @@ def whole_row_reader(row: dict, columns: Columns = USUAL_COLUMNS) -> Reader | No
     """The reader of a row with a shape of its own; None if it has a column of text and a column of gold.
 
     If the user has named the column of the text, it is taken, except in a Label Studio task, whose texts are in
-    ``data``, and if it is a list of tokens.
+    ``data``, and if it is a list of tokens, or has a blank between any two and as many tags.
     """
     if is_label_studio(row) and (columns.text is None or columns.text not in row):
         return read_label_studio
     if columns.text is not None:
-        return read_tokens if type(row.get(columns.text)) is list and is_tokens(row, columns) else None
+        return read_tokens if column_of_tokens(row, columns) == columns.text else None
     if is_record(row):
         return read_record
     if is_dialogue(row):

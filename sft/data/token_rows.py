@@ -52,6 +52,12 @@ def is_tokens(row: dict, columns: Columns = USUAL_COLUMNS) -> bool:
     return _tokens_and_tags(row, columns) is not None
 
 
+def column_of_tokens(row: dict, columns: Columns = USUAL_COLUMNS) -> str | None:
+    """The column in which `is_tokens` finds the tokens; None if there is none."""
+    found = _tokens_and_tags(row, columns)
+    return found and found[0]
+
+
 def _tokens_and_tags(row: dict, columns: Columns) -> tuple[str, list[str], str | None] | None:
     """The column of the tokens, the tokens, and the column of the tags; rows to predict may have no tags.
 
@@ -86,7 +92,7 @@ def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
     """
     token_column, tokens, tag_column = _tokens_and_tags(row, columns)
     text, starts = joined(tokens, short_words=has_short_words(tokens))
-    if token_column != "text" and type(row.get("text")) is str:
+    if token_column not in ("text", columns.text) and type(row.get("text")) is str:
         text, starts = row["text"], places_in_text(tokens, row["text"])
     if answers == "label":
         rest = {name: value for name, value in row.items() if name not in (token_column, tag_column)}
