@@ -346,6 +346,26 @@ ENTITY_EXAMPLES = [
         ("赵一到青湖", _ENTITIES),
     ),
     Example(
+        ("W2NER", "W2NER"),
+        "w2ner.json",
+        json.dumps(
+            [
+                {
+                    "sentence": list("赵一到青湖"),
+                    "ner": [{"index": [0, 1], "type": "PER"}, {"index": [3, 4], "type": "LOC"}],
+                },
+                {"sentence": list("今天没课"), "ner": []},
+                {"sentence": list("红山下雨"), "ner": [{"index": [0, 1], "type": "LOC"}]},
+            ],
+            ensure_ascii=False,
+        ),
+        ("赵一到青湖", _ENTITIES),
+        (
+            "一个字一项；SpERT 的 tokens 和 entities（start、end）也认",
+            "one character an item; tokens and entities (start, end) of SpERT are read, too",
+        ),
+    ),
+    Example(
         ("起止位置（spans）", "spans"),
         "spans.jsonl",
         _lines(

@@ -175,3 +175,44 @@ def test_bios_marks_single_characters_and_no_ends():
     marks = ["B-PER", "I-PER", "O", "S-LOC", "S-LOC"]
     row = shape_row({"tokens": list("赵一到沪京"), "ner_tags": marks}, "entities")
     assert places(row) == [(0, 2, "PER"), (3, 4, "LOC"), (4, 5, "LOC")]
+
+
+ENTITIES_BY_TOKEN = {
+    "SpERT": ("tokens", "entities", [{"type": "PER", "start": 0, "end": 2}, {"type": "LOC", "start": 3, "end": 5}]),
+    "W2NER": ("sentence", "ner", [{"index": [0, 1], "type": "PER"}, {"index": [3, 4], "type": "LOC"}]),
+    "lists": ("words", "spans", [[0, 2, "PER"], [3, 5, "LOC"]]),
+}
+
+
+@pytest.mark.parametrize("name", ENTITIES_BY_TOKEN)
+def test_entities_of_characters_in_a_list_are_counted_by_the_character(name):
+    tokens, field, entities = ENTITIES_BY_TOKEN[name]
+    row = shape_row({tokens: list(TEXT), field: entities, "relations": []}, "entities")
+    assert row["text"] == TEXT
+    assert places(row) == PLACES
+    assert shape_row({tokens: list(TEXT), field: []}, "entities")["entities"] == []
+    assert shape_row({"tokens": list(TEXT), "ner_tags": []}, "entities")["entities"] is None, "no tags are no entities"
+
+
+def test_inclusive_places_of_characters_in_a_list_are_seen_in_the_whole_file(tmp_path):
+    rows = [
+        {
+            "tokens": list(TEXT),
+            "entities": [{"type": "PER", "start": 0, "end": 1}, {"type": "LOC", "start": 3, "end": 4}],
+        },
+        {"tokens": list("去沪吧"), "entities": [{"type": "LOC", "start": 1, "end": 1}]},
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    assert places(next(row for _, _, row in read_rows(recognise(path, "entities")))) == PLACES
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"tokens": ["赵一", "到"], "entities": [{"type": "PER", "start": 0, "end": 1}]}, "不止一个字"),
+        ({"sentence": list(TEXT), "ner": [{"index": [0, 3], "type": "PER"}]}, "不相连"),
+    ],
+)
+def test_entities_of_words_or_in_pieces_are_rejected(row, reason):
+    assert reason in shape_row(row, "entities")["entities"].reason

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sft.data.columns import USUAL_COLUMNS, Columns, Written, plain_row
+from sft.data.columns import USUAL_COLUMNS, Columns, Written, gold_value, plain_row
 from sft.data.joining import has_short_words, joined
 from sft.errors import RowError
 from sft.text import read_literal
@@ -77,7 +77,21 @@ def _tokens_and_tags(row: dict, columns: Columns) -> tuple[str, list[str], str |
                 return column, tokens, name
             if type(tokens) is str and len(pieces := _pieces(tokens)) == len(tags) > 1:
                 return column, pieces, name
+    for column in dict.fromkeys((columns.text, *_TEXT_COLUMNS)):
+        if column in row and _is_list_of(row[column], (str,)) and _entities_by_token(row, columns) is not None:
+            return column, row[column], None
     return None
+
+
+def _entities_by_token(row: dict, columns: Columns) -> tuple[list, str] | None:
+    """The entities of a row of tokens, whose places count tokens, and their field; None if it has none."""
+    try:
+        value, field = gold_value(row, "entities", columns)
+    except RowError:
+        return None
+    is_list = type(value) is list and all(type(item) in (dict, list) for item in value)
+    no_tags = value == [] and field in TAG_COLUMNS and field != "ner"  # W2NER's "ner" may be empty
+    return (value, field) if is_list and not no_tags else None
 
 
 def _is_list_of(value: object, kinds: tuple[type, ...]) -> bool:
@@ -100,6 +114,8 @@ def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
     if columns.label is not None:
         tag_column = columns.label
     tags = row.get(tag_column) if tag_column else None
+    if (tags is None or tag_column == columns.label) and (found := _entities_by_token(row, columns)):
+        return _with_places(tokens, text, *found)
     if tags is None:
         return Written(text, None, tag_column or "ner_tags")
     if starts is None:
@@ -108,6 +124,26 @@ def read_tokens(row: dict, answers: str, columns: Columns) -> Written:
         return Written(text, _with_texts(_entities_of(tags, tokens, starts, tag_column), text), tag_column)
     except RowError as error:
         return Written(text, None, tag_column, problem=error)
+
+
+def _with_places(tokens: list[str], text: str, entities: list, field: str) -> Written:
+    """Entities whose places count tokens: of characters these are offsets, whose ends the whole file shows.
+
+    W2NER lists the tokens of an entity: ``{"index": [0, 1], "type": "PER"}``.
+    """
+    if any(len(token) != 1 for token in tokens):
+        problem = RowError(field, "位置数的是词，有的词不止一个字；请换成按字数的位置（一个字一项）")
+        return Written(text, None, field, problem=problem)
+    places = []
+    for entity in entities:
+        index = entity.get("index") if type(entity) is dict else None
+        if type(index) is list and index and all(type(at) is int for at in index):
+            if index != list(range(index[0], index[0] + len(index))):
+                problem = RowError(field, f"实体的字不相连（index 是 {index!s:.40}）；只能是连着的一段")
+                return Written(text, None, field, problem=problem)
+            entity = {**entity, "start": index[0], "end": index[-1] + 1}
+        places.append(entity)
+    return Written("".join(tokens), places, field)
 
 
 def _entities_of(tags: object, tokens: list[str], starts: list[int], field: str) -> list[dict]:
