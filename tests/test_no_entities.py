@@ -64,3 +64,12 @@ def test_sentences_and_tags_in_two_files_are_read_when_they_are_put_together_as_
     rows = [row for _, _, row in read_rows(recognise(path, "entities"))]
     assert [row["text"] for row in rows] == ["赵一到青湖", "今天没课"]
     assert [entity["entity_text"] for entity in rows[0]["entities"]] == ["赵一", "青湖"]
+
+
+@pytest.mark.parametrize("last", [1, 0], ids=["inclusive", "exclusive"])
+def test_entities_without_their_sentences_are_refused_with_how_to_put_them_together(tmp_path, last):
+    path = tmp_path / "病史-1.txt"
+    entities = [("青湖", 3, 5 - last, "地点"), ("赵一", 0, 2 - last, "人名"), ("沪", 9, 10 - last, "地点")]
+    path.write_text("".join("\t".join(map(str, entity)) + "\n" for entity in entities), encoding="utf-8")
+    with pytest.raises(InputError, match="并成 JSON 行"):
+        recognise(path, "entities")

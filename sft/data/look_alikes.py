@@ -28,6 +28,10 @@ _FOREIGN = (  # how a file begins, and what it is
 _MARKDOWN_RULE = re.compile(r"\s*\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)+\|?\s*")
 _TAG = re.compile(r"[OoBIEMS]|[BIEMSLU][-_]\S+")
 _TAG_COLUMN = "像带标记的文件（每行一个字和它的标记），列之间却不是空格或制表符；请换过来，句子之间空一行，存成 .conll"
+_ENTITIES_ONLY = (
+    "每行是一个实体（原文、起、止、标签），没有句子：句子在另一个文件里（如 CCKS 2017 的 ….txtoriginal.txt）；"
+    '请把两个文件并成 JSON 行，如 {"text": "句子", "label": [[起, 止, "标签"]]}'
+)
 _OTHER_DELIMITERS = (",", ";", "|", "\x01")
 _TAGS_ONLY = re.compile(r"(O|[BIEMSLU][-_]\S+)( (O|[BIEMSLU][-_]\S+))*")
 _CHARACTERS_ONLY = re.compile(r"\S( +\S)+")
@@ -100,9 +104,21 @@ def table_problem(sample: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "是 JSON，不是表格；请去掉 --format，或把文件名改成 .jsonl"
     if has_tag_column(rows):
         return _TAG_COLUMN
+    if rows and all(map(_is_entity, rows)):
+        return _ENTITIES_ONLY
     if header := header_below(rows):
         return f"第 1 行不像表头，后面的一行（{'、'.join(header)[:80]}）才像；请删掉它上面的行"
     return ""
+
+
+def _is_entity(cells: Sequence[str]) -> bool:
+    """Whether a row is an entity, its offsets, and its label, as CCKS 2017 writes them beside a file with the text."""
+    return (
+        len(cells) == 4
+        and cells[1].isdecimal()
+        and cells[2].isdecimal()
+        and len(cells[0]) - int(cells[2]) + int(cells[1]) in (0, 1)
+    )
 
 
 def header_below(rows: Sequence[Sequence[str]]) -> Sequence[str] | None:
