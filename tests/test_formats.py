@@ -120,7 +120,18 @@ def test_ragged_csv_row_is_one_rejected_row():
     assert [type(row) for _, _, row in rows] == [dict, RowError, RowError, dict]
 
 
-@pytest.mark.parametrize("header", ["text,label", "内容,类别", "content,category", "Text,Output", "sentence,标签"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "text,label",
+        "内容,类别",
+        "content,category",
+        "Text,Output",
+        "sentence,标签",
+        "inputs,labels",
+        "留言详情,一级标签",
+    ],
+)
 def test_usual_column_names_are_known(header):
     _, rows = read("a.csv", f"{header}\n文本,体育\n", "label")
     assert rows[0][2] == {"text": "文本", "category": None, "output": "体育"}

@@ -93,6 +93,13 @@ def test_another_label_is_named_with_the_flag_that_takes_it(tmp_path):
     assert "要用就加 --label_column rating_level" in described(tmp_path, stars)
 
 
+@pytest.mark.parametrize("stances", [["FAVOR"] * 12, ["FAVOR", "AGAINST"] * 6])
+def test_of_a_stance_and_its_target_the_stance_is_the_label(stances, tmp_path):
+    """A file that is sorted by its stances shows only one of them at its beginning."""
+    columns = {"ID": list(range(12)), "TARGET": KINDS, "TEXT": BODIES, "STANCE": stances}
+    assert "标签取自 STANCE，没有用 TARGET" in described(tmp_path, columns)
+
+
 NO_LABELS = {
     "numbers": [1, 2, 3] * 4,
     "dates": ["2024-01-01", "2024/1/2"] * 6,

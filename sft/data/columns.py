@@ -12,15 +12,17 @@ from sft.text import read_literal
 TEXT_COLUMNS = ("text", "content", "sentence", "文本", "内容", "正文", "句子")
 MORE_TEXT_COLUMNS = (
     "review", "review_text", "comment", "text_a", "title", "headline", "news", "tweet", "query", "question", "prompt",
-    "input", "utterance", "message", "document", "context", "paragraph", "passage", "body", "article", "abstract",
-    "abst", "fact", "originaltext", "original_text", "data",
+    "input", "inputs", "utterance", "message", "document", "context", "paragraph", "passage", "body", "article",
+    "abstract", "abst", "fact", "originaltext", "original_text", "data",
     "评论", "评论内容", "评论文本", "评价", "评价内容", "微博", "微博内容", "微博正文", "微博中文内容", "标题",
-    "新闻标题", "新闻", "新闻内容", "题目", "原文", "文章", "文本内容", "语句", "语料", "描述", "留言", "弹幕",
+    "新闻标题", "新闻", "新闻内容", "题目", "原文", "文章", "文本内容", "语句", "语料", "描述", "留言", "留言详情",
+    "弹幕",
 )  # fmt: skip
 LABEL_COLUMNS = ("output", "label", "category", "class", "标签", "类别", "分类")
 MORE_LABEL_COLUMNS = (
     "labels", "sentiment", "polarity", "emotion", "intent", "target", "cls", "class_label", "label_desc", "label_des",
-    "label_name", "label_text", "情感", "情感倾向", "情感极性", "情绪", "类型", "意图", "极性",
+    "label_name", "label_text", "stance", "情感", "情感倾向", "情感极性", "情绪", "类型", "意图", "极性", "立场",
+    "一级标签", "一级分类", "一级类别",
 )  # fmt: skip
 DESCRIPTION_COLUMNS = ("label_desc", "label_des", "label_text", "label_name")  # the name beside a numeric `label`
 ENTITY_COLUMNS = ("entities", "label", "labels", "实体", "标签")
@@ -31,6 +33,7 @@ MORE_ENTITY_COLUMNS = (
 ALL_TEXT_COLUMNS, ALL_LABEL_COLUMNS = (*TEXT_COLUMNS, *MORE_TEXT_COLUMNS), (*LABEL_COLUMNS, *MORE_LABEL_COLUMNS)
 OF_PARTS = "类别（choices）标在文本的一部分上（如方面级情感），不是整段文本的；本工具只给整段文本分类"
 SECOND_TEXT_COLUMNS = ("text_b", "sentence2")
+_STANCES = ("stance", "立场")
 
 
 class Columns(NamedTuple):
@@ -153,8 +156,13 @@ def options_value(row: dict, columns: Columns, label_field: str) -> object:
 
 
 def _label_columns(row: dict) -> list[str]:
-    """The columns that could be the label. ``category`` is none beside ``output``, or if it is a list of options."""
+    """The columns that could be the label.
+
+    ``category`` is none beside ``output``, or if it is a list of options; the target of a stance is none either.
+    """
     found = columns_named(row, LABEL_COLUMNS) or columns_named(row, MORE_LABEL_COLUMNS)
+    if columns_named(row, _STANCES):
+        found = [name for name in found if name.strip().lower() != "target"]
     if "category" in found and ("output" in row or _reads_as_list(row["category"])):
         found.remove("category")
     return found
