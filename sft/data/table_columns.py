@@ -19,6 +19,7 @@ from sft.data.tables import (
     first_rows,
     is_data,
     layout_of,
+    looks_like_labels,
     separator_line,
     text_and_label,
     titles_above,
@@ -133,13 +134,33 @@ def _columns_by_number(path: Path, rows: list[list[str]], options: ReadOptions, 
     text_column = options.text_column or (None if text is None else names[text])
     label_column = options.label_column or (None if label is None else names[label])
     if text_column is None or (gold and label_column is None) or text_column == label_column:
-        missing = "文本" if text_column is None else "标签"
-        shown = "，".join(f"{name} {cell[:20]!r}" for name, cell in zip(names, rows[0], strict=False))
-        raise InputError(
-            f"{path}:1：没有表头，认不出哪一列是{missing}（第一行：{shown}）；"
-            "请用 --text_column、--label_column 给出列号，如 --text_column 1 --label_column 2，或在第一行写上列名"
-        )
+        raise InputError(f"{path}:1：没有表头，{_missing(rows, text_column, label_column)}")
     return Columns(text_column, label_column)
+
+
+def _missing(rows: list[list[str]], text_column: str | None, label_column: str | None) -> str:
+    """Which column is missing, with flags that could name it: for a user who looks at the first row."""
+    names = column_numbers(len(rows[0]))
+    shown = "，".join(f"{name} {cell[:20]!r}" for name, cell in zip(names, rows[0], strict=False))
+    if len(names) == 1:
+        return f"只有一列（第一行：{shown}），没有标签；请补上标签列"
+    what = "文本" if text_column is None else "标签"
+    text = text_column or next(name for name in reversed(names) if name != label_column)
+    columns = dict(zip(names, zip(*rows, strict=False), strict=False))
+    alike = sorted(
+        filter(lambda name: looks_like_labels(columns[name]), columns), key=lambda name: _kinds(columns[name])
+    )
+    label = next(name for name in (*filter(None, [label_column]), *alike, *names) if name != text)
+    return (
+        f"认不出哪一列是{what}（第一行：{shown}）；"
+        f"请用 --text_column、--label_column 给出列号，如 --text_column {text} --label_column {label}，"
+        "或在第一行写上列名"
+    )
+
+
+def _kinds(column: Sequence[str]) -> float:
+    """How many different values there are; a column with only one is hardly the label."""
+    return len(set(column)) if len(set(column)) > 1 else float("inf")
 
 
 def _describe_numbers(columns: Columns) -> str:

@@ -25,6 +25,7 @@ _ERROR_VALUE = re.compile(
     r"#(NULL|DIV/0|VALUE|REF|NUM|CALC|SPILL|FIELD|BLOCKED|CONNECT|BUSY|UNKNOWN|ERROR)!|#N/A|#NAME\?|#GETTING_DATA"
 )
 _SENTENCE = re.compile(r"[。！？!?；;，,]|\.$")
+_WORDS = re.compile(r"[\u3400-\u9fff]|\w\s+\w")
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)  # Excel's first line: what separates the cells
 
 
@@ -147,17 +148,29 @@ def column_numbers(width: int) -> tuple[str, ...]:
 def text_and_label(rows: Sequence[Sequence[str]]) -> tuple[int | None, int | None]:
     """Which columns of a table without a header are the text and the label, from 0; None where it is not plain.
 
-    The text is the column that is longer than every other by half. The label is the only other column whose values
-    are few (they repeat, or are short numbers or words) and not a running number.
+    The text is the only column that has words and is no label, else the one that is longer than every other by half.
+    The label is the only other column whose values are few (they repeat, or are short numbers or words) and not a
+    running number.
     """
     columns = [list(column) for column in zip(*rows, strict=False)] if rows else []
     if len(columns) == 1:
         return 0, None
+    alike = [index for index, column in enumerate(columns) if looks_like_labels(column)]
+    worded = [index for index, column in enumerate(columns) if index not in alike and _has_words(column)]
+    text = worded[0] if alike and len(worded) == 1 else _longest(columns)  # names of labels may be longer than texts
+    labels = [index for index in alike if index != text]
+    return text, labels[0] if len(labels) == 1 else None
+
+
+def _longest(columns: Sequence[Sequence[str]]) -> int | None:
     lengths = [sum(map(len, column)) / len(column) for column in columns]
     order = sorted(range(len(columns)), key=lambda index: -lengths[index])
-    text = order[0] if lengths[order[0]] >= 1.5 * lengths[order[1]] else None
-    labels = [index for index, column in enumerate(columns) if index != text and looks_like_labels(column)]
-    return text, labels[0] if len(labels) == 1 else None
+    return order[0] if columns and lengths[order[0]] >= 1.5 * lengths[order[1]] else None
+
+
+def _has_words(column: Sequence[str]) -> bool:
+    """Whether nearly all cells have Chinese or several words, unlike names of files and identifiers."""
+    return sum(_WORDS.search(cell) is not None for cell in column) >= 0.9 * len(column)
 
 
 def looks_like_labels(column: Sequence[str]) -> bool:
