@@ -106,9 +106,11 @@ LABEL_EXAMPLES = [
         "昨晚主队客场取胜。\t0\n高铁新线下月通车。\t1\n球队换了教练。\t0\n",
         ("昨晚主队客场取胜。", "0"),
         (
-            "哪一列是什么由内容判断，认不准就请你给出列号；--labels 0=体育,1=交通 给标签起名",
+            "哪一列是什么由内容判断，认不准就请你给出列号；--labels 0=体育,1=交通 给标签起名；没有标签列，一类一个文件（体育.txt、交通.txt，"
+            "每行一条）或一类一个文件夹（一个 .txt 一条）时给出它们所在的目录，名字就是标签",
             "the cells show which column is which, in doubt you are asked for the column's number; --labels 0=体育,1=交通 "
-            "names the labels",
+            "names the labels; if there is no column of labels but a file for each class (体育.txt, 交通.txt, a text in each "
+            "line) or a folder for each (a text in each .txt), give the folder that holds them: their names are the labels",
         ),
     ),
     Example(

@@ -17,11 +17,13 @@ import orjson
 from sft.data import marked
 from sft.data.arguments import JSON_FORMATS, ROW_FORMATS, ReadOptions, refuse_columns
 from sft.data.brat import describe_brat, is_brat
+from sft.data.class_folders import CLASS_FOLDER, classes_in, encoding_of_texts
 from sft.data.columns import Columns
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import BYTE_ORDER_MARK, file_encoding
 from sft.data.look_alikes import doubt_about_texts, foreign, half_of_two_files, header_below, without_entities
 from sft.data.offset_evidence import with_offsets
+from sft.data.readers import rows_in_shape
 from sft.data.sample_rows import notation_of, with_columns
 from sft.data.sentence_ends import with_sentence_ends
 from sft.data.sheets import is_sheet
@@ -36,7 +38,7 @@ from sft.data.tables import (
 )
 from sft.data.tagged_layout import has_commas, tagging_of
 from sft.data.tagging import Tagging
-from sft.errors import InputError
+from sft.errors import InputError, one_line
 from sft.tasks.ner import CCFBDCI_LABELS
 
 TASK = {"label": "分类", "entities": "实体识别"}
@@ -66,6 +68,8 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
         refuse_columns(path, "brat", options)
         source = Source(path, answers, "brat", "brat", options.encoding)  # each file may have its own
         return replace(source, taken=(describe_brat(path, options.encoding),))
+    if options.format == "auto" and answers == "label" and path.is_dir():
+        return _class_folder(path, options)
     if options.format in ("auto", "xlsx") and is_sheet(path):
         return with_offsets(as_sheet(Source(path, answers, "xlsx", "sheet", "utf-8"), options, gold), gold=gold)
     if options.format in ("brat", "xlsx"):
@@ -82,6 +86,29 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
             source = replace(source, tagging=with_sentence_ends(source.tagging, file))
     source = _as_document(source, options, gold) if source.container == "document" else source
     return with_offsets(source, gold=gold)
+
+
+def _class_folder(path: Path, options: ReadOptions) -> Source:
+    """A folder whose names are the labels; see `sft.data.class_folders`.
+
+    Raises:
+        InputError: it is none, or the rows of a file have labels of their own.
+    """
+    classes, others = classes_in(path)
+    sources = []
+    for label, texts in classes.items():
+        if texts.is_dir():
+            source = Source(texts, "label", "texts", "texts", encoding_of_texts(texts, options.encoding))
+        else:
+            source = recognise(texts, "label", options, gold=False)
+            if any(isinstance(row, dict) and row.get("output") for _, _, row in islice(rows_in_shape(source), 20)):
+                raise InputError(f"{path}：是一个目录，可是里面的 {texts.name} 自己有标签；请给出这个文件")
+        sources.append((label, source))
+    what = "文件夹名是标签，一个文件一条文本" if sources[0][1].container == "texts" else "文件名是标签"
+    read = "；".join(dict.fromkeys(source.describe() for _, source in sources))[:200]
+    unread = (f"没有读 {one_line('、'.join(others))[:80]}",) if others else ()
+    taken = (f"{what}：{read}", *unread)
+    return Source(path, "label", "classes", "classes", options.encoding, taken=taken, classes=tuple(sources))
 
 
 def other_task(path: Path, format: str, answers: str) -> InputError:
@@ -186,7 +213,16 @@ def _format_of(source: Source, sample: list[str], ending: str, gold: bool) -> st
         return "lines"
     if source.answers == "entities" and (what := half_of_two_files(sample, source.path.name)):
         raise InputError(f"{source.path}：{what}")
-    raise InputError(f"{source.path}:1：认不出格式（第一行是 {first[:40]!r}）；请用 --format 指明")
+    raise InputError(f"{source.path}:1：认不出格式（第一行是 {first[:40]!r}）；{_what_else(source, first)}")
+
+
+def _what_else(source: Source, first: str) -> str:
+    """What to do about a file in no known format, to which no ``--format`` may fit."""
+    if first.startswith("<"):
+        return "像 XML，这里不认；请先转成 CSV 或 JSONL"
+    if source.answers == "entities":
+        return "请用 --format 指明"
+    return f"每行要有文本和标签；{CLASS_FOLDER}；是别的格式请用 --format 指明"
 
 
 def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import IO
 
 from sft.data.brat import read_brat
+from sft.data.class_folders import read_texts
 from sft.data.documents import read_document
 from sft.data.encodings import BYTE_ORDER_MARK
 from sft.data.json_rows import json_row
@@ -23,7 +24,7 @@ from sft.data.tables import read_table, without_error_values
 from sft.data.tagged import read_tagged
 from sft.errors import InputError, RowError
 
-IN_SHAPE = ("tagged", "marked", "brat")  # readers whose rows already have the task's original shape
+IN_SHAPE = ("tagged", "marked", "brat", "classes")  # readers whose rows already have the task's original shape
 
 
 def read_rows(source: Source) -> Iterator[NumberedRow]:
@@ -66,7 +67,21 @@ def rows_as_written(source: Source) -> Iterator[NumberedRow]:
             return read_brat(source.path, source.encoding)
         case "document":
             return _read_document(source)
+        case "texts":
+            return read_texts(source.path, source.encoding)
+        case "classes":
+            return _read_classes(source)
     return _read_lines(source)
+
+
+def _read_classes(source: Source) -> Iterator[NumberedRow]:
+    """The rows of every class with the name of its file or folder as their label."""
+    for label, texts in source.classes:
+        for number, line, row in rows_in_shape(texts):
+            if isinstance(row, RowError):
+                yield number, line, RowError(row.field, f"{texts.path.name}：{row.reason}", row.given_kind)
+            elif texts.container != "lines" or row["text"].strip():
+                yield number, line, {"text": row["text"], "category": None, "output": label}
 
 
 def _read_document(source: Source) -> Iterator[NumberedRow]:

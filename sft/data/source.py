@@ -14,7 +14,9 @@ from sft.errors import RowError
 NumberedRow = tuple[int, bytes | str, dict | RowError]  # line number from 1, the line in the file, what it says
 
 # What a file physically is, and so which reader reads it.
-Container = Literal["lines", "json_lines", "document", "table", "sheet", "tagged", "marked", "brat"]
+Container = Literal[
+    "lines", "json_lines", "document", "table", "sheet", "tagged", "marked", "brat", "classes", "texts"
+]
 
 
 class UsualRow(NamedTuple):
@@ -66,6 +68,7 @@ class Source:
         has_options: whether the first rows have options of their own.
         ccfbdci_labels: whether nine of ten entities in the first rows of a CCFBDCI file have one of its four labels.
         taken: what was decided by evidence, in Chinese, for the summary.
+        classes: of a folder of classes, each label with the source of its texts.
     """
 
     path: Path
@@ -79,6 +82,7 @@ class Source:
     has_options: bool = False
     ccfbdci_labels: bool = False
     taken: tuple[str, ...] = ()
+    classes: tuple[tuple[str, Source], ...] = ()
 
     def describe(self) -> str:
         """Format, encoding and what was decided by evidence, for the summary."""

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from sft.data.arguments import ReadOptions
+from sft.data.class_folders import CLASS_FOLDER
 from sft.data.columns import Columns
 from sft.data.look_alikes import has_tag_column, table_problem
 from sft.data.sample_rows import is_usual_name, with_columns
@@ -143,7 +144,7 @@ def _missing(rows: list[list[str]], text_column: str | None, label_column: str |
     names = column_numbers(len(rows[0]))
     shown = "，".join(f"{name} {cell[:20]!r}" for name, cell in zip(names, rows[0], strict=False))
     if len(names) == 1:
-        return f"只有一列（第一行：{shown}），没有标签；请补上标签列"
+        return f"只有一列（第一行：{shown}），没有标签；请补上标签列；{CLASS_FOLDER}"
     what = "文本" if text_column is None else "标签"
     text = text_column or next(name for name in reversed(names) if name != label_column)
     columns = dict(zip(names, zip(*rows, strict=False), strict=False))

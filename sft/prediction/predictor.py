@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sft.decoding.decode import Limits, in_groups, predict_together, rows_per_window
 from sft.decoding.room import Room
 from sft.errors import InputError, RowError, RunError, is_out_of_memory, memory_name
-from sft.files import file_hash
+from sft.files import input_hash
 from sft.model.adapter import find_base, require_adapter
 from sft.model.devices import check_device, require_finite
 from sft.model.encoding import encode_prompts, terminator_id
@@ -313,7 +313,7 @@ def prediction_identity(predictor: Predictor, input_file: Path | None, **reading
     if calibration is not None:
         row_settings["calibration"] = [*calibration]
     return {
-        "input_file": input_file and file_hash(input_file)[:16],
+        "input_file": input_file and input_hash(input_file)[:16],
         **reading,
         "adapter": predictor.adapter and model_hash(predictor.adapter),
         "model": predictor.base_hash or (predictor.base_folder and model_hash(predictor.base_folder)),
