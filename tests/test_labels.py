@@ -251,6 +251,23 @@ class TestSeveralLabels:
         code, said = folder.convert("cls", table(["甲", "乙", f"甲{separator}乙", f"乙{separator}甲"] * 3))
         assert code == 2 and "6 行有几个标签（多标签 multi-label" in said
 
+    def test_the_column_and_the_labels_are_named(self, folder):
+        rows = [
+            {"fact": f"第{at}人进店拿走手机", "meta": {"charge": ["盗窃", "抢劫"][: at % 2 + 1]}} for at in range(9)
+        ]
+        code, said = folder.convert("cls", json.dumps(rows), "--label_column=meta.charge", name="raw.json")
+        assert code == 2 and "4 行有几个标签" in said and " meta.charge：盗窃、抢劫）" in said
+        code, said = folder.convert("cls", json.dumps(rows), name="raw.json")
+        assert code == 2 and "请用 --label_column 指明，meta 里面有 charge，写成 meta.charge" in said
+
+    @pytest.mark.parametrize("vectors", [[[0, 0, 0], [0, 1, 0]], ["[0, 0, 0]", "[0, 0, 0]"], [[0.0, 0.0], [1.0, 1.0]]])
+    def test_a_vector_is_no_label(self, folder, vectors):
+        """Only zeros were the label 0."""
+        rows = [{"text": f"第{at}句话", "toxic": at % 2, "target": vectors[at % 2]} for at in range(10)]
+        code, said = folder.convert("cls", json.dumps(rows), name="raw.json")
+        assert code == 2 and "target：是几个 0、1 的列表，像 one-hot 向量" in said
+        assert folder.convert("cls", json.dumps(rows), "--label_column=toxic", name="raw.json")[0] == 0
+
     def test_rows_that_all_have_several_labels(self, folder):
         code, said = folder.convert("cls", table(["甲|乙", "乙|丙", "丙|甲"] * 3))
         assert code == 2 and "9 行有几个标签（多标签 multi-label" in said

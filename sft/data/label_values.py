@@ -82,7 +82,11 @@ def _only_label(items: list, field: str) -> str | None:
         raise RowError(field, OF_PARTS)
     if items and isinstance(items[0], dict | list | tuple):
         raise OtherTask(field, "是实体的列表，这一行是实体识别的数据，不是文本分类的；请换数据或任务")
+    if len(items) > 1 and all(type(item) in (int, float) and item in (0, 1) for item in items):
+        shown = "、".join(f"{item:g}" for item in items[:8])
+        reason = "是几个 0、1 的列表，像 one-hot 向量，不是一个标签；请用 --label_column 指明类别的列"
+        raise RowError(field, f"{reason}（{shown}）", f"{field}：{reason}")
     labels = list(dict.fromkeys(label_value(item, field) for item in items))
     if len(labels) > 1:
-        raise multi_label_error(labels)
+        raise multi_label_error(labels, field)
     return labels[0] if labels else None

@@ -75,7 +75,8 @@ class Rejections(RowKinds):
     def add(self, error: RowError, line: int) -> None:
         """Count a row that ``error`` rejects, on ``line`` of the file."""
         if "multi-label" in error.reason:
-            self.count(MULTI_LABEL, line)
+            labels = error.reason.partition("：")[2]
+            self.count(MULTI_LABEL, line, printable(f"{error.field}：{labels}" if error.field != "output" else labels))
         else:
             self.count(printable(error.kind), line, printable(error.described))
 
@@ -107,7 +108,7 @@ def refuse_multi_label(path: Path, rejections: Rejections) -> None:
     """
     for reason in rejections.by_frequency():
         if reason.kind == MULTI_LABEL:
-            raise multi_label_file(path, reason.rows, f"第 {reason.line} 行")
+            raise multi_label_file(path, reason.rows, f"第 {reason.line} 行 {reason.first[:60]}")
 
 
 def multi_label_file(path: Path, rows: int, example: str) -> InputError:

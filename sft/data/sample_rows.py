@@ -23,7 +23,7 @@ from sft.data.source import Source
 from sft.data.token_rows import read_tokens
 from sft.data.tool_exports import read_label_studio, read_prodigy
 from sft.data.unused_columns import unused_columns
-from sft.errors import InputError, RowError
+from sft.errors import InputError, RowError, one_line
 
 _NAMES = {
     read_label_studio: "label_studio",
@@ -113,7 +113,16 @@ def _column_problem(row: dict, answers: str | None, columns: Columns) -> str | N
         _, field = gold_value(row, answers, columns)
     except RowError as error:
         return error.reason
-    return None if field in row else f"认不出哪一列是{what}（有 {listed!r}）；请用 --label_column 指明"
+    return None if field in row else f"认不出哪一列是{what}（有 {listed!r}）；请用 --label_column 指明{_nested(row)}"
+
+
+def _nested(row: dict) -> str:
+    """How a field inside another is named, if the row has such fields (CAIL's ``meta``)."""
+    for name, value in row.items():
+        if type(value) is dict and value:
+            inside = "、".join(map(str, value))[:80]
+            return f"，{name} 里面有 {one_line(inside)}，写成 {one_line(f'{name}.{next(iter(value))}')}"
+    return ""
 
 
 def is_usual_name(cell: str) -> bool:

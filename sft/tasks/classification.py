@@ -224,10 +224,10 @@ class Classification:
         return metrics.label_metrics(counts)
 
 
-def multi_label_error(labels: Sequence[object]) -> RowError:
-    """The error of a row with several labels."""
+def multi_label_error(labels: Sequence[object], field: str = "output") -> RowError:
+    """The error of a row with several labels in its column ``field``."""
     shown = "、".join(str(label)[:20] for label in labels[:5])
-    return RowError("output", f"有几个标签（multi-label）：{shown}", MULTI_LABEL)
+    return RowError(field, f"有几个标签（multi-label）：{shown}", MULTI_LABEL)
 
 
 def _cut(record: dict, long_text: str, characters: int) -> dict:
