@@ -18,6 +18,7 @@ from sft.data.arguments import ReadOptions
 from sft.data.columns import ALL_LABEL_COLUMNS, ALL_TEXT_COLUMNS
 from sft.data.formats import recognise
 from sft.data.sample_rows import remarks_on
+from sft.errors import InputError
 
 BODIES = [f"第{number}位同学请注意，今天下午在操场集合" for number in range(12)]
 TITLES = [f"通知{number}" for number in range(12)]
@@ -98,6 +99,18 @@ def test_of_a_stance_and_its_target_the_stance_is_the_label(stances, tmp_path):
     """A file that is sorted by its stances shows only one of them at its beginning."""
     columns = {"ID": list(range(12)), "TARGET": KINDS, "TEXT": BODIES, "STANCE": stances}
     assert "标签取自 STANCE，没有用 TARGET" in described(tmp_path, columns)
+
+
+def test_a_label_of_unknown_name_is_advised(tmp_path):
+    """One column that could be it is given as a flag that works; of several the names are told."""
+    columns = {"编号": list(range(12)), "content": BODIES, "value": LEVELS}
+    with pytest.raises(InputError, match=r"请用 --label_column 指明，如 --label_column value$"):
+        described(tmp_path, columns)
+    assert "jsonl" not in described(tmp_path, columns, label_column="value")
+    with pytest.raises(InputError, match=r"像标签的有 value、所属$"):
+        described(tmp_path, columns | {"所属": KINDS})
+    with pytest.raises(InputError, match=r"请用 --label_column 指明$"):
+        described(tmp_path, {"编号": list(range(12)), "content": BODIES})
 
 
 NO_LABELS = {

@@ -20,11 +20,13 @@ from sft.data.dialogues import read_alpaca, read_dialogue, read_record
 from sft.data.entity_notations import entity_notation
 from sft.data.shapes import shape_row, whole_row_reader
 from sft.data.source import Source
+from sft.data.tables import looks_like_labels
 from sft.data.token_rows import read_tokens
 from sft.data.tool_exports import read_label_studio, read_prodigy
 from sft.data.unused_columns import unused_columns
 from sft.errors import InputError, RowError, one_line
 
+_SHOWN_COLUMNS = 5
 _NAMES = {
     read_label_studio: "label_studio",
     read_record: "records",
@@ -71,13 +73,30 @@ def with_columns(source: Source, rows: Sequence[dict], columns: Columns, gold: b
     if problem is not None:
         usual = columns != USUAL_COLUMNS or any(is_usual_name(name) for row in rows[:1] for name in row)
         without_header = "；没有表头就写列号，如 --text_column 1" if is_table and not usual else ""
-        raise InputError(f"{source.path}:1：{problem}{without_header}")
+        for_labels = problem.startswith("认不出哪一列是标签")
+        alike = (_like_labels(rows, columns) or _nested(rows[0])) if for_labels else ""
+        raise InputError(f"{source.path}:1：{problem}{alike}{without_header}")
     return replace(
         source,
         columns=columns,
         has_options=source.answers == "label" and any(_has_options(row, columns) for row in rows),
         taken=(*source.taken, *remarks_on(rows, source.answers, columns)),
     )
+
+
+def _like_labels(rows: Sequence[dict], columns: Columns) -> str:
+    """The flag for the only column that has a few values again and again, or the names of several; may be empty."""
+    found = [name for name in rows[0] if name != columns.text and name.strip().lower() not in ALL_TEXT_COLUMNS]
+    found = [name for name in found if columns.label is None and _has_few_values([row.get(name) for row in rows])]
+    if len(found) == 1:
+        return f"，如 --label_column {one_line(found[0])}"
+    return f"，像标签的有 {one_line('、'.join(found[:_SHOWN_COLUMNS]))}" if found else ""
+
+
+def _has_few_values(values: Sequence[object]) -> bool:
+    written = [str(value) for value in values if type(value) in (str, int, bool)]
+    several = 2 <= len(set(written)) <= len(written) // 2
+    return several and len(written) == len(values) and looks_like_labels(written)
 
 
 def column_problem(rows: Sequence[dict], answers: str | None, columns: Columns = USUAL_COLUMNS) -> str | None:
@@ -113,7 +132,7 @@ def _column_problem(row: dict, answers: str | None, columns: Columns) -> str | N
         _, field = gold_value(row, answers, columns)
     except RowError as error:
         return error.reason
-    return None if field in row else f"认不出哪一列是{what}（有 {listed!r}）；请用 --label_column 指明{_nested(row)}"
+    return None if field in row else f"认不出哪一列是{what}（有 {listed!r}）；请用 --label_column 指明"
 
 
 def _nested(row: dict) -> str:
