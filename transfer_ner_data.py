@@ -12,8 +12,14 @@ import sys
 from pathlib import Path
 
 from sft.cli import one_line_errors, parse, readable_streams, run_script
-from sft.data.arguments import ANSWER_FORMATS, ENTITY_FORMATS, Conversion, ReadOptions, conversion_parser
-from sft.tasks.raw_entities import INNER, OUTER
+from sft.data.arguments import (
+    ANSWER_FORMATS,
+    ENTITY_FORMATS,
+    NESTED_CHOICES,
+    Conversion,
+    ReadOptions,
+    conversion_parser,
+)
 
 DESCRIPTION = """把实体识别的原始数据转换成训练用的记录，分成训练集和测试集。
 不给 --input_file 时用 data/ 或 data/chinese_ner_sft/ 里的 ccfbdci.jsonl。"""
@@ -50,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         other_labels=OTHER_LABELS,
     )
     parser.add_argument("--answer_format", choices=ANSWER_FORMATS, default="json", help=ANSWER_FORMAT)
-    parser.add_argument("--nested", choices=("error", OUTER, INNER), default="error", help=NESTED)
+    parser.add_argument("--nested", choices=NESTED_CHOICES, default="error", help=NESTED)
     arguments = parse(parser, sys.argv[1:] if argv is None else argv)
 
     with one_line_errors(interrupted="中断了，没有写出任何文件") as outcome:

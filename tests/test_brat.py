@@ -110,7 +110,7 @@ def test_any_entities_written_as_brat_are_read_back(sentences, line_end, counts_
         at += len(sentence) + (len(line_end) if counts_carriage_return else 1)
     expected = [(at + 1, sentence) for at, sentence in enumerate(sentences)]
     with TemporaryDirectory() as folder:
-        rows = read(pair(Path(folder), text, annotations))
+        rows = read(pair(Path(folder), text, annotations), "utf-8")  # two rare letters leave the encoding in doubt
     if any(isinstance(row, RowError) for _, row in rows):  # the same characters stand in both places
         assert line_end == "\r\n" and all("看不出换行" in row.reason for _, row in rows)
     else:

@@ -24,6 +24,7 @@ ENTITY_FORMATS = (
     *("conll", "inline", "yedda", "chip", "words", "words_ltp", "brat"),
 )
 ANSWER_FORMATS = ("json", "inline")  # how a model names entities; `sft.tasks.ner` says what they are
+NESTED_CHOICES = ("error", "outer", "inner")  # what becomes of overlapping entities; see `sft.tasks.raw_entities`
 PREDICTION_FORMATS = ("auto", "lines", *dict.fromkeys((*LABEL_FORMATS, *ENTITY_FORMATS)))
 ENCODINGS = ("auto", "utf-8", "gb18030", "big5", "utf-16", "shift_jis", "euc_jp", "euc_kr", "cp1252")
 # Other names of the same encodings, or of a part of one, without dashes.
