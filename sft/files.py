@@ -280,15 +280,6 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def input_hash(path: Path) -> str:
-    """`file_hash` of a file of rows; of a folder one over the names and the hashes of all its files."""
-    if not path.is_dir():
-        return file_hash(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = "".join(f"{file.relative_to(path).as_posix()}\0{file_hash(file)}\0" for file in files)
-    return hashlib.sha256(os.fsencode(listed)).hexdigest()
-
-
 def large_file_hash(path: Path) -> str:
     """A SHA-256 over every byte of a file of gigabytes, on all processor cores: about a second for three gigabytes.
 

@@ -95,9 +95,11 @@ LABEL_EXAMPLES = [
         "id,文本,标签\n1,昨晚主队客场取胜。,体育\n2,高铁新线下月通车。,交通\n3,球队换了教练。,体育\n",
         ("昨晚主队客场取胜。", "体育"),
         (
-            "CSV、TSV、分号或竖线分隔都认；叫 .txt 也认；Excel 的 .xlsx 要先 pip install -r requirements-excel.txt",
+            "CSV、TSV、分号或竖线分隔都认；叫 .txt 也认；Excel 的 .xlsx 要先 pip install -r requirements-excel.txt；"
+            ".parquet 和 .arrow（datasets 的）也认，里面写了类别名的用名字，分成几个文件的给出任意一个",
             "CSV, TSV, semicolons or bars; also when it is called .txt; for Excel's .xlsx first pip install -r "
-            "requirements-excel.txt",
+            "requirements-excel.txt; .parquet and .arrow (of datasets) too, with the names of classes that they list; of "
+            "a data set in several files give any one",
         ),
     ),
     Example(

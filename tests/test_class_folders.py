@@ -16,9 +16,8 @@ import transfer_classification_data
 from sft.console import count_lines
 from sft.data.arguments import ReadOptions
 from sft.data.formats import recognise
-from sft.data.inputs import read_file
+from sft.data.inputs import input_hash, read_file
 from sft.errors import InputError
-from sft.files import input_hash
 
 TEXTS = {
     "好评": [f"第{number}间房很干净，住得舒服" for number in range(12)],

@@ -17,10 +17,11 @@ from sft.errors import InputError
 ROW_FORMATS = ("alpaca", "messages", "label_studio", "prodigy", "tokens")  # known by the fields of each row
 JSON_FORMATS = ("jsonl", "fudan", "ccfbdci", "spans", "doccano", "cluener", *ROW_FORMATS)
 TABLE_FORMATS = ("csv", "tsv", "xlsx")
-LABEL_FORMATS = ("jsonl", "fudan", *ROW_FORMATS[:-1], *TABLE_FORMATS, "fasttext", "toutiao")
+COLUMNAR_FORMATS = ("parquet", "arrow")  # with rows like those of JSON
+LABEL_FORMATS = ("jsonl", "fudan", *ROW_FORMATS[:-1], *TABLE_FORMATS, *COLUMNAR_FORMATS, "fasttext", "toutiao")
 ENTITY_FORMATS = (
     *("jsonl", "ccfbdci", "spans", "doccano", "cluener", *ROW_FORMATS),
-    *TABLE_FORMATS,
+    *(*TABLE_FORMATS, *COLUMNAR_FORMATS),
     *("conll", "inline", "yedda", "chip", "words", "words_ltp", "brat"),
 )
 ANSWER_FORMATS = ("json", "inline")  # how a model names entities; `sft.tasks.ner` says what they are

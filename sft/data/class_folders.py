@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from sft.data.arguments import TABLE_FORMATS
+from sft.data.arguments import COLUMNAR_FORMATS, TABLE_FORMATS
 from sft.data.encodings import BYTE_ORDER_MARK, encoding_of, is_decoded
 from sft.data.source import NumberedRow
 from sft.errors import InputError, RowError
 
 CLASS_FOLDER = "一个类别一个文件的（如 pos.txt、neg.txt），请单独放进一个目录，--input_file 给出目录"
-_ENDINGS = (".txt", ".json", ".jsonl", *(f".{format}" for format in TABLE_FORMATS))
+_ENDINGS = (".txt", ".json", ".jsonl", *(f".{format}" for format in (*TABLE_FORMATS, *COLUMNAR_FORMATS)))
 _PART_OF_DATA = re.compile(
     r"(?<![a-z])(train|test|dev|va?l|valid(ation)?|eval)(?![a-z])|训练|测试|验证", re.IGNORECASE
 )

@@ -96,7 +96,9 @@ def encoding_of(sample: bytes, where: object, chosen: str = "auto") -> str:
             encodings are plausible. Or ``chosen`` is certainly wrong.
     """
     if sample.startswith(_BINARY):
-        raise InputError(f"{where}：不是文本文件（像是压缩包、Excel 或 parquet）；请先解压，或导出为 CSV、JSONL")
+        if sample.startswith(b"PAR1"):
+            raise InputError(f"{where}：像是 Parquet；请把文件名改成以 .parquet 结尾的")
+        raise InputError(f"{where}：不是文本文件（像是压缩包或 Excel）；请先解压，或导出为 CSV、JSONL")
     for mark, encoding in _BYTE_ORDER_MARKS:
         if sample.startswith(mark):
             return _marked(encoding, where, chosen)

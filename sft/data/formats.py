@@ -15,9 +15,10 @@ from pathlib import Path
 import orjson
 
 from sft.data import marked
-from sft.data.arguments import JSON_FORMATS, ROW_FORMATS, ReadOptions, refuse_columns
+from sft.data.arguments import COLUMNAR_FORMATS, JSON_FORMATS, ROW_FORMATS, ReadOptions, refuse_columns
 from sft.data.brat import describe_brat, is_brat
 from sft.data.class_folders import CLASS_FOLDER, classes_in, encoding_of_texts
+from sft.data.columnar import describe_columnar, is_columnar, read_columnar
 from sft.data.columns import Columns
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import BYTE_ORDER_MARK, file_encoding
@@ -72,6 +73,10 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
         return _class_folder(path, options)
     if options.format in ("auto", "xlsx") and is_sheet(path):
         return with_offsets(as_sheet(Source(path, answers, "xlsx", "sheet", "utf-8"), options, gold), gold=gold)
+    if options.format in ("auto", *COLUMNAR_FORMATS, *JSON_FORMATS) and is_columnar(path):
+        return with_offsets(_as_columnar(path, answers, options, gold), gold=gold)
+    if options.format in COLUMNAR_FORMATS:
+        raise InputError(f"{path}：文件名不是以 .{options.format} 结尾的；请改名，或去掉 --format {options.format}")
     if options.format in ("brat", "xlsx"):
         what = "brat（旁边没有 .ann，或不是 .ann）" if options.format == "brat" else "Excel 文件（.xlsx）"
         raise InputError(f"{path}：不是 {what}；请去掉 --format {options.format}")
@@ -88,6 +93,17 @@ def recognise(path: Path, answers: str, options: ReadOptions | None = None, *, g
     return with_offsets(source, gold=gold)
 
 
+def _as_columnar(path: Path, answers: str, options: ReadOptions, gold: bool) -> Source:
+    """A Parquet or Arrow file, whose rows are like those of JSON; errors as in `recognise`."""
+    format = path.suffix.lower()[1:]
+    source = Source(path, answers, format, "columnar", "utf-8", taken=describe_columnar(path))
+    rows = [row for _, _, row in islice(read_columnar(path), _SAMPLE_ROWS)]
+    if not rows:
+        raise InputError(f"{path}：文件是空的；请检查下载是否完整")
+    source = _with_notation(source, rows, options, gold)
+    return replace(source, format=format) if source.format == "jsonl" else source
+
+
 def _class_folder(path: Path, options: ReadOptions) -> Source:
     """A folder whose names are the labels; see `sft.data.class_folders`.
 
@@ -102,7 +118,7 @@ def _class_folder(path: Path, options: ReadOptions) -> Source:
         else:
             source = recognise(texts, "label", options, gold=False)
             if any(isinstance(row, dict) and row.get("output") for _, _, row in islice(rows_in_shape(source), 20)):
-                raise InputError(f"{path}：是一个目录，可是里面的 {texts.name} 自己有标签；请给出这个文件")
+                raise InputError(f"{path}：是一个目录，可是里面的文件自己有标签；请给出文件，如 {texts}")
         sources.append((label, source))
     what = "文件夹名是标签，一个文件一条文本" if sources[0][1].container == "texts" else "文件名是标签"
     read = "；".join(dict.fromkeys(source.describe() for _, source in sources))[:200]

@@ -5,8 +5,10 @@ Rows need no gold. A row that cannot be read comes as a `RowError` in its place.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
+import os
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -15,11 +17,13 @@ from typing import IO
 
 from sft.console import say_once
 from sft.data.arguments import ReadOptions
+from sft.data.columnar import is_columnar, parts_of
 from sft.data.encodings import SAMPLE_BYTES, encoding_of, is_surely_utf8, usual_name
 from sft.data.formats import recognise, recognise_sample, sample_lines
 from sft.data.readers import in_shape, numbered_lines, rows_in_shape, rows_of_lines
 from sft.data.source import Source
 from sft.errors import InputError, RowError
+from sft.files import file_hash
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +87,22 @@ def rows_of(source: Source) -> Iterator[dict | RowError]:
 def count_rows(source: Source, limit: int | None) -> int:
     """How many rows a file has, at most ``limit``. It counts about 100,000 rows a second."""
     return sum(1 for _ in islice(rows_of(source), limit))
+
+
+def input_hash(path: Path) -> str:
+    """`file_hash` of a file of rows; of a folder, or of a data set in several files, one over all their hashes.
+
+    Raises:
+        InputError: a part of a data set is missing.
+    """
+    files = parts_of(path) if is_columnar(path) else [path]
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    if files == [path]:
+        return file_hash(path)
+    folder = path if path.is_dir() else path.parent
+    listed = "".join(f"{file.relative_to(folder).as_posix()}\0{file_hash(file)}\0" for file in files)
+    return hashlib.sha256(os.fsencode(listed)).hexdigest()
 
 
 def read_stream(file: IO[bytes], answers: str, options: ReadOptions | None = None) -> Iterator[dict | RowError]:

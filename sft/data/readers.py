@@ -13,6 +13,7 @@ from typing import IO
 
 from sft.data.brat import read_brat
 from sft.data.class_folders import read_texts
+from sft.data.columnar import read_columnar
 from sft.data.documents import read_document
 from sft.data.encodings import BYTE_ORDER_MARK
 from sft.data.json_rows import json_row
@@ -63,6 +64,8 @@ def rows_as_written(source: Source) -> Iterator[NumberedRow]:
             return read_table(source.path, source.encoding, source.table)
         case "sheet":
             return read_sheet(source.path, source.table.names, source.table.titles)
+        case "columnar":
+            return read_columnar(source.path)
         case "brat":
             return read_brat(source.path, source.encoding)
         case "document":

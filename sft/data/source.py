@@ -15,7 +15,7 @@ NumberedRow = tuple[int, bytes | str, dict | RowError]  # line number from 1, th
 
 # What a file physically is, and so which reader reads it.
 Container = Literal[
-    "lines", "json_lines", "document", "table", "sheet", "tagged", "marked", "brat", "classes", "texts"
+    "lines", "json_lines", "document", "columnar", "table", "sheet", "tagged", "marked", "brat", "classes", "texts"
 ]
 
 

@@ -21,10 +21,10 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sft.data.inputs import input_hash
 from sft.decoding.decode import Limits, in_groups, predict_together, rows_per_window
 from sft.decoding.room import Room
 from sft.errors import InputError, RowError, RunError, is_out_of_memory, memory_name
-from sft.files import input_hash
 from sft.model.adapter import find_base, require_adapter
 from sft.model.devices import check_device, require_finite
 from sft.model.encoding import encode_prompts, terminator_id
