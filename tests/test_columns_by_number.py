@@ -13,6 +13,7 @@ import pytest
 
 import transfer_classification_data
 from sft.data.inputs import read_file
+from sft.errors import InputError
 
 THINGS = ("发票", "运费", "余额", "订单", "密码", "地址", "积分", "会员", "优惠券", "快递")
 QUESTIONS = [f"{ask}{thing}" for thing in THINGS for ask in ("查一下", "怎么改", "看看我的")]
@@ -96,3 +97,19 @@ def test_of_one_column_no_second_one_is_advised(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "只有一列" in said
     assert "--label_column" not in said
+
+
+def test_texts_with_a_label_behind_a_tab_are_predicted_as_they_are_converted(tmp_path):
+    """``cnews``: nobody calls it a table. What could be texts with a tab in them is still asked about."""
+    path = tmp_path / "test.txt"
+    lines = [f"{text}\t{number % 3}\n" for number, text in enumerate(QUESTIONS)]
+    path.write_text("".join(lines), encoding="utf-8")
+    assert [(row["text"], row["output"]) for row in read_file(path, "label")] == [
+        (text, str(number % 3)) for number, text in enumerate(QUESTIONS)
+    ]
+    for few in (lines[:9], [*lines, "没有制表符\n"], [f"{text}\t{text[::-1]}\n" for text in QUESTIONS]):
+        path.write_text("".join(few), encoding="utf-8")
+        with pytest.raises(InputError, match=r"--format tsv.*--format lines"):
+            list(read_file(path, "label"))
+    with pytest.raises(InputError, match="--format tsv"):
+        list(read_file(path, "entities"))

@@ -22,7 +22,14 @@ from sft.data.columnar import describe_columnar, is_columnar, read_columnar
 from sft.data.columns import Columns
 from sft.data.documents import is_document, read_document
 from sft.data.encodings import BYTE_ORDER_MARK, file_encoding
-from sft.data.look_alikes import doubt_about_texts, foreign, half_of_two_files, header_below, without_entities
+from sft.data.look_alikes import (
+    doubt_about_texts,
+    foreign,
+    half_of_two_files,
+    header_below,
+    is_certainly_table,
+    without_entities,
+)
 from sft.data.offset_evidence import with_offsets
 from sft.data.readers import rows_in_shape
 from sft.data.sample_rows import notation_of, with_columns
@@ -244,7 +251,8 @@ def _what_else(source: Source, first: str) -> str:
 def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | None:
     """Whether a file that is not called a table is one: ``csv`` or ``tsv``; None if it is none.
 
-    A header with a usual column name is evidence enough; so are tabs, equally many in all lines.
+    A header with a usual column name is evidence enough; so are tabs, equally many in all lines, if one of the columns
+    is the label. Rows to convert have one.
 
     Raises:
         InputError: rows to predict could be texts, and a table or a tagged file as well.
@@ -262,6 +270,8 @@ def _table_by_evidence(source: Source, sample: list[str], gold: bool) -> str | N
         tabs = sample[0].count("\t")
         alike = tabs > 0 and all(line.count("\t") == tabs for line in sample)
         return "tsv" if alike else "csv" if "," in sample[0] else None
+    if source.answers == "label" and is_certainly_table(sample):
+        return "tsv"
     if doubt := doubt_about_texts(sample):
         raise InputError(f"{source.path}：{doubt}")
     return None

@@ -49,6 +49,7 @@ _ONE_QUESTION_A_ROW = (
     ),
 )
 _OF_RELATIONS = ({"spo_list"}, {"h", "t", "relation"})
+_FEWEST_ROWS = 10  # of a table that nobody calls one
 _LINES_FORMAT = "每行是一段文本请加 --format lines"
 
 
@@ -139,6 +140,15 @@ def has_tag_column(rows: Sequence[Sequence[str]]) -> bool:
         if len(cells) >= 3 and begins and tags >= 0.9 * (len(cells) - 1):
             return True
     return False
+
+
+def is_certainly_table(sample: Sequence[str]) -> bool:
+    """Whether all of at least ten lines have as many tabs, and between these are a text and one of a few labels."""
+    rows = [line.rstrip("\r\n").split("\t") for line in sample]
+    if len(rows) < _FEWEST_ROWS or any(len(row) != len(rows[0]) or len(row) == 1 for row in rows):
+        return False
+    text, label = text_and_label(rows)
+    return text is not None and label is not None and len({row[label] for row in rows}) <= len(rows) // 2
 
 
 def doubt_about_texts(sample: Sequence[str]) -> str:
