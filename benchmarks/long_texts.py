@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sft.data.records import read_records
-from sft.decoding.decode import Limits, predict
+from sft.decoding.decode import predict
+from sft.decoding.limits import Limits
 from sft.errors import InputError
 from sft.prediction.choices import LimitChoice
 from sft.prediction.predictor import Predictor

@@ -16,8 +16,9 @@ from tokenizers_of_all_kinds import KINDS
 from sft.decoding import choosing, constrained
 from sft.decoding.automaton import Automaton, answer_format
 from sft.decoding.constrained import Bounds, decode
-from sft.decoding.decode import Limits, predict
+from sft.decoding.decode import predict
 from sft.decoding.drafts import Drafter
+from sft.decoding.limits import Limits
 from sft.decoding.vocabulary import vocabulary_of
 from sft.engine.attention import at_least_float32, use_packed_attention
 from sft.model.encoding import encode_prompts

@@ -18,7 +18,8 @@ from sft.decoding import pieces as pieces_module
 from sft.decoding.automaton import ROUNDS, Automaton, answer_format
 from sft.decoding.choosing import decision_at
 from sft.decoding.constrained import Bounds, decode
-from sft.decoding.decode import Limits, predict, score_options
+from sft.decoding.decode import predict, score_options
+from sft.decoding.limits import Limits
 from sft.decoding.vocabulary import vocabulary_of
 from sft.model.encoding import encode_prompts, encode_texts, terminator_id
 from sft.model.loading import load_base

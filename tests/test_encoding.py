@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sft.data.records import make_record, read_task_records
-from sft.decoding.decode import Limits
+from sft.decoding.limits import Limits
 from sft.decoding.pieces import fit
 from sft.errors import InputError
 from sft.model.encoding import (

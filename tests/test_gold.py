@@ -17,7 +17,7 @@ from models import Oracle, save_model, tiny_model
 
 import predict
 import transfer_ner_data
-from sft.decoding.decode import Limits
+from sft.decoding.limits import Limits
 from sft.errors import InputError, RowError
 from sft.prediction.output import GrowingFile, progress_path
 from sft.prediction.predictor import Predictor

@@ -18,10 +18,11 @@ from tokenizers_of_all_kinds import KINDS
 
 from sft.decoding import inline_answers
 from sft.decoding.constrained import Bounds
-from sft.decoding.decode import Limits, fit, predict
+from sft.decoding.decode import fit, predict
 from sft.decoding.inline import End, InlineRules, can_write
 from sft.decoding.inline_answers import decode
 from sft.decoding.inline_drafts import InlineDrafter
+from sft.decoding.limits import Limits
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
 from sft.export import client
 from sft.model.encoding import encode_prompts, encode_texts

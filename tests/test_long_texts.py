@@ -16,7 +16,8 @@ from models import NAMES, Oracle, save_adapter, starts_of, tiny_model
 import predict as script
 from benchmarks.long_texts import joined, scores
 from sft.console import say_once
-from sft.decoding.decode import Limits, predict
+from sft.decoding.decode import predict
+from sft.decoding.limits import Limits
 from sft.decoding.pieces import MOST_RESTS, Piece, fit, read_on
 from sft.errors import InputError
 from sft.model.encoding import encode_prompts, encode_rows, token_starts

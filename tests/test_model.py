@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sft.decoding.decode import Limits, predict
+from sft.decoding.decode import predict
+from sft.decoding.limits import Limits
 from sft.engine.attention import NAME
 from sft.engine.batches import EncodedRow, PaddedBatching
 from sft.errors import InputError

@@ -24,7 +24,8 @@ import predict
 from sft.console import with_progress
 from sft.data.arguments import ReadOptions
 from sft.data.inputs import read_file, read_stream
-from sft.decoding.decode import Limits, rows_per_window
+from sft.decoding.decode import rows_per_window
+from sft.decoding.limits import Limits
 from sft.errors import InputError, RowError
 from sft.model.encoding import encode_prompts
 from sft.prediction.choices import AS_TRAINED, LimitChoice, ModelChoice, read_settings

@@ -14,7 +14,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2Model
 
 import predict as predict_script
 import train_qwen2_ner
-from sft.decoding.decode import Limits, predict
+from sft.decoding.decode import predict
+from sft.decoding.limits import Limits
 from sft.decoding.room import Room
 from sft.engine.batches import PaddedBatching, PrefixTreeBatching
 from sft.errors import RunError, is_out_of_memory, memory_name

@@ -20,8 +20,8 @@ from sft.data.arguments import Conversion, ReadOptions
 from sft.data.conversion import convert_files
 from sft.data.formats import recognise
 from sft.data.recipes import Recipe
-from sft.decoding.decode import Limits
 from sft.decoding.decode import predict as predict_records
+from sft.decoding.limits import Limits
 from sft.errors import RowError
 from sft.tasks import TASKS
 from sft.tasks.classification import Classification

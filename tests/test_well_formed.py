@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from models import CONFIGS, SLIDING, WHOLE, tiny_model
 
 from sft.decoding import pieces
-from sft.decoding.decode import Limits, predict
+from sft.decoding.decode import predict
+from sft.decoding.limits import Limits
 from sft.errors import RowError
 from sft.prediction.rows import to_record
 from sft.tasks.classification import Classification

@@ -10,7 +10,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -21,6 +20,7 @@ from sft.console import say_once
 from sft.decoding import inline, inline_answers
 from sft.decoding.automaton import answer_format, can_write
 from sft.decoding.constrained import Answer, Bounds, decode
+from sft.decoding.limits import Limits
 from sft.decoding.pieces import Piece, fit, read_on
 from sft.decoding.room import Room
 from sft.decoding.vocabulary import Vocabulary, vocabulary_of
@@ -33,28 +33,6 @@ from sft.tasks.task import Task
 logger = logging.getLogger(__name__)
 
 WINDOW_BATCHES = 16  # within a window of so many batches, rows are sorted by length: less padding
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long prompts and answers may be, in tokens, and how many rows run together.
-
-    Attributes:
-        max_length: tokens of a row at most, prompt and answer.
-        max_new_tokens: tokens of a free-text answer at most; in a constrained answer, no entity begins after so many.
-        batch_size: rows at a time.
-        constrained: allow only well-formed answers; if false, the model answers freely and the answer is parsed.
-        max_tokens: tokens in memory at the same time, at most. None: whatever ``batch_size`` rows need, and
-            ``batch_size`` × ``max_length`` for rows with options.
-        piece_tokens: a text with entities is read in pieces of at most so many tokens; None: as ``max_length`` allows.
-    """
-
-    max_length: int
-    max_new_tokens: int
-    batch_size: int
-    constrained: bool = True
-    max_tokens: int | None = None
-    piece_tokens: int | None = None
 
 
 def rows_per_window(limits: Limits) -> int:

@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from sft.console import say_once
 from sft.decoding.inline_answers import LEAST_MARK_TOKENS
+from sft.decoding.limits import Limits
 from sft.errors import RowError
 from sft.model.encoding import encode_each_prompt, encode_prompts, encode_texts, token_starts, with_known_length
 from sft.tasks.long_texts import Span, place_to_go_on, spans_to_read
 from sft.tasks.task import Task
 
-if TYPE_CHECKING:
-    from sft.decoding.decode import Limits
-
 logger = logging.getLogger(__name__)
 
 LONG_PIECE_TOKENS = 256  # a piece of more is long, where it is not known how long the texts of training were
-
-
 MOST_RESTS = 4  # of one piece are read: a model that would list entities for ever is stopped
 
 

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from sft.console import progress
-from sft.decoding.decode import Limits, predict
+from sft.decoding.decode import predict
+from sft.decoding.limits import Limits
 from sft.decoding.pieces import fit
 from sft.engine.loss import CHUNK_LOGITS, hidden_states, plain_head
 from sft.engine.served import served_by

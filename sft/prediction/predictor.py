@@ -22,7 +22,8 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft.data.inputs import input_hash
-from sft.decoding.decode import Limits, in_groups, predict_together, rows_per_window
+from sft.decoding.decode import in_groups, predict_together, rows_per_window
+from sft.decoding.limits import Limits
 from sft.decoding.room import Room
 from sft.errors import InputError, RowError, RunError, is_out_of_memory, memory_name
 from sft.model.adapter import find_base, require_adapter

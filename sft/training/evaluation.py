@@ -13,7 +13,8 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from sft.console import progress, say_once
-from sft.decoding.decode import Limits, predict
+from sft.decoding.decode import predict
+from sft.decoding.limits import Limits
 from sft.decoding.room import Room
 from sft.engine.batches import Batching, EncodedRow, split_rows, to_device
 from sft.engine.lora_node import adapters_copied, one_node_layers

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from sft.data.records import write_check_rows
-from sft.decoding.decode import Limits
+from sft.decoding.limits import Limits
 from sft.engine.compiled_layers import compile_layers
 from sft.errors import InputError, RunError, Stopped, is_out_of_memory, memory_name
 from sft.files import (
