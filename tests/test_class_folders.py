@@ -98,6 +98,15 @@ def test_a_file_that_cannot_be_decoded_is_one_rejected_row(tmp_path, capsys):
     assert rejected["reason"] == "好评：坏.txt：有解不开的字节"
 
 
+def test_a_few_bytes_that_do_not_decode_are_left_out_of_a_long_text_which_is_told(tmp_path, capsys):
+    """One text in fifty of an old corpus has some: without these rows the whole would be refused."""
+    write_folders(tmp_path / "reviews", "gb18030")
+    long = "住得很舒服，下次还来。" * 20
+    (tmp_path / "reviews/好评/长.txt").write_bytes(long[:99].encode("gb18030") + b"\xff" + long[99:].encode("gb18030"))
+    assert converted(tmp_path / "reviews") == {*ROWS, (long, "好评")}
+    assert "有个别解不开的字节，只去掉这些字节：1 行" in capsys.readouterr().err
+
+
 def test_what_is_not_read_is_named(tmp_path):
     write_files(tmp_path / "reviews", "txt")
     (tmp_path / "reviews/图片.png").write_bytes(b"\x89PNG")

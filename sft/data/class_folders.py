@@ -25,6 +25,9 @@ _NO_CLASS = re.compile(
     r"(all|data|datasets?|corpus|class(es)?|labels?|vocab|readme|requirements|raw|samples?|results?|output|predict\w*)",
     re.IGNORECASE,
 )
+MOST_UNDECODED = 0.01  # of the characters of a text
+_UNDECODED = re.compile("[\udc80-\udcff]")  # how Python keeps a byte that does not decode
+_LEFT_OUT = "有个别解不开的字节，只去掉这些字节"
 _SAMPLE_FILES, _SAMPLE_BYTES = 200, 1 << 13  # of a folder of texts, whose encoding is judged by all of them together
 
 
@@ -88,8 +91,14 @@ def encoding_of_texts(folder: Path, chosen: str) -> str:
 
 
 def read_texts(folder: Path, encoding: str) -> Iterator[NumberedRow]:
-    """The text in each file of a folder; the number is that of the file."""
+    """The text in each file of a folder; the number is that of the file.
+
+    A long text with a few bytes that do not decode, as old corpora have them, is read without these, which is noted.
+    """
     for number, path in enumerate(texts_in(folder), start=1):
         text = path.read_bytes().decode(encoding, "surrogateescape").removeprefix(BYTE_ORDER_MARK)
-        problem = "" if is_decoded(text) else f"{path.name}：有解不开的字节"
-        yield number, text, RowError("", problem, "有解不开的字节") if problem else {"text": text}
+        left = text if is_decoded(text) else _UNDECODED.sub("", text)
+        if len(text) - len(left) > MOST_UNDECODED * len(text):
+            yield number, text, RowError("", f"{path.name}：有解不开的字节", "有解不开的字节")
+        else:
+            yield number, text, {"text": left, "notes": [_LEFT_OUT] if left != text else []}

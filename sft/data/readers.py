@@ -25,7 +25,13 @@ from sft.data.tables import read_table, without_error_values
 from sft.data.tagged import read_tagged
 from sft.errors import InputError, RowError
 
-IN_SHAPE = ("tagged", "marked", "brat", "classes")  # readers whose rows already have the task's original shape
+IN_SHAPE = (
+    "tagged",
+    "marked",
+    "brat",
+    "classes",
+    "texts",
+)  # readers whose rows already have the task's original shape
 
 
 def read_rows(source: Source) -> Iterator[NumberedRow]:
@@ -84,7 +90,8 @@ def _read_classes(source: Source) -> Iterator[NumberedRow]:
             if isinstance(row, RowError):
                 yield number, line, RowError(row.field, f"{texts.path.name}：{row.reason}", row.given_kind)
             elif texts.container != "lines" or row["text"].strip():
-                yield number, line, {"text": row["text"], "category": None, "output": label}
+                notes = {"notes": row["notes"]} if row.get("notes") else {}
+                yield number, line, {"text": row["text"], "category": None, "output": label, **notes}
 
 
 def _read_document(source: Source) -> Iterator[NumberedRow]:

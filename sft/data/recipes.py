@@ -85,8 +85,10 @@ def classification_recipe(sources: Iterable[Source], labels: str | None, other_l
     known = bool(options) or all(source.has_options for source in sources)
     renamed = _renamed(names)
     dropped, corrected = Counter(), Counter()
+    noted: list[str] = []
 
     def convert(raw: dict) -> dict | None:
+        noted[:] = raw.get("notes", ())
         fields = Classification.convert(raw, renamed)
         label = fields["label"]
         _count_corrected(corrected, (raw["output"],))
@@ -116,6 +118,7 @@ def classification_recipe(sources: Iterable[Source], labels: str | None, other_l
         gold=label_gold,
         complete=lambda task, fields: fields if "options" in fields else _with_options(fields, task.labels),
         dropped=dropped,
+        noted=noted,
         corrected=corrected,
     )
 
