@@ -25,13 +25,8 @@ from sft.data.tables import read_table, without_error_values
 from sft.data.tagged import read_tagged
 from sft.errors import InputError, RowError
 
-IN_SHAPE = (
-    "tagged",
-    "marked",
-    "brat",
-    "classes",
-    "texts",
-)  # readers whose rows already have the task's original shape
+# Readers whose rows already have the task's original shape.
+IN_SHAPE = ("tagged", "marked", "brat", "classes", "texts")
 
 
 def read_rows(source: Source) -> Iterator[NumberedRow]:
