@@ -158,6 +158,14 @@ def test_what_cannot_be_read_is_told_in_a_line(name, change, said, tmp_path, cap
     assert told.count("\n") == 1
 
 
+def test_a_folder_that_is_called_like_a_file_is_told(tmp_path, capsys):
+    """As Spark writes a table."""
+    (tmp_path / "rows.parquet").mkdir()
+    labelled(tmp_path / "rows.parquet", [0, 1], "part-0.parquet")
+    assert convert(transfer_ner_data, tmp_path / "rows.parquet", tmp_path / "out") == 2
+    assert "是一个目录" in capsys.readouterr().err
+
+
 def test_a_folder_that_datasets_saved_is_told_which_file_to_give(tmp_path, capsys):
     Dataset.from_dict({"text": [f"第{n}天" for n in range(20)], "label": ["好", "坏"] * 10}).save_to_disk(
         tmp_path / "saved"

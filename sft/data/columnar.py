@@ -85,12 +85,18 @@ def read_columnar(path: Path) -> Iterator[NumberedRow]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[pyarrow.Schema, Iterator[pyarrow.RecordBatch]]]:
-    """The schema and the rows of one file."""
+    """The schema and the rows of one file.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
     try:
         import pyarrow
         from pyarrow import ipc, parquet
     except ImportError as error:
         raise InputError(f"{path}：读它需要 pyarrow；请运行 pip install -r requirements.txt") from error
+    if path.is_dir():
+        raise InputError(f"{path}：是一个目录；请给出其中的一个文件")
     try:
         if path.suffix.lower() == ".parquet":
             with parquet.ParquetFile(path) as file:
@@ -107,7 +113,7 @@ def _opened(path: Path) -> Iterator[tuple[pyarrow.Schema, Iterator[pyarrow.Recor
                 yield stream.schema, iter(stream)
     except FileNotFoundError as error:
         raise InputError(f"{path}：没有这个文件；请检查路径") from error
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{path}：读不出来（{one_line(error)[:100]}）；请检查下载是否完整") from error
 
 
