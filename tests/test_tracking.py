@@ -57,6 +57,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     yield
     if swanlab.has_run():
         swanlab.finish()
+    for name in [name for name in os.environ if name.startswith("SWANLAB_")]:  # a run renames what it reads
+        del os.environ[name]
 
 
 @pytest.fixture
