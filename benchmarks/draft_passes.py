@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from sft.data.records import read_task_records
 from sft.decoding.automaton import Automaton, answer_format
-from sft.decoding.constrained import Bounds, Row, _draft
+from sft.decoding.constrained import Bounds, Row, draft_of
 from sft.decoding.drafts import Drafter, sources_of
 from sft.decoding.inline import InlineRules
 from sft.decoding.inline_drafts import InlineDrafter
@@ -84,7 +84,7 @@ def work_of(answer: str, rules: Rules, drafts: Drafts, vocabulary: Vocabulary) -
     wanted = [*vocabulary.encode([answer])[0], vocabulary.end]
     tokens, passes, fed = len(wanted), 0, 0
     while wanted:
-        draft, decisions = _draft(row, drafts, vocabulary, BOUNDS)
+        draft, decisions = draft_of(row, drafts, vocabulary, BOUNDS)
         passes += 1
         fed += bool(row.answer) + len(draft)
         for place, decision in enumerate(decisions):

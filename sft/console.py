@@ -221,7 +221,7 @@ def count_lines(path: Path) -> int | None:
     if path.is_dir():
         return None
     with path.open("rb") as file:
-        if b"\0" in file.read(1 << 12):  # Excel, Parquet
+        if b"\0" in file.read(1 << 12):  # Excel, Parquet; UTF-16 goes without a total, too
             return None
         file.seek(0)
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from sft.data.arguments import COLUMNAR_FORMATS
 from sft.data.source import NumberedRow
 from sft.errors import InputError, one_line
 
 if TYPE_CHECKING:
     import pyarrow
 
-_ENDINGS = (".parquet", ".arrow")
 _PART = re.compile(r"(.*-)(\d{5})(-of-)(\d{5})(\.\w+)")
 _ROWS_TOGETHER = 1024
 _INDEX = re.compile(r"__index_level_\d+__")  # of pandas, not of the data
@@ -32,7 +32,7 @@ ClassNames = Mapping[str, Sequence[str]]  # column → the names of its numbers
 
 def is_columnar(path: Path) -> bool:
     """Whether it is a Parquet or an Arrow file, by its name."""
-    return path.suffix.lower() in _ENDINGS
+    return path.suffix.lower()[1:] in COLUMNAR_FORMATS
 
 
 def parts_of(path: Path) -> list[Path]:

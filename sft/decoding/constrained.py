@@ -189,7 +189,7 @@ def _advance(chooser: Chooser, cache: Cache, drafts: Drafts, rows: Sequence[Row]
     """One pass: every row gets at least one token further."""
     drafted, decisions_of, feeds, places, start = [], [], [], [], 0
     for row in rows:
-        draft, decisions = _draft(row, drafts, chooser.vocabulary, bounds)
+        draft, decisions = draft_of(row, drafts, chooser.vocabulary, bounds)
         feeds.append(Feed(row.slot, row.read, row.unread + draft))
         start += len(row.unread)
         places += range(start - 1, start + len(draft))
@@ -215,8 +215,8 @@ def _advance(chooser: Chooser, cache: Cache, drafts: Drafts, rows: Sequence[Row]
         row.unread = row.answer[-1:]
 
 
-def _draft(row: Row, drafts: Drafts, vocabulary: Vocabulary, bounds: Bounds) -> tuple[list[int], list[Decision]]:
-    """Draft tokens, and the decisions that they need: one after the chosen tokens, one after each draft token."""
+def draft_of(row: Row, drafts: Drafts, vocabulary: Vocabulary, bounds: Bounds) -> tuple[list[int], list[Decision]]:
+    """The draft of a row, and the decisions that it needs: one after the chosen tokens, one after each draft token."""
     draft: list[int] = []
     state, copied = row.state, 0
     decisions = [_decision(row, state, vocabulary, bounds, 0)]

@@ -199,7 +199,7 @@ def _encode(records: Sequence[tuple[int, dict]], task: Task, tokenizer: PreTrain
             raise InputError(f"第 {line} 行：{prompt}；请去掉这一行，或换一个对话模板") from prompt
     answers = encode_answers(contents, task, tokenizer)
     lines = [line for line, _ in records]
-    same = {}  # a token id → the object that stands for it in all rows: 8 bytes a token then, not 36
+    same = {}  # a token id → the one object for it in these rows: 8 bytes a token then, not 36
     prompts, answers = ([[same.setdefault(i, i) for i in ids] for ids in rows] for rows in (prompts, answers))
     return [EncodedRow(*parts) for parts in zip(prompts, answers, lines, strict=True)]
 
