@@ -267,6 +267,18 @@ def test_the_checkpoints_of_another_run_are_not_taken_for_this_ones(flags, stopp
         resuming.refuse_runs_mixed(other / "checkpoint-4", run, identity(stopped))
 
 
+def test_another_run_is_not_deleted_for_a_checkpoint_that_cannot_be_resumed(flags, stopped, tmp_path, capsys):
+    other = tmp_path / "other" / "checkpoint-4"
+    shutil.copytree(stopped / "run" / "checkpoint-4", other)
+    seal(other, seed=7)
+    damage(stopped / "run" / "checkpoint-4" / "optimizer.pt")
+    words = ["--resume_from_checkpoint", str(stopped / "run" / "checkpoint-4"), "--overwrite_output_dir"]
+    arguments = flags(other.parent, *STEPS, "--save_total_limit", "9", *words)
+    for more in (["--dry_run"], []):
+        assert "不能续跑" in refused([*arguments, *more], capsys)
+        assert other.is_dir()
+
+
 def test_rotation_never_deletes_a_whole_checkpoint_for_a_damaged_one(stopped, caplog):
     damage(stopped / "run" / "checkpoint-4" / "optimizer.pt")
     checkpoints.rotate(stopped / "run", 1, {None}, identity(stopped))

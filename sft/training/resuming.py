@@ -25,12 +25,13 @@ NEWEST, NEVER = ("true", "1", "yes"), ("false", "no", "0")
 KEEPS_BEST = "load_best_model_at_end"  # in an identity: the run needs the weights of its best step at the end
 
 
-def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict) -> Path | None:
+def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict, *, replaces: bool = False) -> Path | None:
     """The checkpoint for ``--resume_from_checkpoint``, checked against this run.
 
     Args:
         resume_from_checkpoint: the flag: a checkpoint folder, or ``true`` for the newest complete checkpoint.
         identity: what decides the result of this run, see `sft.training.run.run_identity`.
+        replaces: whether a checkpoint that is named may take the place of another run in the output folder.
 
     Returns:
         None if the flag is ``true`` and there is no complete checkpoint: the run was killed before its first one and
@@ -47,7 +48,8 @@ def to_resume(resume_from_checkpoint: str, output_dir: Path, identity: dict) -> 
     else:
         checkpoint = Path(resume_from_checkpoint)
         refuse_unusable(checkpoint, identity)
-        refuse_runs_mixed(checkpoint, output_dir, identity)
+        if not replaces:
+            refuse_runs_mixed(checkpoint, output_dir, identity)
     if changed := changed_versions(checkpoint):
         logger.warning("%s 是用别的版本存的（%s），续跑的结果可能略有不同", checkpoint, changed)
     return checkpoint

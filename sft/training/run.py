@@ -23,16 +23,7 @@ from sft.training.memory import fitting_tokens, shape_of, step_kind
 from sft.training.prepare import Prepared
 from sft.training.progress import Resumed, read
 from sft.training.rate_plan import Search
-from sft.training.resuming import (
-    NEVER,
-    NEWEST,
-    bring_best,
-    how_to_go_on,
-    is_finished,
-    of_other_runs,
-    refuse_unusable,
-    to_resume,
-)
+from sft.training.resuming import NEVER, NEWEST, bring_best, how_to_go_on, is_finished, of_other_runs, to_resume
 from sft.training.validation_size import size_beside_flags
 
 logger = logging.getLogger(__name__)
@@ -238,11 +229,11 @@ def prepare_output(output_dir: Path, identity: dict, prepared: Prepared) -> Path
         refuse_files_in_the_way(output_dir)
     overwrite = prepared.arguments.data.overwrite_output_dir
     if asks_to_resume(prepared):
-        if overwrite and training.should_save and training.resume_from_checkpoint.lower() not in NEWEST:
-            for folder in of_other_runs(output_dir, identity):
-                checkpoints.delete(folder)
-        checkpoint = to_resume(training.resume_from_checkpoint, output_dir, identity)
+        checkpoint = to_resume(training.resume_from_checkpoint, output_dir, identity, replaces=overwrite)
         if checkpoint is not None and training.should_save:
+            if overwrite and training.resume_from_checkpoint.lower() not in NEWEST:
+                for folder in of_other_runs(output_dir, identity):
+                    checkpoints.delete(folder)
             bring_best(checkpoint, output_dir)
         return checkpoint
     if not overwrite:
@@ -298,14 +289,10 @@ def look_at_folder(prepared: Prepared) -> str:
         except InputError as error:
             return f"。真要训练时：{error}"
         return ""
-    identity, resume = run_identity(prepared), training.resume_from_checkpoint
+    identity = run_identity(prepared)
     if is_finished(output_dir, identity):
         return f"；{output_dir} 的训练已经完成，没有可续的"
-    if overwrite and resume.lower() not in NEWEST:  # what another run left there would go first
-        refuse_unusable(Path(resume), identity)
-        checkpoint = Path(resume)
-    else:
-        checkpoint = to_resume(resume, output_dir, identity)
+    checkpoint = to_resume(training.resume_from_checkpoint, output_dir, identity, replaces=overwrite)
     return f"；将从 {checkpoint} 续跑" if checkpoint else ""
 
 
